@@ -1,0 +1,126 @@
+//! What can go wrong, by who can do something about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cid::Cid;
+use gemba_segment::{HeaderFault, WriteError, is_full};
+
+/// Why a store did not open. It never refuses because of a crash, a torn file or damaged blocks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Somebody else has it open.
+    #[error(
+        "{} is locked by {}: stop it, or let it do the work", .path.display(),
+        .pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    LockHeld {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that has it, if it is known.
+        pid: Option<u32>,
+    },
+    /// Written by a newer gemba.
+    #[error(
+        "{} has store format {found}; this gemba knows formats up to {known}. Use the gemba that wrote it, or run \
+         `gemba repo migrate` with a newer gemba", .path.display()
+    )]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// The format it has.
+        found: u32,
+        /// The newest format that is known here.
+        known: u32,
+    },
+    /// There is no store in the folder.
+    #[error("there is no block store in {}: `gemba init` makes one", .0.display())]
+    Missing(PathBuf),
+    /// The `version` file is not one, and no pack tells what it should say.
+    #[error("{} is damaged, and no pack of the store is whole enough to write it anew", .0.display())]
+    BadVersionFile(PathBuf),
+    /// A pack that belongs to another store lies among the packs.
+    #[error("{} is not a pack of this store: {fault}. Move it away", .path.display())]
+    ForeignPack {
+        /// The pack.
+        path: PathBuf,
+        /// What its header says.
+        fault: HeaderFault,
+    },
+    /// The disk refused.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the disk answered.
+        source: io::Error,
+    },
+}
+
+/// Why a call to an open store failed. Cheap to clone: all callers of a group get the same.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store was opened for reading only.
+    #[error("the store is open for reading only")]
+    ReadOnly,
+    /// No room. Nothing of the call is stored, all else still is; free some space and call again.
+    #[error("the disk is full ({0}): run `gemba gc`, or free some space")]
+    Full(Arc<io::Error>),
+    /// The disk refused. Nothing of a failed write counts as stored; reads go on, and a later write is tried on a new file.
+    #[error("the disk refused: {0}")]
+    Io(Arc<io::Error>),
+    /// A flush failed, so what was written may be lost. Nothing of the call counts as stored; a later write is tried on a new
+    /// file.
+    #[error("the disk failed to make the blocks durable ({0}): check the disk")]
+    NotDurable(io::ErrorKind),
+    /// A block is damaged on disk. Fetching and putting it again repairs it.
+    #[error("block {cid} is damaged on disk (pack {pack}, offset {offset}): {what}")]
+    Corrupt {
+        /// The block, as it was asked for.
+        cid: Box<Cid>,
+        /// Number of the pack.
+        pack: u32,
+        /// Offset of its frame in the pack.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Larger than a block may be.
+    #[error("block {cid} has {size} bytes; a block may have 2097152 at most")]
+    TooLarge {
+        /// The block.
+        cid: Box<Cid>,
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// The thread that wrote for this call died. What is stored of it is not known: call again.
+    #[error("the thread that wrote for this call died; call again")]
+    WriterDied,
+    /// Pack numbers have run out (2^24 of them).
+    #[error("the store has no free pack number")]
+    TooManyPacks,
+}
+
+impl StoreError {
+    pub(crate) fn io(error: io::Error) -> Self {
+        if is_full(&error) {
+            Self::Full(Arc::new(error))
+        } else {
+            Self::Io(Arc::new(error))
+        }
+    }
+}
+
+impl From<WriteError> for StoreError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Full(e) => Self::Full(Arc::new(e)),
+            WriteError::Io(e) => Self::Io(Arc::new(e)),
+            WriteError::Poisoned(kind) => Self::NotDurable(kind),
+            other => Self::Io(Arc::new(io::Error::other(other))),
+        }
+    }
+}

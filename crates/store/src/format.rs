@@ -1,0 +1,156 @@
+//! Names and kinds on disk (specs/store.md §2, §3). Pure.
+
+use std::path::{Path, PathBuf};
+
+use gemba_segment::{Identity, Kind};
+
+/// The format that is written.
+pub(crate) const FORMAT: u32 = 1;
+/// A block: the tag is its multihash, the payload its bytes.
+pub(crate) const BLOCK: Kind = Kind(16);
+/// A deletion: the tag is the multihash, there is no payload.
+pub(crate) const TOMBSTONE: Kind = Kind(17);
+/// Largest pack number: the index has 24 bits for it.
+pub(crate) const MAX_PACK_NUMBER: u32 = (1 << 24) - 1;
+
+const PURPOSE: [u8; 4] = *b"PACK";
+const VERSION_WORD: &str = "gemba-store";
+
+/// Where a store's files are.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    pub(crate) dir: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+        }
+    }
+
+    pub(crate) fn version(&self) -> PathBuf {
+        self.dir.join("version")
+    }
+
+    pub(crate) fn version_temporary(&self) -> PathBuf {
+        self.dir.join("version.tmp")
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    pub(crate) fn pack(&self, number: u32) -> PathBuf {
+        self.dir.join(format!("{number:06}.pack"))
+    }
+}
+
+/// The number of a pack by its file name; `None` for what is no pack. Numbers are written in one way only, so that no two
+/// names are the same pack.
+pub(crate) fn pack_number(name: &str) -> Option<u32> {
+    let number: u32 = name.strip_suffix(".pack")?.parse().ok()?;
+    (format!("{number:06}.pack") == name && (1..=MAX_PACK_NUMBER).contains(&number))
+        .then_some(number)
+}
+
+/// Which file a pack is. Salts differ from pack to pack, so that a pack under another one's name is noticed by every frame.
+pub(crate) fn identity(store_id: u64, number: u32) -> Identity {
+    Identity {
+        purpose: PURPOSE,
+        number,
+        salt: store_id ^ (u64::from(number) << 32),
+    }
+}
+
+/// The store's id out of the header of one of its packs.
+pub(crate) fn id_of_pack(header: &[u8; gemba_segment::FILE_HEADER], number: u32) -> Option<u64> {
+    let mut salt = [0; 8];
+    salt.copy_from_slice(&header[16..24]);
+    let id = u64::from_le_bytes(salt) ^ (u64::from(number) << 32);
+    identity(id, number).check(header).is_ok().then_some(id)
+}
+
+/// Content of the `version` file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// A store of this format.
+    Known { id: u64 },
+    /// A store of a newer format.
+    Newer(u32),
+}
+
+/// The text of the `version` file.
+pub(crate) fn version_text(id: u64) -> String {
+    format!("{VERSION_WORD} {FORMAT}\nid {id:016x}\n")
+}
+
+/// Reads a `version` file; `None` if it is not one. Of a newer format only the first line is understood.
+pub(crate) fn parse_version(text: &str) -> Option<Version> {
+    let (first, rest) = text.split_once('\n')?;
+    let (word, number) = first.split_once(' ')?;
+    let number: u32 = number.parse().ok()?;
+    if word != VERSION_WORD || number == 0 {
+        return None;
+    }
+    if number > FORMAT {
+        return Some(Version::Newer(number));
+    }
+    let hex = rest.strip_prefix("id ")?.strip_suffix('\n')?;
+    let id = u64::from_str_radix(hex, 16).ok()?;
+    (version_text(id) == text).then_some(Version::Known { id })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn version_files_read_back_and_near_misses_do_not() {
+        let text = version_text(0xfeed);
+        assert_eq!(text, "gemba-store 1\nid 000000000000feed\n");
+        assert_eq!(parse_version(&text), Some(Version::Known { id: 0xfeed }));
+        assert_eq!(
+            parse_version("gemba-store 2\nanything"),
+            Some(Version::Newer(2))
+        );
+        for bad in [
+            "",
+            "gemba-store 1",
+            "gemba-store 0\nid 000000000000feed\n",
+            "gemba-store 1\nid feed\n",
+            "gemba-store 1\nid +00000000000feed\n",
+            "gemba-store 1\nid 000000000000FEED\n",
+            "gemba-stor 1\nid 000000000000feed\n",
+            "gemba-store 1\nid 000000000000feed\n\n",
+        ] {
+            assert_eq!(parse_version(bad), None, "{bad:?}");
+        }
+    }
+
+    /// Row S7: a file name comes from a number alone, and a number has one name.
+    #[test]
+    fn s7_only_canonical_names_are_packs() {
+        assert_eq!(pack_number("000001.pack"), Some(1));
+        assert_eq!(pack_number("1234567.pack"), Some(1_234_567));
+        for bad in [
+            "000000.pack",
+            "1.pack",
+            "0000001.pack",
+            "+00001.pack",
+            "000001.pac",
+            "../001.pack",
+            "16777216.pack",
+        ] {
+            assert_eq!(pack_number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pack_tells_the_id_of_its_store() {
+        let header = identity(77, 5).header();
+        assert_eq!(id_of_pack(&header, 5), Some(77));
+        assert_eq!(id_of_pack(&header, 6), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! Power cuts at every call, with random survivors; and proof that the harness finds what it is made for.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Score, crash_everywhere};
+use gemba_segment::{Disk, DiskFile, LockError, LockGuard, Mode, RealDisk, Sharing};
+use gemba_testkit::disk::SimDisk;
+use gemba_testkit::{rng, sim_scale};
+
+/// Rows S1 and S2: whatever a power cut leaves, at whatever call, the store opens, and all that was acknowledged is there.
+/// 10,000 points in full.
+#[test]
+fn s1_s2_nothing_acknowledged_is_lost_at_any_call() {
+    let mut total = Score::default();
+    for seed in rng::seeds(sim_scale(20)) {
+        let score = crash_everywhere(seed, 25, 5, |sim| Arc::new(sim));
+        assert_eq!(score.broken, None, "seed {seed:#x}");
+        total.points += score.points;
+        total.second_order += score.second_order;
+        total.faults.merge(&score.faults);
+    }
+    assert!(total.points >= sim_scale(10_000) as u64, "{total:?}");
+    assert!(total.second_order >= sim_scale(1_000) as u64, "{total:?}");
+    total.faults.assert_fired(
+        &[
+            "write kept",
+            "write dropped",
+            "write torn",
+            "name lost",
+            "length without data: zeros",
+            "length without data: rubbish",
+        ],
+        sim_scale(60) as u64,
+    );
+}
+
+/// Mistakes that a storage engine may make, planted between the store and the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// Acknowledged before the flush.
+    NoSync,
+    /// New names are not made durable.
+    NoSyncDir,
+    /// A failed flush is asked again, and its yes believed.
+    RetrySync,
+    /// Recovery trusts the kernel's cache: it flushes, but does not write the last group again.
+    NoRewrite,
+    /// The `version` file is renamed before it is flushed.
+    NoSyncVersion,
+    /// Only the first part of a write is flushed: its end is written after the flush.
+    LateTail,
+}
+
+/// A disk that plants one.
+#[derive(Debug)]
+struct Lying {
+    sim: SimDisk,
+    lie: Lie,
+}
+
+#[derive(Debug)]
+struct LyingFile {
+    file: Arc<dyn DiskFile>,
+    lie: Lie,
+    is_version: bool,
+    late: std::sync::Mutex<Option<(u64, Vec<u8>)>>,
+}
+
+impl Disk for Lying {
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(LyingFile {
+            file: self.sim.open(path, mode)?,
+            lie: self.lie,
+            is_version: path.ends_with("version.tmp"),
+            late: std::sync::Mutex::default(),
+        }))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.sim.create_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.sim.list(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.sim.rename(from, to)
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.sim.unlink(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        if self.lie == Lie::NoSyncDir {
+            return Ok(());
+        }
+        self.sim.sync_dir(dir)
+    }
+
+    fn lock(&self, path: &Path, sharing: Sharing) -> Result<Box<dyn LockGuard>, LockError> {
+        self.sim.lock(path, sharing)
+    }
+}
+
+impl DiskFile for LyingFile {
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.read_at(buf, at)
+    }
+
+    fn write_at(&self, bufs: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
+        if self.lie == Lie::NoRewrite {
+            let mut there = vec![0; all.len()];
+            if self.file.read_at(&mut there, at)? == all.len() && there == all {
+                return Ok(all.len());
+            }
+        }
+        if self.lie == Lie::LateTail && all.len() > 64 {
+            let (now, late) = all.split_at(all.len() - 1);
+            let written = self.file.write_at(&[IoSlice::new(now)], at)?;
+            *self.late.lock().unwrap() = Some((at + now.len() as u64, late.to_vec()));
+            return Ok(written + 1);
+        }
+        self.file.write_at(bufs, at)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        match self.lie {
+            Lie::NoSync => Ok(()),
+            Lie::NoSyncVersion if self.is_version => Ok(()),
+            Lie::RetrySync => self.file.sync_data().or_else(|_| self.file.sync_data()),
+            Lie::LateTail => {
+                self.file.sync_data()?;
+                if let Some((at, late)) = self.late.lock().unwrap().take() {
+                    self.file.write_at(&[IoSlice::new(&late)], at)?;
+                }
+                Ok(())
+            }
+            _ => self.file.sync_data(),
+        }
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+}
+
+/// The harness finds each planted mistake; without one it finds nothing (the test above). Flushes fail now and then here,
+/// which an honest engine survives.
+#[test]
+fn planted_bugs_are_found() {
+    for lie in [
+        Lie::NoSync,
+        Lie::NoSyncDir,
+        Lie::RetrySync,
+        Lie::NoRewrite,
+        Lie::NoSyncVersion,
+        Lie::LateTail,
+    ] {
+        let found = (1..=30).any(|seed| failing_flushes(seed, Some(lie)).broken.is_some());
+        assert!(found, "{lie:?} was not found");
+    }
+    for seed in 1..=sim_scale(20) as u64 {
+        assert_eq!(failing_flushes(seed, None).broken, None, "seed {seed}");
+    }
+}
+
+/// A crash run in which flushes fail, and in which the process dies right after.
+fn failing_flushes(seed: u64, lie: Option<Lie>) -> Score {
+    let first = Arc::new(AtomicBool::new(true));
+    crash_everywhere(seed, 12, 2, move |sim| {
+        // Only in the run, not in the recoveries.
+        if first.swap(false, Ordering::SeqCst) {
+            sim.fail(gemba_testkit::disk::Call::Sync, 5 + seed % 7, 1);
+        }
+        match lie {
+            Some(lie) => Arc::new(Lying { sim, lie }),
+            None => Arc::new(sim),
+        }
+    })
+}
+
+/// The real disk obeys the same contract as far as one process can see.
+#[test]
+fn the_real_disk_passes_the_workload_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Arc::default();
+    let root = Rooted(dir.path().to_path_buf());
+    let disk: Arc<dyn Disk> = Arc::new(root);
+    common::workload(&disk, &common::config(), 11, 60, &model);
+    let store = gemba_store::Store::open_on(disk, common::DIR, common::config()).unwrap();
+    common::check_open(&store, &model.lock().unwrap()).unwrap();
+    assert!(store.stat().packs > 2);
+}
+
+/// The real disk below a folder.
+#[derive(Debug)]
+struct Rooted(std::path::PathBuf);
+
+impl Rooted {
+    fn at(&self, path: &Path) -> std::path::PathBuf {
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+impl Disk for Rooted {
+    fn open(&self, path: &Path, mode: Mode) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(&self.at(path), mode)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        RealDisk.create_dir(&self.at(path))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(&self.at(dir))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(&self.at(from), &self.at(to))
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        RealDisk.unlink(&self.at(path))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(&self.at(dir))
+    }
+
+    fn lock(&self, path: &Path, sharing: Sharing) -> Result<Box<dyn LockGuard>, LockError> {
+        RealDisk.lock(&self.at(path), sharing)
+    }
+}
