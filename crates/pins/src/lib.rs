@@ -1,0 +1,16 @@
+#![doc = include_str!("../README.md")]
+
+mod config;
+mod desired;
+mod error;
+mod format;
+#[doc(hidden)]
+pub mod fuzz;
+mod walk;
+
+pub use cid::Cid;
+pub use config::WalkConfig;
+pub use desired::{Add, Change, DesiredSet, Edit, Kind, Name, Pin};
+pub use error::{MissingCause, NameError, PinError, RecordError, StaleChange, WalkError};
+pub use format::{RECORD_VERSION, decode_key, decode_record, encode_key, encode_record};
+pub use walk::{Progress, State, Walk};
