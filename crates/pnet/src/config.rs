@@ -1,0 +1,37 @@
+//! The knobs, each with what it trades and its worst case.
+
+use std::time::Duration;
+
+/// How connections are made and how long each stage may take.
+///
+/// A stalled peer holds one pending connection for at most `nonce + security`, 10 s by default; see
+/// [`Limits`](crate::limits::Limits) for how many of those there can be.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TransportConfig {
+    /// Name look-up and TCP connect, each. Beyond it the address counts as unreachable. On a LAN answers take milliseconds;
+    /// 4 s also covers one lost SYN (retried after 1 s and 3 s).
+    pub connect: Duration,
+    /// From the connect to the remote's complete nonce.
+    pub nonce: Duration,
+    /// From the nonce to the secured and multiplexed connection, the key check included. On an old tablet the Noise handshake
+    /// takes about 10 ms; the rest is for a bad link.
+    pub security: Duration,
+    /// Streams a connection may have at once, both directions. Kubo opens one for each response of about 16 KiB, and yamux ends
+    /// the connection at the limit, so this is generous. Worst case: yamux keeps 256 KiB of receive window a stream.
+    pub max_streams: usize,
+    /// Addresses of one host name that are tried, in the order of the resolver.
+    pub max_addresses_per_name: usize,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(4),
+            nonce: Duration::from_secs(5),
+            security: Duration::from_secs(5),
+            max_streams: 512,
+            max_addresses_per_name: 4,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+#![cfg_attr(feature = "swarm", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "swarm"),
+    doc = "Private swarms: key file, policy and handshake check. See the README."
+)]
+#![forbid(unsafe_code)]
+
+pub mod dialer;
+pub mod discovery;
+pub mod handshake;
+pub mod limits;
+pub mod policy;
+pub mod watch;
+
+mod config;
+mod error;
+mod key;
+mod keyfile;
+
+#[cfg(feature = "swarm")]
+mod cause;
+#[cfg(feature = "swarm")]
+mod connect;
+#[cfg(feature = "swarm")]
+mod listener_process;
+#[cfg(feature = "swarm")]
+mod liveness;
+#[cfg(feature = "swarm")]
+mod stream;
+#[cfg(feature = "swarm")]
+mod transport;
+
+pub use config::TransportConfig;
+pub use error::{PskError, Silence};
+pub use key::{Fingerprint, KEY_LEN, KeyError, MAX_KEY_FILE_LEN, SwarmKey};
+pub use keyfile::{KeyFile, KeyFileError, Replace, Written};
+pub use limits::{LimitExceeded, LimitKind, Limits};
+pub use policy::{KEY_FILE_NAME, Network, Policy, PolicyError, PublicNetwork};
+
+#[cfg(feature = "swarm")]
+pub use cause::{BackoffActive, DialCause, IncomingFailure, ListenCause};
+#[cfg(feature = "swarm")]
+pub use dialer::{Dialer, DialerConfig, DialerEvent};
+#[cfg(feature = "swarm")]
+pub use discovery::{Discovery, DiscoveryConfig, DiscoveryEvent};
+#[cfg(feature = "swarm")]
+pub use liveness::{Liveness, LivenessConfig, LivenessEvent};
+#[cfg(feature = "swarm")]
+pub use stream::{KeyOutcome, PskStream, Side};
+#[cfg(feature = "swarm")]
+pub use transport::{BuildError, SetupError, transport};
+
+/// Entry points for fuzzers.
+#[doc(hidden)]
+pub mod fuzz {
+    /// Any bytes as a key file: no panic, and a key that was read is written and read back equal.
+    pub fn key_file(bytes: &[u8]) {
+        if let Ok(key) = crate::SwarmKey::parse(bytes) {
+            let again = crate::SwarmKey::parse(key.to_file_text().as_bytes());
+            assert_eq!(again.as_ref(), Ok(&key));
+        }
+    }
+}

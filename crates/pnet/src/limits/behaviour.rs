@@ -1,0 +1,122 @@
+//! Driver: the limits as a `NetworkBehaviour`. It decides nothing.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use libp2p_core::{ConnectedPoint, Endpoint, transport::PortUse};
+use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm, dummy,
+};
+use multiaddr::Multiaddr;
+
+use super::count::{Count, Direction, Limits};
+use crate::cause::ip_of;
+
+/// Refuses connections beyond [`Limits`]; the refusal is a [`LimitExceeded`](super::LimitExceeded) inside `ConnectionDenied`.
+pub struct Behaviour {
+    count: Count<ConnectionId, PeerId>,
+}
+
+impl Behaviour {
+    /// Nothing open yet.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            count: Count::new(limits),
+        }
+    }
+
+    /// What is open, and how often a limit said no.
+    pub fn count(&self) -> &Count<ConnectionId, PeerId> {
+        &self.count
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_pending_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        _: &Multiaddr,
+        from: &Multiaddr,
+    ) -> Result<(), ConnectionDenied> {
+        self.count
+            .on_pending_incoming(connection, ip_of(from))
+            .map_err(ConnectionDenied::new)
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.count
+            .may_establish(&connection, &peer, Direction::Incoming)
+            .map_err(ConnectionDenied::new)?;
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        _: Option<PeerId>,
+        _: &[Multiaddr],
+        _: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        self.count
+            .on_pending_outgoing(connection)
+            .map_err(ConnectionDenied::new)?;
+        Ok(Vec::new())
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.count
+            .may_establish(&connection, &peer, Direction::Outgoing)
+            .map_err(ConnectionDenied::new)?;
+        Ok(dummy::ConnectionHandler)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                let direction = match event.endpoint {
+                    ConnectedPoint::Dialer { .. } => Direction::Outgoing,
+                    ConnectedPoint::Listener { .. } => Direction::Incoming,
+                };
+                self.count
+                    .on_established(event.connection_id, event.peer_id, direction);
+            }
+            FromSwarm::ConnectionClosed(event) => self.count.on_closed(&event.connection_id),
+            FromSwarm::DialFailure(event) => self.count.on_failed(&event.connection_id),
+            FromSwarm::ListenFailure(event) => self.count.on_failed(&event.connection_id),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        _: PeerId,
+        _: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        match event {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        Poll::Pending
+    }
+}

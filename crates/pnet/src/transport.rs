@@ -1,0 +1,267 @@
+//! Driver: the one way to a transport, from TCP to a secured and multiplexed connection.
+//!
+//! Order: TCP, key, multistream, Noise, yamux. Each stage has a deadline of its own, because a stall that ends in somebody else's
+//! general time-out has lost its cause.
+
+use std::{fmt, io, sync::Arc, time::Duration};
+
+use futures::{AsyncRead, AsyncWrite};
+use libp2p_core::{
+    Endpoint,
+    connection::ConnectedPoint,
+    muxing::StreamMuxerBox,
+    transport::{Boxed, Transport},
+    upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade},
+};
+use libp2p_identity::{Keypair, PeerId};
+use multiaddr::Multiaddr;
+use multistream_select::{
+    Negotiated, NegotiationError, Version, dialer_select_proto, listener_select_proto,
+};
+use tokio::time::timeout;
+
+use crate::{
+    TransportConfig,
+    connect::Connect,
+    error::{PskError, Silence},
+    key::SwarmKey,
+    policy::Network,
+    stream::{PskStream, Side},
+};
+
+const NOISE: &str = "/noise";
+const YAMUX: &str = "/yamux/1.0.0";
+
+/// The transport into `network`: dials and listens on `/ip4|ip6|dns|dns4|dns6/…/tcp/PORT`.
+///
+/// There is no other constructor, and a [`Network`] is only to be had with a key or by asking for the public network in so many
+/// words. Its errors are read with [`DialCause`](crate::DialCause). Needs a running tokio runtime when it is polled.
+pub fn transport(
+    keypair: &Keypair,
+    network: &Network,
+    config: &TransportConfig,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, BuildError> {
+    let tcp = libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::new().nodelay(true));
+    let mut yamux = libp2p_yamux::Config::default();
+    yamux.set_max_num_streams(config.max_streams);
+    let setup = Arc::new(Setup {
+        key: network.key().cloned(),
+        noise: libp2p_noise::Config::new(keypair)?,
+        yamux,
+        config: config.clone(),
+    });
+    Ok(Connect::new(tcp, config.clone())
+        .and_then(move |socket, point| async move { setup.run(socket, &point).await })
+        .map_err(|error| SetupFailure(error.into_inner()))
+        .boxed())
+}
+
+/// The node's identity key cannot be used with Noise.
+#[derive(Debug, thiserror::Error)]
+#[error("the identity key cannot sign a Noise handshake: {0}")]
+pub struct BuildError(#[from] libp2p_noise::Error);
+
+/// Why a connection was not made, by stage.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// The name has no address, or the resolver did not answer.
+    #[error("the name {name} was not resolved: {kind}")]
+    Resolve {
+        /// The host name.
+        name: String,
+        /// The resolver's error.
+        kind: io::ErrorKind,
+    },
+    /// An address of this kind cannot be dialed.
+    #[error("addresses such as {0} are not supported")]
+    Unsupported(Multiaddr),
+    /// TCP said no.
+    #[error("connect failed: {text}")]
+    Connect {
+        /// What kind of no.
+        kind: io::ErrorKind,
+        /// In the system's words.
+        text: String,
+    },
+    /// TCP said nothing.
+    #[error("no answer for {0:?}")]
+    ConnectTimeout(Duration),
+    /// A listener could not be made, or broke.
+    #[error("listen failed: {text}")]
+    Listen {
+        /// What kind of failure.
+        kind: io::ErrorKind,
+        /// In the system's words.
+        text: String,
+    },
+    /// The wall: nonce or key.
+    #[error(transparent)]
+    Psk(#[from] PskError),
+    /// The key matched (or there is none), but Noise or the muxer did not come about.
+    #[error("{stage} failed: {text}")]
+    Security {
+        /// Which protocol.
+        stage: &'static str,
+        /// What it said.
+        text: String,
+    },
+    /// The key matched (or there is none), then it took too long.
+    #[error("the connection was not secured within {0:?}")]
+    SecurityTimeout(Duration),
+}
+
+impl SetupError {
+    pub(crate) fn from_connect(error: io::Error) -> Self {
+        Self::Connect {
+            kind: error.kind(),
+            text: error.to_string(),
+        }
+    }
+
+    pub(crate) fn from_listen(error: io::Error) -> Self {
+        Self::Listen {
+            kind: error.kind(),
+            text: error.to_string(),
+        }
+    }
+
+    fn security(stage: &'static str) -> impl Fn(&dyn fmt::Display) -> Self {
+        move |error| Self::Security {
+            stage,
+            text: error.to_string(),
+        }
+    }
+}
+
+/// What the transport's `io::Error` holds.
+///
+/// It has the typed error as its *source*, so that the type is found even when other transports have wrapped this one: their wrappers
+/// (`Either`) hand out the sources of an error and hide the error itself.
+#[derive(Debug)]
+struct SetupFailure(SetupError);
+
+impl fmt::Display for SetupFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for SetupFailure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// Everything that happens to a connected socket.
+struct Setup {
+    key: Option<SwarmKey>,
+    noise: libp2p_noise::Config,
+    yamux: libp2p_yamux::Config,
+    config: TransportConfig,
+}
+
+impl Setup {
+    async fn run<S>(
+        &self,
+        socket: S,
+        point: &ConnectedPoint,
+    ) -> Result<(PeerId, StreamMuxerBox), SetupError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let side = side(point);
+        match &self.key {
+            Some(key) => self.run_private(socket, key, side).await,
+            None => self.within_deadline(self.secure(socket, side)).await,
+        }
+    }
+
+    async fn run_private<S>(
+        &self,
+        socket: S,
+        key: &SwarmKey,
+        side: Side,
+    ) -> Result<(PeerId, StreamMuxerBox), SetupError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let stream = PskStream::handshake(socket, key, side, self.config.nonce).await?;
+        let outcome = stream.outcome();
+        let secured = self.within_deadline(self.secure(stream, side)).await;
+        match outcome.get() {
+            // Whatever the layers above made of it, this is the cause.
+            Some(Err(cause)) => Err(SetupError::Psk(cause)),
+            Some(Ok(())) => secured,
+            // The remote has not said 20 bytes. A remote with another key that waits for more of our garbage looks like this.
+            None => secured.map_err(|_| {
+                SetupError::Psk(PskError::ProbablyWrongSwarmKey {
+                    ours: key.fingerprint(),
+                    how: Silence::Timeout(self.config.security),
+                })
+            }),
+        }
+    }
+
+    async fn within_deadline<O>(
+        &self,
+        stage: impl Future<Output = Result<O, SetupError>>,
+    ) -> Result<O, SetupError> {
+        timeout(self.config.security, stage)
+            .await
+            .unwrap_or(Err(SetupError::SecurityTimeout(self.config.security)))
+    }
+
+    async fn secure<S>(&self, stream: S, side: Side) -> Result<(PeerId, StreamMuxerBox), SetupError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (noise, yamux) = (self.noise.clone(), self.yamux.clone());
+        let stream = negotiate(stream, side, NOISE).await?;
+        let secured = match side {
+            Side::Dialer => noise.upgrade_outbound(stream, NOISE).await,
+            Side::Listener => noise.upgrade_inbound(stream, NOISE).await,
+        };
+        let (peer, stream) = secured.map_err(|error| SetupError::security("noise")(&error))?;
+        let stream = negotiate(stream, side, YAMUX).await?;
+        let muxed = match side {
+            Side::Dialer => yamux.upgrade_outbound(stream, YAMUX).await,
+            Side::Listener => yamux.upgrade_inbound(stream, YAMUX).await,
+        };
+        let muxer = muxed.map_err(|error| SetupError::security("yamux")(&error))?;
+        Ok((peer, StreamMuxerBox::new(muxer)))
+    }
+}
+
+async fn negotiate<S>(
+    stream: S,
+    side: Side,
+    protocol: &'static str,
+) -> Result<Negotiated<S>, SetupError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let agreed = match side {
+        Side::Dialer => dialer_select_proto(stream, [protocol], Version::V1).await,
+        Side::Listener => listener_select_proto(stream, [protocol]).await,
+    };
+    match agreed {
+        Ok((_, stream)) => Ok(stream),
+        Err(NegotiationError::Failed) => Err(SetupError::Security {
+            stage: "negotiation",
+            text: format!("the peer does not speak {protocol}"),
+        }),
+        Err(error) => Err(SetupError::security("negotiation")(&error)),
+    }
+}
+
+/// The rule of libp2p's own upgrades: who dials speaks first, unless the roles are swapped for a simultaneous open.
+fn side(point: &ConnectedPoint) -> Side {
+    match point {
+        ConnectedPoint::Dialer {
+            role_override: Endpoint::Dialer,
+            ..
+        } => Side::Dialer,
+        ConnectedPoint::Dialer { .. } | ConnectedPoint::Listener { .. } => Side::Listener,
+    }
+}
