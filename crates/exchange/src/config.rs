@@ -1,0 +1,129 @@
+//! Every knob of the exchange, with what it trades and its worst case.
+
+use std::time::Duration;
+
+/// Limits and times of one exchange. The defaults suit a tablet and a 100 Mbit/s LAN.
+///
+/// ```
+/// let config = gemba_exchange::Config::default().with_node_bytes(16 * 1024 * 1024);
+/// assert_eq!(config.node_bytes(), 16 * 1024 * 1024);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) stall: Duration,
+    pub(crate) peer_bytes: usize,
+    pub(crate) node_bytes: usize,
+    pub(crate) peer_wants: usize,
+    pub(crate) session_wants: usize,
+    pub(crate) sessions: usize,
+    pub(crate) search: usize,
+    pub(crate) retry_first: Duration,
+    pub(crate) retry_last: Duration,
+    pub(crate) distrust: Duration,
+    pub(crate) serve: bool,
+    pub(crate) served_wants: usize,
+    pub(crate) served_peer_bytes: usize,
+    pub(crate) served_node_bytes: usize,
+    pub(crate) loads: usize,
+    pub(crate) message_bytes: usize,
+    pub(crate) inbound_streams: usize,
+    pub(crate) receive_bytes: usize,
+    pub(crate) ledger_peers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            stall: Duration::from_secs(2),
+            peer_bytes: 4 * MIB,
+            node_bytes: 32 * MIB,
+            peer_wants: 1024,
+            session_wants: 65_536,
+            sessions: 1024,
+            search: 256,
+            retry_first: Duration::from_secs(2),
+            retry_last: Duration::from_secs(60),
+            distrust: Duration::from_secs(600),
+            serve: true,
+            served_wants: 1024,
+            served_peer_bytes: MIB,
+            served_node_bytes: 32 * MIB,
+            loads: 64,
+            message_bytes: 512 * 1024,
+            inbound_streams: 256,
+            receive_bytes: 8 * MIB,
+            ledger_peers: 1024,
+        }
+    }
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// Writes getter and setter of a knob from one description.
+macro_rules! knobs {
+    ($($(#[$doc:meta])* $name:ident / $with:ident: $ty:ty;)*) => {
+        impl Config {
+            $(
+                $(#[$doc])*
+                #[must_use]
+                pub fn $name(&self) -> $ty {
+                    self.$name
+                }
+
+                #[doc = concat!("Sets [`", stringify!($name), "`](Self::", stringify!($name), ").")]
+                #[must_use]
+                pub fn $with(mut self, value: $ty) -> Self {
+                    self.$name = value;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+knobs! {
+    /// A want is moved to another peer after this long without a byte of progress from the one that was asked.
+    /// Shorter gives up on slow radio links too early; longer lets a dead peer hold its share. Default 2 s.
+    stall / with_stall: Duration;
+    /// Most bytes of blocks expected from one peer at a time. Two blocks are always allowed. Must exceed line rate
+    /// times round trip to fill a line. Default 4 MiB.
+    peer_bytes / with_peer_bytes: usize;
+    /// Most bytes of blocks expected from all peers plus those found and not yet released by the owner. Worst case in
+    /// memory: this plus one message (4 MiB) a connection. Default 32 MiB.
+    node_bytes / with_node_bytes: usize;
+    /// Most wants that one peer holds for us; Kubo drops what is above 1024. Default 1024.
+    peer_wants / with_peer_wants: usize;
+    /// Most wants of one session; `want` refuses more. About 400 bytes each. Default 65,536.
+    session_wants / with_session_wants: usize;
+    /// Most open sessions; `open_session` refuses more. Default 1024.
+    sessions / with_sessions: usize;
+    /// Most wants of a session that are looked for (asked of everybody) at a time; found ones make room. Default 256.
+    search / with_search: usize;
+    /// A want that nobody has is asked again after this; doubles each round. Default 2 s.
+    retry_first / with_retry_first: Duration;
+    /// Longest time between two rounds for a want that nobody has. Default 60 s.
+    retry_last / with_retry_last: Duration;
+    /// How long a peer that sent wrong bytes is not asked. Default 10 min.
+    distrust / with_distrust: Duration;
+    /// Whether wants of others are answered. Without it they get DONT_HAVE. Default true.
+    serve / with_serve: bool;
+    /// Most wants of one peer that are remembered (boxo's number); overflow replaces missing ones first, then those of
+    /// lower priority. About 300 bytes each. Default 1024.
+    served_wants / with_served_wants: usize;
+    /// Most bytes loaded or on their way to one peer (boxo's number). Default 1 MiB.
+    served_peer_bytes / with_served_peer_bytes: usize;
+    /// Most bytes loaded or on their way to all peers. Default 32 MiB.
+    served_node_bytes / with_served_node_bytes: usize;
+    /// Most block loads asked of the owner at a time. Default 64.
+    loads / with_loads: usize;
+    /// Size at which a response is closed; a single larger block travels alone. Kubo uses 16 KiB; every receiver must
+    /// take 4 MiB. Default 512 KiB.
+    message_bytes / with_message_bytes: usize;
+    /// Most inbound streams a connection. Kubo opens one for each response. Default 256.
+    inbound_streams / with_inbound_streams: usize;
+    /// Most bytes in receive buffers and decoded messages a connection; at least one message of 4 MiB is always let
+    /// through. Default 8 MiB.
+    receive_bytes / with_receive_bytes: usize;
+    /// Most peers in the ledger of transferred bytes; the longest gone leave first. Default 1024.
+    ledger_peers / with_ledger_peers: usize;
+}

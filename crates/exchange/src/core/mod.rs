@@ -1,0 +1,522 @@
+//! The exchange as a value that is driven: no clock, no socket, no task, no random source.
+//!
+//! ```text
+//! handle(input, now)   one fact from the network       want, stored, loaded, release …   commands of the owner
+//! poll()               what is to be done next          deadline(), expire(now)            time
+//! ```
+//! What it leaves out: connections and streams (`handler`), where blocks are kept (the owner answers
+//! [`Output::Load`]), which blocks make a DAG (the owner wants them one by one), who to connect to.
+
+mod client;
+mod ledger;
+mod server;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use gemba_block::{Block, Cid};
+use libp2p_identity::PeerId;
+
+pub use client::{Answer, AskPolicy, AskTest, Asked, SessionOptions, WaitingFor, Why};
+pub use ledger::PeerLedger;
+
+use crate::config::Config;
+use crate::error::{TooManySessions, WantError};
+use crate::metrics::Counters;
+use crate::wire::Message;
+use client::Client;
+use ledger::Ledger;
+use server::Server;
+
+/// Time since start. Never the wall clock.
+pub type Time = Duration;
+
+/// Bitswap client and server of one node.
+pub struct Core {
+    /// Connected peers. Keys are never used twice, so what a gone peer left behind can never be taken for another's.
+    peers: HashMap<PeerId, PeerKey>,
+    next_peer: u32,
+    client: Client,
+    server: Server,
+    ledger: Ledger,
+    counters: Counters,
+    /// Facts for the owner. Bounded: blocks by the wants outstanding, reports by the number of wants and peers.
+    out: VecDeque<Output>,
+}
+
+/// A fact from the network.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// The first connection to a peer stands.
+    Connected {
+        /// Who.
+        peer: PeerId,
+        /// Reached without the uplink: asked before others.
+        lan: bool,
+    },
+    /// The last connection to a peer is gone.
+    Disconnected {
+        /// Who.
+        peer: PeerId,
+    },
+    /// The hint was wrong or changed.
+    Lan {
+        /// Who.
+        peer: PeerId,
+        /// Reached without the uplink.
+        lan: bool,
+    },
+    /// The peer speaks no Bitswap.
+    Unsupported {
+        /// Who.
+        peer: PeerId,
+    },
+    /// A message arrived, decoded and hashed.
+    Received {
+        /// From whom.
+        peer: PeerId,
+        /// What.
+        message: Message,
+    },
+    /// A message could not be decoded; its stream was reset.
+    Malformed {
+        /// From whom.
+        peer: PeerId,
+    },
+    /// Bytes of a large message that is not complete yet arrived at `at`.
+    Progress {
+        /// From whom.
+        peer: PeerId,
+        /// When the last byte was read.
+        at: Time,
+    },
+    /// The last [`Lane::Request`] message was written.
+    RequestSent {
+        /// To whom.
+        peer: PeerId,
+        /// Size on the wire.
+        bytes: usize,
+    },
+    /// The request stream failed: what was said on it may be lost.
+    RequestsLost {
+        /// To whom.
+        peer: PeerId,
+    },
+    /// A [`Lane::Response`] message was written, or given up.
+    ResponseSent {
+        /// To whom.
+        peer: PeerId,
+        /// Bytes of blocks in it, as [`Message::block_bytes`] counts: they free the peer's credit.
+        block_bytes: usize,
+        /// Blocks in it.
+        blocks: usize,
+        /// Size on the wire; 0 if it was given up.
+        bytes: usize,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Output {
+    /// Write a message. Of one lane and peer, messages are written in order.
+    Send {
+        /// To whom.
+        peer: PeerId,
+        /// On which stream.
+        lane: Lane,
+        /// What.
+        message: Message,
+    },
+    /// Look a block up and answer with [`Core::loaded`].
+    Load {
+        /// To be given back.
+        id: LoadId,
+        /// Which block.
+        cid: Cid,
+        /// Whether the bytes are needed.
+        kind: LoadKind,
+    },
+    /// A wanted block arrived, hash checked. Its bytes count against the node's budget until [`Core::release`].
+    Found {
+        /// Who wanted it.
+        session: SessionId,
+        /// The block.
+        block: Block,
+        /// Who sent it.
+        from: PeerId,
+    },
+    /// Everybody connected was asked and has it not. A status, not an end: new peers are asked as they connect, all
+    /// are asked again with growing pauses, and a peer that gets it later pushes it.
+    Unavailable {
+        /// Who wants it.
+        session: SessionId,
+        /// Which block.
+        cid: Cid,
+        /// Who was asked and what was answered. Empty: nobody is connected that may be asked.
+        asked: Vec<Asked>,
+    },
+    /// A peer made no progress in time and its wants were moved.
+    Stalled {
+        /// Who.
+        peer: PeerId,
+        /// How many wants.
+        moved: usize,
+    },
+    /// A peer sent wrong bytes and is not asked for a while.
+    Distrusted {
+        /// Who.
+        peer: PeerId,
+    },
+    /// Stop (`true`) or go on (`false`) reading from all connections: found blocks are not released fast enough.
+    Pause(bool),
+}
+
+/// The kept outbound stream on which a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Our wantlist.
+    Request,
+    /// Our answers.
+    Response,
+}
+
+/// Names a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub(crate) u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "session {}", self.0)
+    }
+}
+
+/// Names a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LoadId(pub(crate) u64);
+
+/// What a load needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadKind {
+    /// Whether the block is there and its size: [`Loaded::Size`] is enough, the bytes are taken as well.
+    Have,
+    /// The bytes.
+    Block,
+}
+
+/// The answer to a load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loaded {
+    /// Not here, or not readable.
+    Missing,
+    /// Here, with this size in bytes.
+    Size(u64),
+    /// Here.
+    Block(Bytes),
+}
+
+impl From<Option<Bytes>> for Loaded {
+    fn from(data: Option<Bytes>) -> Self {
+        data.map_or(Self::Missing, Self::Block)
+    }
+}
+
+/// A connected peer, for the time of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PeerKey(u32);
+
+impl Core {
+    /// A node without peers.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            peers: HashMap::new(),
+            next_peer: 0,
+            client: Client::new(config.clone()),
+            server: Server::new(config.clone()),
+            ledger: Ledger::new(config.ledger_peers),
+            counters: Counters::default(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Takes one fact. Facts about peers that are not connected are ignored: a connection may end while its last
+    /// messages are on their way here.
+    pub fn handle(&mut self, input: Input, now: Time) {
+        match input {
+            Input::Connected { peer, lan } => self.connected(peer, lan, now),
+            Input::Disconnected { peer } => self.disconnected(peer, now),
+            Input::Lan { peer, lan } => self.with_client(peer, |c, key| c.set_lan(key, lan)),
+            Input::Unsupported { peer } => {
+                if let Some(key) = self.peers.get(&peer) {
+                    self.client
+                        .unsupported(*key, now, &mut self.counters, &mut self.out);
+                }
+            }
+            Input::Received { peer, message } => self.received(peer, message, now),
+            Input::Malformed { peer } => {
+                self.counters.malformed += 1;
+                if let Some(key) = self.peers.get(&peer) {
+                    self.client
+                        .malformed(*key, now, &mut self.counters, &mut self.out);
+                }
+            }
+            Input::Progress { peer, at } => self.with_client(peer, |c, key| c.progress(key, at)),
+            Input::RequestSent { peer, bytes } => {
+                self.counters.bytes_out += bytes as u64;
+                self.with_client(peer, Client::request_sent);
+            }
+            Input::RequestsLost { peer } => {
+                if let Some(key) = self.peers.get(&peer) {
+                    self.client.requests_lost(*key, &mut self.counters);
+                }
+            }
+            Input::ResponseSent {
+                peer,
+                block_bytes,
+                blocks,
+                bytes,
+            } => self.response_sent(peer, block_bytes, blocks, bytes),
+        }
+    }
+
+    /// Opens a session: wants that belong together and are probably found at the same peers.
+    ///
+    /// # Errors
+    /// [`TooManySessions`].
+    pub fn open_session(&mut self, options: SessionOptions) -> Result<SessionId, TooManySessions> {
+        self.client.open_session(options)
+    }
+
+    /// Wants blocks, in this order. A CID that the session wants already is not wanted twice.
+    ///
+    /// # Errors
+    /// See [`WantError`].
+    pub fn want(
+        &mut self,
+        session: SessionId,
+        cids: impl IntoIterator<Item = Cid>,
+        now: Time,
+    ) -> Result<(), WantError> {
+        let taken = self
+            .client
+            .want(session, cids, now, &mut self.counters, &mut self.out);
+        if let Err(WantError::Full { .. }) = taken {
+            self.counters.refused_wants += 1;
+        }
+        taken
+    }
+
+    /// How many more wants the session takes; 0 for one that is not open.
+    #[must_use]
+    pub fn room(&self, session: SessionId) -> usize {
+        self.client.room(session)
+    }
+
+    /// Withdraws wants of a session.
+    pub fn cancel(&mut self, session: SessionId, cids: &[Cid], now: Time) {
+        self.client
+            .cancel(session, cids, now, &mut self.counters, &mut self.out);
+    }
+
+    /// Changes who may be asked for the wants of a session.
+    pub fn set_policy(&mut self, session: SessionId, policy: AskPolicy, now: Time) {
+        self.client
+            .set_policy(session, policy, now, &mut self.counters, &mut self.out);
+    }
+
+    /// Ends a session and withdraws its wants.
+    pub fn close_session(&mut self, session: SessionId, now: Time) {
+        self.client
+            .close_session(session, now, &mut self.counters, &mut self.out);
+    }
+
+    /// Says that `bytes` of found blocks left memory (are stored).
+    pub fn release(&mut self, bytes: usize, now: Time) {
+        self.client
+            .release(bytes, now, &mut self.counters, &mut self.out);
+    }
+
+    /// Says that blocks are now in the store: peers that wait for them are served.
+    pub fn stored(&mut self, cids: &[Cid]) {
+        self.server.stored(cids, &mut self.counters);
+    }
+
+    /// Answers a load. Unknown ids are ignored.
+    pub fn loaded(&mut self, id: LoadId, answer: impl Into<Loaded>) {
+        self.server.loaded(id, answer.into(), &mut self.counters);
+    }
+
+    /// The next thing to do, until `None`.
+    pub fn poll(&mut self) -> Option<Output> {
+        if let Some(output) = self.out.pop_front() {
+            return Some(output);
+        }
+        if let Some((peer, message)) = self.client.next_request() {
+            self.counters.messages_out += 1;
+            return Some(Output::Send {
+                peer,
+                lane: Lane::Request,
+                message,
+            });
+        }
+        if let Some((peer, message)) = self.server.next_response(&mut self.counters) {
+            self.counters.messages_out += 1;
+            return Some(Output::Send {
+                peer,
+                lane: Lane::Response,
+                message,
+            });
+        }
+        let (id, cid, kind) = self.server.next_load(&mut self.counters)?;
+        Some(Output::Load { id, cid, kind })
+    }
+
+    /// When [`expire`](Self::expire) has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        self.client.deadline()
+    }
+
+    /// Lets time pass. Tell [`Input::Progress`] of all peers first.
+    pub fn expire(&mut self, now: Time) {
+        self.client.expire(now, &mut self.counters, &mut self.out);
+    }
+
+    /// Who was asked for a block, what was answered, what is waited for. `None` if nobody here wants it.
+    #[must_use]
+    pub fn why(&self, cid: &Cid) -> Option<Why> {
+        self.client.why(cid)
+    }
+
+    /// All counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The counters, for the driver that counts what only it sees.
+    #[cfg(feature = "swarm")]
+    pub(crate) fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Bytes both ways for each peer that is or was connected (bounded by `ledger_peers`).
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerLedger> {
+        self.ledger.list(|peer| self.peers.contains_key(peer))
+    }
+
+    /// Whether blocks or answers are expected from the peer or due to it: its connection is worth keeping.
+    #[must_use]
+    pub fn is_busy(&self, peer: &PeerId) -> bool {
+        self.peers
+            .get(peer)
+            .is_some_and(|key| self.client.is_busy(*key) || self.server.is_busy(*key))
+    }
+
+    /// What is held in memory for peers and wants, for tests of X1 and for the owner's memory report.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        Load {
+            peers: self.peers.len(),
+            wants: self.client.wants(),
+            expected_bytes: self.client.expected_bytes(),
+            found_bytes: self.client.found_bytes(),
+            served_wants: self.server.wants(),
+            served_bytes: self.server.bytes(),
+            loads: self.server.loads(),
+        }
+    }
+
+    fn connected(&mut self, peer: PeerId, lan: bool, now: Time) {
+        if self.peers.contains_key(&peer) {
+            return;
+        }
+        let key = PeerKey(self.next_peer);
+        self.next_peer = self.next_peer.wrapping_add(1);
+        self.peers.insert(peer, key);
+        self.ledger.connected(peer);
+        self.server.connected(key, peer);
+        self.client
+            .connected(key, peer, lan, now, &mut self.counters, &mut self.out);
+    }
+
+    fn disconnected(&mut self, peer: PeerId, now: Time) {
+        let Some(key) = self.peers.remove(&peer) else {
+            return;
+        };
+        self.ledger.disconnected(peer);
+        self.server.disconnected(key);
+        self.client
+            .disconnected(key, now, &mut self.counters, &mut self.out);
+    }
+
+    fn received(&mut self, peer: PeerId, mut message: Message, now: Time) {
+        let Some(key) = self.peers.get(&peer).copied() else {
+            return;
+        };
+        self.counters.messages_in += 1;
+        self.counters.bytes_in += message.wire_bytes as u64;
+        self.counters.ignored_entries += message.ignored as u64;
+        self.counters.blocks_in += message.blocks.len() as u64;
+        self.counters.block_bytes_in += message.block_bytes() as u64;
+        self.ledger
+            .received(peer, message.blocks.len(), message.block_bytes());
+        let entries = std::mem::take(&mut message.entries);
+        self.server
+            .wantlist(key, message.full, &entries, &mut self.counters);
+        self.client
+            .received(key, message, now, &mut self.counters, &mut self.out);
+    }
+
+    fn response_sent(&mut self, peer: PeerId, block_bytes: usize, blocks: usize, bytes: usize) {
+        if bytes == 0 {
+            self.counters.lost_responses += 1;
+        } else {
+            self.counters.bytes_out += bytes as u64;
+            self.counters.blocks_out += blocks as u64;
+            self.counters.block_bytes_out += block_bytes as u64;
+            self.ledger.sent(peer, blocks, block_bytes);
+        }
+        if let Some(key) = self.peers.get(&peer) {
+            self.server.sent(*key, block_bytes);
+        }
+    }
+
+    fn with_client(&mut self, peer: PeerId, act: impl FnOnce(&mut Client, PeerKey)) {
+        if let Some(key) = self.peers.get(&peer) {
+            act(&mut self.client, *key);
+        }
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Core({:?})", self.load())
+    }
+}
+
+/// What the core holds at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Load {
+    /// Connected peers.
+    pub peers: usize,
+    /// Our wants.
+    pub wants: usize,
+    /// Bytes expected from peers, estimated.
+    pub expected_bytes: usize,
+    /// Bytes found and not released.
+    pub found_bytes: usize,
+    /// Wants of peers.
+    pub served_wants: usize,
+    /// Bytes loaded for peers or on their way.
+    pub served_bytes: usize,
+    /// Loads that the owner has not answered.
+    pub loads: usize,
+}

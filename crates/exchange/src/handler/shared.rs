@@ -1,0 +1,246 @@
+//! What the behaviour and the handlers of one peer share. Messages go through here and not through the swarm's event
+//! channel: a full channel of one connection would stop every behaviour of the node.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use libp2p_swarm::ConnectionId;
+
+use crate::core::{Lane, Time};
+use crate::wire::Message;
+
+/// Messages to one peer and what its connections report without an event.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    inner: Mutex<Inner>,
+    /// The connection is worth keeping.
+    busy: AtomicBool,
+    /// When the last byte of a large unfinished message was read, in milliseconds since start.
+    read_at: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// At most one message: the core waits for its `RequestSent`.
+    requests: VecDeque<Message>,
+    /// At most two messages and 1 MiB: the core waits for credit.
+    responses: VecDeque<Message>,
+    /// The one connection that writes.
+    writer: Option<ConnectionId>,
+    wakers: HashMap<ConnectionId, Waker>,
+}
+
+impl Outbox {
+    pub(crate) fn push(&self, lane: Lane, message: Message) {
+        let mut inner = lock(&self.inner);
+        inner.queue(lane).push_back(message);
+        inner.wake_writer();
+    }
+
+    /// A response that was not written goes to the front for the connection that writes next.
+    pub(crate) fn give_back(&self, message: Message) {
+        let mut inner = lock(&self.inner);
+        inner.responses.push_front(message);
+        inner.wake_writer();
+    }
+
+    /// Chooses the connection that writes. What was meant for the old request stream is dropped: the core repeats it.
+    pub(crate) fn set_writer(&self, writer: Option<ConnectionId>) {
+        let mut inner = lock(&self.inner);
+        inner.writer = writer;
+        inner.requests.clear();
+        inner.wake_writer();
+    }
+
+    /// The peer is gone: nothing is left for whoever comes later.
+    pub(crate) fn clear(&self) {
+        let mut inner = lock(&self.inner);
+        inner.requests.clear();
+        inner.responses.clear();
+        inner.writer = None;
+    }
+
+    pub(crate) fn forget(&self, connection: ConnectionId) {
+        lock(&self.inner).wakers.remove(&connection);
+    }
+
+    /// The next message, if `connection` is the one that writes. Registers to be woken otherwise.
+    pub(crate) fn pop(
+        &self,
+        connection: ConnectionId,
+        lane: Lane,
+        cx: &Context<'_>,
+    ) -> Option<Message> {
+        let mut inner = lock(&self.inner);
+        if inner.writer == Some(connection)
+            && let Some(message) = inner.queue(lane).pop_front()
+        {
+            return Some(message);
+        }
+        match inner.wakers.get_mut(&connection) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => {
+                inner.wakers.insert(connection, cx.waker().clone());
+            }
+        }
+        None
+    }
+
+    pub(crate) fn set_busy(&self, busy: bool) {
+        if self.busy.swap(busy, Ordering::Relaxed) != busy {
+            // The swarm asks whether to keep the connection only when its task runs.
+            lock(&self.inner).wake_all();
+        }
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn read(&self, at: Time) {
+        self.read_at
+            .fetch_max(at.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read_at(&self) -> Time {
+        Duration::from_millis(self.read_at.load(Ordering::Relaxed))
+    }
+}
+
+impl Inner {
+    fn queue(&mut self, lane: Lane) -> &mut VecDeque<Message> {
+        match lane {
+            Lane::Request => &mut self.requests,
+            Lane::Response => &mut self.responses,
+        }
+    }
+
+    fn wake_writer(&self) {
+        if let Some(waker) = self.writer.and_then(|writer| self.wakers.get(&writer)) {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn wake_all(&self) {
+        for waker in self.wakers.values() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// Closed while the owner does not release found blocks: no connection starts to read another message.
+#[derive(Default)]
+pub(crate) struct Gate {
+    closed: AtomicBool,
+    /// One for each connection that waits.
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl Gate {
+    pub(crate) fn set(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Release);
+        if !closed {
+            for waker in lock(&self.wakers).drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
+    pub(crate) fn is_open(&self, cx: &Context<'_>) -> bool {
+        if !self.closed.load(Ordering::Acquire) {
+            return true;
+        }
+        let mut wakers = lock(&self.wakers);
+        if !self.closed.load(Ordering::Acquire) {
+            return true;
+        }
+        if !wakers.iter().any(|w| w.will_wake(cx.waker())) {
+            wakers.push(cx.waker().clone());
+        }
+        false
+    }
+}
+
+/// Bytes that the receive buffers and decoded messages of one connection may take. A share comes back when its message
+/// was processed.
+pub(crate) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+            waker: Mutex::new(None),
+        })
+    }
+
+    /// Takes `bytes`. One message is always let through. `None` registers to be woken when a share comes back.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<Share> {
+        if let Some(share) = self.try_take(bytes) {
+            return Some(share);
+        }
+        *lock(&self.waker) = Some(cx.waker().clone());
+        // A share may have come back in between.
+        self.try_take(bytes)
+    }
+
+    fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+        let used = self.used.load(Ordering::Acquire);
+        if used > 0 && used + bytes > self.limit {
+            return None;
+        }
+        // Only the connection's own task takes, so the sum cannot grow in between.
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+        Some(Share {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+}
+
+/// A part of a [`Budget`], given back on drop.
+pub(crate) struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
+        if let Some(waker) = lock(&self.budget.waker).take() {
+            waker.wake();
+        }
+    }
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Share({})", self.bytes)
+    }
+}
+
+/// The one clock of the driver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.0.elapsed()
+    }
+}
+
+/// Nothing here panics while it holds a lock, and every value stays consistent: a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,879 @@
+//! The core, driven by hand: one mechanism a test.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use gemba_block::{Block, Cid};
+use gemba_exchange::wire::{Entry, Message, Presence, WantKind};
+use gemba_exchange::{
+    Answer, AskPolicy, Config, Core, Input, Lane, LoadId, LoadKind, Loaded, Output, SessionId,
+    SessionOptions, Time, WaitingFor, WantError,
+};
+use libp2p_identity::PeerId;
+
+/// A core and what came out of it.
+struct Bench {
+    core: Core,
+    now: Time,
+    sent: Vec<(PeerId, Lane, Message)>,
+    loads: Vec<(LoadId, Cid, LoadKind)>,
+    found: Vec<(SessionId, Block, PeerId)>,
+    unavailable: Vec<(Cid, Vec<(PeerId, Answer)>)>,
+    stalled: Vec<PeerId>,
+    distrusted: Vec<PeerId>,
+    pauses: Vec<bool>,
+}
+
+impl Bench {
+    fn new(config: &Config) -> Self {
+        Self {
+            core: Core::new(config),
+            now: Time::ZERO,
+            sent: Vec::new(),
+            loads: Vec::new(),
+            found: Vec::new(),
+            unavailable: Vec::new(),
+            stalled: Vec::new(),
+            distrusted: Vec::new(),
+            pauses: Vec::new(),
+        }
+    }
+
+    fn peer(&mut self) -> PeerId {
+        self.join(PeerId::random(), true)
+    }
+
+    fn join(&mut self, peer: PeerId, lan: bool) -> PeerId {
+        self.handle(Input::Connected { peer, lan });
+        peer
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.core.handle(input, self.now);
+        self.drain();
+    }
+
+    fn receive(&mut self, peer: PeerId, message: Message) {
+        self.handle(Input::Received { peer, message });
+    }
+
+    /// Collects all outputs; requests count as written at once.
+    fn drain(&mut self) {
+        while let Some(output) = self.core.poll() {
+            match output {
+                Output::Send {
+                    peer,
+                    lane,
+                    message,
+                } => {
+                    self.sent.push((peer, lane, message));
+                    if lane == Lane::Request {
+                        self.core
+                            .handle(Input::RequestSent { peer, bytes: 1 }, self.now);
+                    }
+                }
+                Output::Load { id, cid, kind } => self.loads.push((id, cid, kind)),
+                Output::Found {
+                    session,
+                    block,
+                    from,
+                } => self.found.push((session, block, from)),
+                Output::Unavailable { cid, asked, .. } => {
+                    let asked = asked.iter().map(|a| (a.peer, a.answer)).collect();
+                    self.unavailable.push((cid, asked));
+                }
+                Output::Stalled { peer, .. } => self.stalled.push(peer),
+                Output::Distrusted { peer } => self.distrusted.push(peer),
+                Output::Pause(paused) => self.pauses.push(paused),
+                _ => {}
+            }
+        }
+    }
+
+    fn session(&mut self, policy: AskPolicy) -> SessionId {
+        self.core
+            .open_session(SessionOptions::with_policy(policy))
+            .unwrap()
+    }
+
+    fn want(&mut self, session: SessionId, blocks: &[Block]) {
+        let cids: Vec<_> = blocks.iter().map(|b| *b.cid()).collect();
+        self.core.want(session, cids, self.now).unwrap();
+        self.drain();
+    }
+
+    /// Lets time pass as the driver does.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(deadline) = self.core.deadline().filter(|d| *d <= end) {
+            self.now = deadline.max(self.now);
+            self.core.expire(self.now);
+            self.drain();
+        }
+        self.now = end;
+    }
+
+    /// Entries sent to a peer since the last call.
+    fn entries(&mut self, to: PeerId) -> Vec<Entry> {
+        let (mine, others) = self
+            .sent
+            .drain(..)
+            .partition(|(peer, lane, _)| *peer == to && *lane == Lane::Request);
+        self.sent = others;
+        mine.into_iter().flat_map(|(_, _, m)| m.entries).collect()
+    }
+
+    /// Responses sent to a peer since the last call.
+    fn responses(&mut self, to: PeerId) -> Vec<Message> {
+        let (mine, others) = self
+            .sent
+            .drain(..)
+            .partition(|(peer, lane, _)| *peer == to && *lane == Lane::Response);
+        self.sent = others;
+        mine.into_iter().map(|(_, _, m)| m).collect()
+    }
+
+    fn written(&mut self, peer: PeerId, message: &Message) {
+        self.handle(Input::ResponseSent {
+            peer,
+            block_bytes: message.block_bytes(),
+            blocks: message.blocks.len(),
+            bytes: 1,
+        });
+    }
+}
+
+fn block(n: u64, size: usize) -> Block {
+    let mut data = vec![(n % 256) as u8; size.max(8)];
+    data[..8].copy_from_slice(&n.to_le_bytes());
+    Block::raw(data).unwrap()
+}
+
+fn blocks(count: u64, size: usize) -> Vec<Block> {
+    (0..count).map(|n| block(n, size)).collect()
+}
+
+fn presence(cid: &Cid, presence: Presence) -> Message {
+    Message {
+        presences: vec![(*cid, presence)],
+        ..Message::default()
+    }
+}
+
+fn with_blocks(blocks: &[Block]) -> Message {
+    let bytes: usize = blocks.iter().map(Block::len).sum();
+    Message {
+        blocks: blocks.to_vec(),
+        wire_bytes: bytes + 50,
+        ..Message::default()
+    }
+}
+
+fn asks(cid: &Cid, kind: WantKind, priority: i32) -> Entry {
+    Entry {
+        cid: *cid,
+        priority,
+        cancel: false,
+        kind,
+        send_dont_have: true,
+    }
+}
+
+fn wantlist(entries: Vec<Entry>) -> Message {
+    Message {
+        entries,
+        ..Message::default()
+    }
+}
+
+// ---- client
+
+#[test]
+fn asks_everybody_whether_then_one_for_the_block_then_cancels() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 5000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    for peer in [a, b] {
+        let entries = bench.entries(peer);
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].kind, WantKind::Have);
+        assert!(entries[0].send_dont_have);
+    }
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    let entries = bench.entries(b);
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].kind, WantKind::Block);
+    assert!(bench.entries(a).is_empty());
+    bench.receive(b, with_blocks(std::slice::from_ref(&wanted)));
+    assert_eq!(bench.found.len(), 1);
+    assert_eq!(bench.found[0].2, b);
+    let cancels = bench.entries(a);
+    assert!(cancels.len() == 1 && cancels[0].cancel);
+    assert!(
+        bench.entries(b).is_empty(),
+        "who sent the block forgot the want itself"
+    );
+    assert_eq!(bench.core.load().expected_bytes, 0);
+}
+
+#[test]
+fn a_peer_that_delivered_is_asked_for_the_next_block_directly() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    bench.want(session, &[block(1, 5000)]);
+    bench.receive(a, with_blocks(&[block(1, 5000)]));
+    bench.sent.clear();
+    bench.want(session, &[block(2, 5000)]);
+    assert_eq!(bench.entries(a)[0].kind, WantKind::Block);
+    assert!(bench.entries(b).is_empty());
+    bench.receive(a, presence(block(2, 5000).cid(), Presence::DontHave));
+    assert_eq!(
+        bench.entries(b)[0].kind,
+        WantKind::Have,
+        "not there: the others are asked"
+    );
+}
+
+#[test]
+fn x3_a_want_moves_on_after_two_seconds_without_a_byte() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100_000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::Have));
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    assert_eq!(bench.entries(a).len(), 2);
+    bench.sent.clear();
+    bench.pass(Duration::from_millis(1900));
+    assert!(bench.entries(b).is_empty());
+    bench.pass(Duration::from_millis(400));
+    assert_eq!(bench.stalled, [a]);
+    let moved = bench.entries(b);
+    assert_eq!(moved[0].kind, WantKind::Block);
+    let cancel = bench.entries(a);
+    assert!(
+        cancel[0].cancel,
+        "the first must not send a second copy later"
+    );
+    assert_eq!(bench.core.counters().moved, 1);
+}
+
+#[test]
+fn bytes_of_an_unfinished_message_are_progress() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100_000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::Have));
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    bench.sent.clear();
+    for _ in 0..10 {
+        bench.pass(Duration::from_secs(1));
+        let at = bench.now;
+        bench.handle(Input::Progress { peer: a, at });
+    }
+    assert!(bench.stalled.is_empty());
+    assert!(bench.entries(b).is_empty());
+}
+
+#[test]
+fn x3_a_peer_that_trickles_for_ever_loses_the_want_as_well() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100_000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::Have));
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    bench.sent.clear();
+    for _ in 0..120 {
+        bench.pass(Duration::from_secs(1));
+        let at = bench.now;
+        bench.handle(Input::Progress { peer: a, at });
+    }
+    assert_eq!(bench.entries(b)[0].kind, WantKind::Block);
+}
+
+#[test]
+fn x2_wrong_bytes_are_dropped_counted_and_cost_the_sender_its_place() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 5000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::Have));
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    bench.sent.clear();
+    bench.receive(a, with_blocks(&[block(99, 5000)]));
+    assert!(bench.found.is_empty());
+    assert_eq!(bench.core.counters().wrong_bytes, 1);
+    assert_eq!(
+        bench.entries(b)[0].kind,
+        WantKind::Block,
+        "the next is asked at once"
+    );
+    bench.receive(b, with_blocks(&[wanted]));
+    assert_eq!(bench.found.len(), 1);
+
+    // Twice more, and it is not asked at all.
+    for n in 2..4 {
+        let wanted = block(n, 5000);
+        let session = bench.session(AskPolicy::Only([a].into()));
+        bench.want(session, std::slice::from_ref(&wanted));
+        bench.receive(a, presence(wanted.cid(), Presence::Have));
+        bench.receive(a, with_blocks(&[block(100 + n, 5000)]));
+    }
+    assert_eq!(bench.distrusted, [a]);
+    bench.sent.clear();
+    let session = bench.session(AskPolicy::Any);
+    bench.want(session, &[block(50, 5000)]);
+    assert!(bench.entries(a).is_empty());
+    assert_eq!(bench.entries(b).len(), 1);
+}
+
+#[test]
+fn unasked_and_repeated_blocks_are_dropped_and_told_apart() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    bench.receive(a, with_blocks(&[block(7, 100)]));
+    assert_eq!(bench.core.counters().unwanted, 1);
+    assert_eq!(
+        bench.core.counters().wrong_bytes,
+        0,
+        "nothing was owed, so nothing is wrong"
+    );
+    let session = bench.session(AskPolicy::Any);
+    bench.want(session, &[block(8, 100)]);
+    bench.receive(a, with_blocks(&[block(8, 100)]));
+    bench.receive(a, with_blocks(&[block(8, 100)]));
+    let counters = bench.core.counters();
+    assert_eq!((counters.found, counters.duplicates), (1, 1));
+    assert_eq!(bench.found.len(), 1);
+}
+
+#[test]
+fn unavailable_names_everybody_and_what_they_said_and_is_not_the_end() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::DontHave));
+    assert!(bench.unavailable.is_empty());
+    bench.pass(Duration::from_millis(2300));
+    assert_eq!(
+        bench.unavailable,
+        [(
+            *wanted.cid(),
+            vec![(a, Answer::DontHave), (b, Answer::TimedOut)]
+        )]
+    );
+    let why = bench.core.why(wanted.cid()).unwrap();
+    assert_eq!(why.waiting_for, WaitingFor::Holder);
+    assert_eq!(why.asked.len(), 2);
+    assert!(why.retry_at.is_some());
+    bench.sent.clear();
+
+    // A newcomer is asked at once.
+    let c = bench.peer();
+    assert_eq!(bench.entries(c)[0].kind, WantKind::Have);
+    bench.receive(c, presence(wanted.cid(), Presence::DontHave));
+    // Everybody is asked again, with growing pauses.
+    bench.pass(Duration::from_secs(30));
+    let again = bench.entries(a);
+    assert!(
+        (2..=5).contains(&again.len()),
+        "asked {} times in 30 s",
+        again.len()
+    );
+    // A push of one that has it by now ends it.
+    bench.receive(a, with_blocks(std::slice::from_ref(&wanted)));
+    assert_eq!(bench.found.len(), 1);
+    assert!(bench.core.why(wanted.cid()).is_none());
+}
+
+#[test]
+fn without_peers_a_session_says_once_that_nobody_is_there() {
+    let mut bench = Bench::new(&Config::default());
+    let session = bench.session(AskPolicy::Any);
+    bench.want(session, &blocks(1000, 10));
+    assert_eq!(bench.unavailable.len(), 1);
+    assert!(bench.unavailable[0].1.is_empty());
+    let a = bench.peer();
+    assert!(!bench.entries(a).is_empty());
+}
+
+#[test]
+fn policy_says_who_may_be_asked_and_may_be_widened() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Only([a].into()));
+    let wanted = block(1, 100);
+    bench.want(session, std::slice::from_ref(&wanted));
+    assert_eq!(bench.entries(a).len(), 1);
+    assert!(bench.entries(b).is_empty());
+    bench.receive(a, presence(wanted.cid(), Presence::DontHave));
+    assert_eq!(bench.unavailable.len(), 1);
+    bench
+        .core
+        .set_policy(session, AskPolicy::Not([a].into()), bench.now);
+    bench.drain();
+    assert_eq!(bench.entries(b).len(), 1);
+}
+
+#[test]
+fn near_peers_are_asked_before_far_ones() {
+    let mut bench = Bench::new(&Config::default());
+    let far = bench.join(PeerId::random(), false);
+    let near = bench.join(PeerId::random(), true);
+    let session = bench.session(AskPolicy::Any);
+    let first = block(1, 5000);
+    bench.want(session, std::slice::from_ref(&first));
+    bench.receive(near, presence(first.cid(), Presence::Have));
+    bench.receive(far, presence(first.cid(), Presence::Have));
+    bench.receive(near, with_blocks(&[first]));
+    bench.sent.clear();
+    let more: Vec<_> = (10..60).map(|n| block(n, 5000)).collect();
+    bench.want(session, &more);
+    assert!(bench.entries(near).len() >= 3);
+    assert!(bench.entries(far).is_empty());
+}
+
+#[test]
+fn no_more_is_asked_than_windows_and_budget_allow() {
+    let config = Config::default().with_node_bytes(3 * 1024 * 1024);
+    let mut bench = Bench::new(&config);
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let many = blocks(200, 100_000);
+    bench.want(session, &many);
+    for n in &many {
+        bench.receive(a, presence(n.cid(), Presence::Have));
+        bench.receive(b, presence(n.cid(), Presence::Have));
+    }
+    // Peers deliver what they are asked for, and the owner releases nothing: it comes to a halt.
+    loop {
+        let mut asked = bench.entries(a);
+        asked.extend(bench.entries(b));
+        asked.retain(|e| !e.cancel && e.kind == WantKind::Block);
+        if asked.is_empty() {
+            break;
+        }
+        for entry in asked {
+            let sent = many.iter().find(|x| *x.cid() == entry.cid).cloned();
+            bench.receive(a, with_blocks(&[sent.unwrap()]));
+            let load = bench.core.load();
+            assert!(load.expected_bytes + load.found_bytes <= 3 * 1024 * 1024 + 300_000);
+        }
+    }
+    let load = bench.core.load();
+    assert!(load.found_bytes >= 2 * 1024 * 1024, "{load:?}");
+    assert!(load.wants > 100);
+    bench.core.release(load.found_bytes, bench.now);
+    bench.drain();
+    assert!(!bench.sent.is_empty(), "release opens it again");
+}
+
+#[test]
+fn reading_pauses_when_found_blocks_are_not_released_and_nobody_is_blamed() {
+    let config = Config::default().with_node_bytes(1024 * 1024);
+    let mut bench = Bench::new(&config);
+    let a = bench.peer();
+    let session = bench.session(AskPolicy::Any);
+    // Four bytes announced, half a megabyte sent: estimates cannot know.
+    let many = blocks(3, 500_000);
+    bench.want(session, &many);
+    for wanted in &many {
+        bench.receive(a, presence(wanted.cid(), Presence::Have));
+    }
+    bench.receive(a, with_blocks(&many));
+    assert_eq!(bench.pauses, [true]);
+    bench.pass(Duration::from_secs(60));
+    assert!(bench.stalled.is_empty());
+    bench.core.release(1_500_000, bench.now);
+    bench.drain();
+    assert_eq!(bench.pauses, [true, false]);
+}
+
+#[test]
+fn never_more_than_1024_wants_at_one_peer() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let session = bench.session(AskPolicy::Any);
+    let many: Vec<_> = (0..5000).map(|n| block(n, 8)).collect();
+    bench.want(session, &many);
+    let by_cid: HashMap<Cid, Block> = many.into_iter().map(|b| (*b.cid(), b)).collect();
+    let mut held = HashSet::new();
+    while bench.found.len() < 5000 {
+        for entry in bench.entries(a) {
+            if entry.cancel {
+                held.remove(&entry.cid);
+            } else {
+                held.insert(entry.cid);
+            }
+        }
+        assert!(!held.is_empty() && held.len() <= 1024, "{}", held.len());
+        let some: Vec<Block> = held.iter().take(500).map(|c| by_cid[c].clone()).collect();
+        for sent in &some {
+            held.remove(sent.cid());
+        }
+        let bytes = some.iter().map(Block::len).sum();
+        bench.receive(a, with_blocks(&some));
+        bench.core.release(bytes, bench.now);
+        bench.drain();
+    }
+    assert_eq!(bench.found.len(), 5000);
+}
+
+#[test]
+fn a_lost_request_stream_is_followed_by_the_whole_wantlist() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let session = bench.session(AskPolicy::Any);
+    bench.want(session, &blocks(3, 100));
+    assert_eq!(bench.entries(a).len(), 3);
+    bench.handle(Input::RequestsLost { peer: a });
+    let (_, _, message) = bench.sent.pop().unwrap();
+    assert!(message.full);
+    assert_eq!(message.entries.len(), 3);
+    assert_eq!(bench.core.counters().resent_wantlists, 1);
+}
+
+#[test]
+fn wants_of_a_lost_peer_go_to_the_others_at_once() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(a, presence(wanted.cid(), Presence::Have));
+    bench.receive(b, presence(wanted.cid(), Presence::Have));
+    bench.sent.clear();
+    bench.handle(Input::Disconnected { peer: a });
+    assert_eq!(bench.entries(b)[0].kind, WantKind::Block);
+    assert_eq!(bench.core.why(wanted.cid()).unwrap().gone, [a]);
+}
+
+#[test]
+fn two_sessions_share_one_want_and_each_gets_the_block() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let (one, two) = (
+        bench.session(AskPolicy::Any),
+        bench.session(AskPolicy::Only([a].into())),
+    );
+    let wanted = block(1, 100);
+    bench.want(one, std::slice::from_ref(&wanted));
+    bench.want(two, std::slice::from_ref(&wanted));
+    assert_eq!(bench.entries(a).len(), 1);
+    // The first leaves; the want goes on for the second.
+    bench.core.close_session(one, bench.now);
+    bench.drain();
+    assert!(bench.entries(a).is_empty());
+    bench.receive(a, with_blocks(&[wanted]));
+    assert_eq!(bench.found.len(), 1);
+    assert_eq!(bench.found[0].0, two);
+}
+
+#[test]
+fn local_mistakes_are_errors() {
+    let config = Config::default().with_session_wants(2).with_sessions(1);
+    let mut core = Core::new(&config);
+    let session = core.open_session(SessionOptions::default()).unwrap();
+    assert!(core.open_session(SessionOptions::default()).is_err());
+    let cids: Vec<_> = blocks(3, 10).iter().map(|b| *b.cid()).collect();
+    assert_eq!(
+        core.want(session, cids.clone(), Time::ZERO),
+        Err(WantError::Full { taken: 2 })
+    );
+    assert_eq!(core.room(session), 0);
+    let identity = Cid::new_v1(0x55, multihash(0, &[1, 2, 3]));
+    assert_eq!(
+        core.want(session, [identity], Time::ZERO),
+        Err(WantError::Identity)
+    );
+    let weak = Cid::new_v1(0x55, multihash(0x12, &[1; 8]));
+    assert!(matches!(
+        core.want(session, [weak], Time::ZERO),
+        Err(WantError::Cid(_))
+    ));
+    core.close_session(session, Time::ZERO);
+    assert_eq!(
+        core.want(session, cids, Time::ZERO),
+        Err(WantError::UnknownSession(session))
+    );
+}
+
+fn multihash(code: u64, digest: &[u8]) -> cid::multihash::Multihash<64> {
+    cid::multihash::Multihash::wrap(code, digest).unwrap()
+}
+
+// ---- server
+
+#[test]
+fn answers_have_block_and_dont_have_at_once() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let (small, large, missing) = (block(1, 1024), block(2, 1025), block(3, 10));
+    bench.receive(
+        a,
+        wantlist(vec![
+            asks(small.cid(), WantKind::Have, 9),
+            asks(large.cid(), WantKind::Have, 8),
+            asks(missing.cid(), WantKind::Block, 7),
+        ]),
+    );
+    assert_eq!(bench.loads.len(), 3);
+    for (id, cid, kind) in std::mem::take(&mut bench.loads) {
+        let answer = [&small, &large].iter().find(|b| *b.cid() == cid).map_or(
+            Loaded::Missing,
+            |b| match kind {
+                LoadKind::Have => Loaded::Size(b.len() as u64),
+                LoadKind::Block => Loaded::Block(b.data().clone()),
+            },
+        );
+        bench.core.loaded(id, answer);
+    }
+    bench.drain();
+    // The small one is worth its bytes: it is loaded and sent instead of HAVE.
+    assert_eq!(bench.loads.len(), 1);
+    let (id, cid, kind) = bench.loads.remove(0);
+    assert_eq!((cid, kind), (*small.cid(), LoadKind::Block));
+    bench.core.loaded(id, Some(small.data().clone()));
+    bench.drain();
+    let first = bench.responses(a);
+    assert_eq!(first.len(), 1);
+    assert_eq!(
+        first[0].presences,
+        [
+            (*large.cid(), Presence::Have),
+            (*missing.cid(), Presence::DontHave)
+        ]
+    );
+    bench.written(a, &first[0]);
+    let second = bench.responses(a);
+    assert_eq!(second[0].blocks, [small]);
+    bench.written(a, &second[0]);
+    assert_eq!(bench.core.load().served_wants, 1, "the missing one is kept");
+    assert_eq!(bench.core.load().served_bytes, 0);
+}
+
+#[test]
+fn a_missing_want_is_remembered_and_pushed_when_the_block_arrives() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let late = block(1, 5000);
+    let mut entry = asks(late.cid(), WantKind::Block, 1);
+    entry.send_dont_have = false;
+    bench.receive(a, wantlist(vec![entry]));
+    let (id, ..) = bench.loads.remove(0);
+    bench.core.loaded(id, None);
+    bench.drain();
+    assert!(
+        bench.responses(a).is_empty(),
+        "silence without the wish for DONT_HAVE"
+    );
+    bench.core.stored(&[*late.cid()]);
+    bench.drain();
+    let (id, ..) = bench.loads.remove(0);
+    bench.core.loaded(id, Some(late.data().clone()));
+    bench.drain();
+    assert_eq!(bench.responses(a)[0].blocks, [late]);
+    assert_eq!(bench.core.counters().pushes, 1);
+}
+
+/// The store is asked, the block is stored, and only then the store's "no" arrives.
+#[test]
+fn a_block_stored_while_it_is_looked_up_is_not_missed() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let late = block(1, 5000);
+    bench.receive(a, wantlist(vec![asks(late.cid(), WantKind::Block, 1)]));
+    let (id, ..) = bench.loads.remove(0);
+    bench.core.stored(&[*late.cid()]);
+    bench.core.loaded(id, None);
+    bench.drain();
+    assert!(
+        bench.responses(a).is_empty(),
+        "no DONT_HAVE for a block that is here"
+    );
+    let (id, ..) = bench.loads.remove(0);
+    bench.core.loaded(id, Some(late.data().clone()));
+    bench.drain();
+    assert_eq!(bench.responses(a)[0].blocks, [late]);
+}
+
+#[test]
+fn x1_a_flood_of_wants_is_bounded_and_freed_at_disconnect() {
+    let mut bench = Bench::new(&Config::default());
+    let before = bench.core.load();
+    let peers: Vec<_> = (0..20).map(|_| bench.peer()).collect();
+    for round in 0..10_u64 {
+        for peer in &peers {
+            let entries = (0..2000)
+                .map(|n| asks(block(round * 2000 + n, 8).cid(), WantKind::Block, n as i32))
+                .collect();
+            bench.receive(*peer, wantlist(entries));
+        }
+        let load = bench.core.load();
+        assert!(load.served_wants <= 20 * 1024);
+        assert!(load.loads <= 64);
+    }
+    assert!(bench.core.counters().dropped_wants + bench.core.counters().replaced_wants > 100_000);
+    for peer in peers {
+        bench.handle(Input::Disconnected { peer });
+    }
+    for (id, ..) in std::mem::take(&mut bench.loads) {
+        bench.core.loaded(id, Some(vec![0; 100].into()));
+    }
+    bench.drain();
+    assert_eq!(bench.core.load(), before);
+    assert!(bench.responses(PeerId::random()).is_empty());
+}
+
+/// X5: somebody who asks and does not read holds what one window holds.
+#[test]
+fn x5_a_peer_that_does_not_read_holds_one_window() {
+    let mut bench = Bench::new(&Config::default());
+    let (slow, quick) = (bench.peer(), bench.peer());
+    let many = blocks(100, 100_000);
+    for peer in [slow, quick] {
+        let entries = many
+            .iter()
+            .map(|b| asks(b.cid(), WantKind::Block, 1))
+            .collect();
+        bench.receive(peer, wantlist(entries));
+    }
+    let mut got = 0;
+    for _ in 0..1000 {
+        for (id, cid, _) in std::mem::take(&mut bench.loads) {
+            let data = many.iter().find(|b| *b.cid() == cid).unwrap().data();
+            bench.core.loaded(id, Some(data.clone()));
+        }
+        bench.drain();
+        for message in bench.responses(quick) {
+            got += message.blocks.len();
+            bench.written(quick, &message);
+        }
+        assert!(bench.core.load().served_bytes <= 3 * 1024 * 1024);
+        if got == 100 {
+            break;
+        }
+    }
+    assert_eq!(got, 100, "the quick one has everything");
+    let held: usize = bench.responses(slow).iter().map(Message::block_bytes).sum();
+    assert!(
+        held <= 1024 * 1024 + 200_000,
+        "{held} bytes wait for the slow one"
+    );
+}
+
+#[test]
+fn responses_are_packed_and_no_message_passes_the_limit() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let mut many = blocks(300, 3000);
+    many.push(block(1000, 2 * 1024 * 1024));
+    let entries = many
+        .iter()
+        .map(|b| asks(b.cid(), WantKind::Block, 1))
+        .collect();
+    bench.receive(a, wantlist(entries));
+    let mut messages = 0;
+    let mut got = 0;
+    while got < many.len() {
+        for (id, cid, _) in std::mem::take(&mut bench.loads) {
+            let data = many.iter().find(|b| *b.cid() == cid).unwrap().data();
+            bench.core.loaded(id, Some(data.clone()));
+        }
+        bench.drain();
+        let sent = bench.responses(a);
+        assert!(!sent.is_empty() || !bench.loads.is_empty(), "no standstill");
+        for message in sent {
+            messages += 1;
+            got += message.blocks.len();
+            assert!(message.block_bytes() <= 2 * 1024 * 1024);
+            bench.written(a, &message);
+        }
+    }
+    assert!(messages <= 40, "{messages} messages for 301 blocks");
+}
+
+#[test]
+fn a_cancel_stops_what_was_not_sent_and_a_full_list_replaces() {
+    let mut bench = Bench::new(&Config::default());
+    let a = bench.peer();
+    let many = blocks(10, 200_000);
+    let entries = many
+        .iter()
+        .map(|b| asks(b.cid(), WantKind::Block, 1))
+        .collect();
+    bench.receive(a, wantlist(entries));
+    let loads = std::mem::take(&mut bench.loads);
+    let cancels = many
+        .iter()
+        .map(|b| Entry {
+            cancel: true,
+            ..asks(b.cid(), WantKind::Block, 0)
+        })
+        .collect();
+    bench.receive(a, wantlist(cancels));
+    for (id, cid, _) in loads {
+        let data = many.iter().find(|b| *b.cid() == cid).unwrap().data();
+        bench.core.loaded(id, Some(data.clone()));
+    }
+    bench.drain();
+    assert!(bench.responses(a).is_empty());
+    assert_eq!(bench.core.load().served_bytes, 0);
+
+    bench.receive(a, wantlist(vec![asks(many[0].cid(), WantKind::Block, 1)]));
+    bench.receive(
+        a,
+        Message {
+            full: true,
+            entries: vec![asks(many[1].cid(), WantKind::Block, 1)],
+            ..Message::default()
+        },
+    );
+    assert_eq!(bench.core.load().served_wants, 1);
+}
+
+#[test]
+fn one_load_serves_all_who_wait_for_the_block() {
+    let mut bench = Bench::new(&Config::default());
+    let peers: Vec<_> = (0..5).map(|_| bench.peer()).collect();
+    let wanted = block(1, 5000);
+    for peer in &peers {
+        bench.receive(
+            *peer,
+            wantlist(vec![asks(wanted.cid(), WantKind::Block, 1)]),
+        );
+    }
+    assert_eq!(bench.loads.len(), 1);
+    let (id, ..) = bench.loads.remove(0);
+    bench.core.loaded(id, Some(wanted.data().clone()));
+    bench.drain();
+    for peer in peers {
+        assert_eq!(bench.responses(peer).len(), 1);
+    }
+}
+
+#[test]
+fn with_serving_off_everybody_is_told_dont_have() {
+    let mut bench = Bench::new(&Config::default().with_serve(false));
+    let a = bench.peer();
+    let wanted = block(1, 10);
+    bench.receive(a, wantlist(vec![asks(wanted.cid(), WantKind::Have, 1)]));
+    assert!(bench.loads.is_empty());
+    assert_eq!(
+        bench.responses(a)[0].presences,
+        [(*wanted.cid(), Presence::DontHave)]
+    );
+    assert_eq!(bench.core.load().served_wants, 0);
+}
