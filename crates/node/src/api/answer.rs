@@ -1,0 +1,208 @@
+//! How handlers answer: failures with their status, lines of JSON, and bytes that a blocking thread produces.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::error::{Code, Fail};
+
+/// Pieces of an answer that may wait for a slow client; the producer waits beyond it.
+const QUEUE: usize = 8;
+/// Size of those pieces in bytes.
+const PIECE: usize = 128 * 1024;
+/// Failures of broken-off answers that are remembered.
+const FAILURES: usize = 64;
+
+impl IntoResponse for Fail {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, axum::Json(self.to_json())).into_response()
+    }
+}
+
+/// Why answers broke off in the middle, by request id. Bounded; the oldest goes first.
+#[derive(Default)]
+pub(super) struct Failures(Mutex<VecDeque<(String, Fail)>>);
+
+impl Failures {
+    fn remember(&self, request: &str, fail: Fail) {
+        if request.is_empty() {
+            return;
+        }
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.push_back((request.to_owned(), fail));
+        while held.len() > FAILURES {
+            held.pop_front();
+        }
+    }
+
+    /// The failure of a request, if its answer broke off.
+    pub(super) fn of(&self, request: &str) -> Option<Fail> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter()
+            .find(|(id, _)| id == request)
+            .map(|(_, fail)| fail.clone())
+    }
+}
+
+/// Hands lines to a NDJSON answer from a blocking thread.
+pub(super) struct Lines(mpsc::Sender<Result<Bytes, io::Error>>);
+
+impl Lines {
+    /// One line. Waits while the client is slow.
+    ///
+    /// # Errors
+    /// The client went away: [`Code::Interrupted`].
+    pub(super) fn send<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
+        self.0.blocking_send(Ok(line(value)?)).map_err(|_| gone())
+    }
+
+    /// As [`Lines::send`], from a task.
+    ///
+    /// # Errors
+    /// As [`Lines::send`].
+    pub(super) async fn send_async<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
+        self.0.send(Ok(line(value)?)).await.map_err(|_| gone())
+    }
+}
+
+fn gone() -> Fail {
+    Fail::new(Code::Interrupted, "the client went away")
+}
+
+fn line<T: Serialize>(value: &T) -> Result<Bytes, Fail> {
+    let mut text = serde_json::to_vec(value).map_err(|e| Fail::new(Code::Failure, e))?;
+    text.push(b'\n');
+    Ok(text.into())
+}
+
+/// An answer of JSON lines that `produce` sends from a blocking thread. A failure before the first line is the answer's
+/// status; a later one is the last line.
+pub(super) async fn lines_blocking(
+    produce: impl FnOnce(&Lines) -> Result<(), Fail> + Send + 'static,
+) -> Response {
+    let (sender, receiver) = mpsc::channel(64);
+    tokio::task::spawn_blocking(move || {
+        let lines = Lines(sender);
+        if let Err(fail) = produce(&lines) {
+            let _client_gone = lines.send(&fail.to_json());
+        }
+    });
+    lines_response(receiver).await
+}
+
+/// As [`lines_blocking`], for a task.
+pub(super) async fn lines_async<F>(produce: impl FnOnce(Lines) -> F) -> Response
+where
+    F: Future<Output = (Lines, Result<(), Fail>)> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(64);
+    let producing = produce(Lines(sender));
+    tokio::spawn(async move {
+        if let (lines, Err(fail)) = producing.await {
+            let _client_gone = lines.send_async(&fail.to_json()).await;
+        }
+    });
+    lines_response(receiver).await
+}
+
+async fn lines_response(mut receiver: mpsc::Receiver<Result<Bytes, io::Error>>) -> Response {
+    let first = receiver.recv().await;
+    if let Some(Ok(line)) = &first
+        && let Some(fail) = failure_in(line)
+    {
+        return fail.into_response();
+    }
+    let rest = ReceiverStream::new(receiver);
+    let body = Body::from_stream(futures::stream::iter(first).chain(rest));
+    typed("application/x-ndjson", body)
+}
+
+fn failure_in(line: &[u8]) -> Option<Fail> {
+    if !line.starts_with(b"{\"error\":{") {
+        return None;
+    }
+    let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    serde_json::from_value(value.get("error")?.clone()).ok()
+}
+
+/// An answer of bytes that `produce` writes from a blocking thread. A failure before the first byte is the answer's status;
+/// a later one breaks the answer off, so that nobody takes the beginning for the whole, and is kept in `failures`.
+pub(super) async fn bytes_blocking(
+    kind: &'static str,
+    what: &'static str,
+    request: String,
+    state: std::sync::Arc<crate::api::State>,
+    produce: impl FnOnce(&mut dyn Write) -> Result<(), Fail> + Send + 'static,
+) -> Response {
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let outcome = tokio::task::spawn_blocking(move || {
+        let mut out = io::BufWriter::with_capacity(PIECE, Out(sender.clone()));
+        let outcome = produce(&mut out).and_then(|()| out.flush().map_err(|_| gone()));
+        if let Err(fail) = &outcome {
+            if fail.code != Code::Interrupted {
+                tracing::warn!(error = %fail, what, "an answer failed");
+            }
+            // What is still in the buffer must not be sent after all.
+            let (_, _discarded) = out.into_parts();
+            state.failures.remember(&request, fail.clone());
+            let _client_gone = sender.blocking_send(Err(io::Error::other("the answer failed")));
+        }
+        outcome
+    });
+    match receiver.recv().await {
+        Some(Ok(first)) => {
+            let rest = ReceiverStream::new(receiver);
+            typed(
+                kind,
+                Body::from_stream(futures::stream::iter([Ok(first)]).chain(rest)),
+            )
+        }
+        // Nothing was sent: it failed at once, or there is nothing to send.
+        _ => match outcome.await {
+            Ok(Ok(())) => typed(kind, Body::empty()),
+            Ok(Err(fail)) => fail.into_response(),
+            Err(_) => Fail::new(Code::Failure, "the request failed inside the daemon")
+                .hint("see the daemon's log")
+                .into_response(),
+        },
+    }
+}
+
+struct Out(mpsc::Sender<Result<Bytes, io::Error>>);
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece = &bytes[..bytes.len().min(PIECE)];
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(piece)));
+        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the client went away"))?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A body with its content type, never sniffed, never cached.
+pub(super) fn typed(kind: &'static str, body: Body) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,443 @@
+//! What crosses the API as JSON. A schema that only grows: fields are added, never renamed or removed (DESIGN §5).
+
+use gemba_unixfs::{CidVersion, Profile, ProfileError, StatKind};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Fail};
+
+/// `id`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Id {
+    /// The peer id.
+    pub id: String,
+    /// Listen addresses, each with `/p2p/…`.
+    pub addresses: Vec<String>,
+    /// The agent string that peers see.
+    pub agent: String,
+    /// What the other side speaks of ours.
+    #[serde(default)]
+    pub protocols: Vec<String>,
+}
+
+/// One connected peer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    /// The peer id.
+    pub id: String,
+    /// The address of the connection that is used.
+    pub address: String,
+    /// `tcp`, `ws` …
+    pub transport: String,
+    /// Last measured round trip; null until the first ping came back.
+    pub rtt_ms: Option<f64>,
+    /// The agent string it sent; empty until identify came.
+    pub agent: String,
+    /// Bytes received from it by the exchange.
+    pub bytes_in: u64,
+    /// Bytes sent to it by the exchange.
+    pub bytes_out: u64,
+    /// `in` or `out`: who dialed.
+    pub direction: String,
+    /// Seconds since the connection was made.
+    pub connected_s: u64,
+}
+
+/// Blocks and bytes of the repository.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepoSize {
+    /// Blocks held.
+    pub blocks: u64,
+    /// Their payload in bytes.
+    pub bytes: u64,
+    /// Bytes on disk.
+    #[serde(default)]
+    pub disk_bytes: u64,
+}
+
+/// Bytes of the exchange since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Block bytes received.
+    pub bytes_in: u64,
+    /// Block bytes sent.
+    pub bytes_out: u64,
+    /// Blocks received.
+    #[serde(default)]
+    pub blocks_in: u64,
+    /// Blocks sent.
+    #[serde(default)]
+    pub blocks_out: u64,
+    /// Blocks received more than once.
+    #[serde(default)]
+    pub duplicates: u64,
+}
+
+/// A peer or address that could not be reached, or that was turned away, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The address.
+    pub address: String,
+    /// The peer, where it is known.
+    pub peer: Option<String>,
+    /// `in` or `out`.
+    pub direction: String,
+    /// A word that scripts can match: `wrong_swarm_key`, `refused`, `unreachable` …
+    pub kind: String,
+    /// The cause in words.
+    pub cause: String,
+    /// Seconds since it was last seen.
+    pub age_s: u64,
+    /// Times it happened.
+    pub count: u64,
+    /// Seconds until the next try, where there will be one.
+    pub retry_in_s: Option<u64>,
+}
+
+/// `status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The peer id.
+    pub id: String,
+    /// Connected peers.
+    pub peers: u64,
+    /// Whether a swarm key is in force.
+    pub private: bool,
+    /// The key's fingerprint as Kubo prints it; null in a public swarm.
+    pub fingerprint: Option<String>,
+    /// The repository.
+    pub repo: RepoSize,
+    /// The exchange.
+    pub transfer: Transfer,
+    /// `ok`, `alone` (no peer), or `degraded`.
+    pub health: String,
+    /// Whether a daemon answered; false when the command read the repository itself.
+    pub daemon: bool,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// What went wrong lately, newest first.
+    pub troubles: Vec<Trouble>,
+    /// Pins by state.
+    pub pins: PinCounts,
+    /// Resident memory of the daemon in bytes.
+    pub rss_bytes: u64,
+    /// Largest resident memory so far, in bytes.
+    pub rss_max_bytes: u64,
+}
+
+/// Pins by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinCounts {
+    /// Whole on this device.
+    pub pinned: u64,
+    /// Being fetched.
+    pub pinning: u64,
+    /// Waiting for their turn.
+    pub queued: u64,
+    /// Given up for the moment, tried again later.
+    pub error: u64,
+}
+
+/// `connect`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConnectRequest {
+    /// A multiaddr, with or without `/p2p/…`.
+    pub address: String,
+}
+
+/// The answer to `connect`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Connected {
+    /// Who answered.
+    pub id: String,
+    /// Where.
+    pub address: String,
+}
+
+/// `ping`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PingRequest {
+    /// A connected peer.
+    pub peer: String,
+    /// How many; 1 to 1000.
+    #[serde(default = "PingRequest::default_count")]
+    pub count: u32,
+}
+
+impl PingRequest {
+    fn default_count() -> u32 {
+        4
+    }
+}
+
+/// One round trip.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// Counts from 1.
+    pub seq: u32,
+    /// Round trip in milliseconds.
+    pub rtt_ms: f64,
+}
+
+/// One entry of `add`; the root comes last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// Path below what was added.
+    pub name: String,
+    /// The entry's CID.
+    pub cid: String,
+    /// Content bytes of a file; the sum below a folder.
+    pub size: u64,
+}
+
+/// `pin add`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PinRequest {
+    /// The root.
+    pub cid: String,
+    /// A label.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `recursive` (default) or `direct`.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// Give up waiting after so many seconds; the pin stays wanted.
+    #[serde(default)]
+    pub timeout_s: Option<f64>,
+}
+
+/// A pin and where it stands. Status words are IPFS Cluster's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinStatus {
+    /// The root.
+    pub cid: String,
+    /// `pinned`, `pinning`, `pin_queued`, `pin_error`, `unpinned`.
+    pub status: String,
+    /// `recursive` or `direct`.
+    pub kind: String,
+    /// The label.
+    pub name: Option<String>,
+    /// Blocks that are durable here.
+    pub blocks_done: u64,
+    /// Their bytes.
+    pub bytes_done: u64,
+    /// Of these, fetched by this operation.
+    pub blocks_fetched: u64,
+    /// Their bytes.
+    pub bytes_fetched: u64,
+    /// Blocks known to belong to it and not yet here.
+    pub blocks_pending: u64,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Why it does not advance; null while it does.
+    pub cause: Option<String>,
+}
+
+/// Answer of commands that say only that they were done.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// Always true.
+    pub ok: bool,
+}
+
+/// How files become a DAG: a profile and changes to it. Names and values are those of `gemba add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportChoice {
+    /// `unixfs-v1-2025` (default) or `unixfs-v0-2015`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// 0 or 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cid_version: Option<u8>,
+    /// Whether leaves are raw blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_leaves: Option<bool>,
+    /// `size-N`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunker: Option<String>,
+    /// Links of an inner node of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_links: Option<usize>,
+    /// Whether the mode of files and folders is kept.
+    #[serde(default)]
+    pub preserve_mode: bool,
+    /// Whether the time of the last change is kept.
+    #[serde(default)]
+    pub preserve_mtime: bool,
+    /// Whether the root is pinned.
+    #[serde(default)]
+    pub pin: bool,
+    /// A label for the pin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ImportChoice {
+    /// The profile with its changes.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for a value that is not taken.
+    pub fn profile(&self) -> Result<Profile, Fail> {
+        let wrong = |e: ProfileError| Fail::new(Code::Usage, e);
+        let mut profile = match &self.profile {
+            Some(name) => Profile::from_name(name).map_err(wrong)?,
+            None => Profile::unixfs_v1_2025(),
+        };
+        match self.cid_version {
+            None => {}
+            // As Kubo does: CIDv1 alone brings raw leaves with it.
+            Some(1) => profile = profile.cid_version(CidVersion::V1).raw_leaves(true),
+            Some(0) => profile = profile.cid_version(CidVersion::V0),
+            Some(other) => {
+                return Err(
+                    Fail::new(Code::Usage, format!("CID version {other} does not exist"))
+                        .hint("0 or 1"),
+                );
+            }
+        }
+        if let Some(raw) = self.raw_leaves {
+            profile = profile.raw_leaves(raw);
+        }
+        if let Some(chunker) = &self.chunker {
+            profile = profile.chunker(chunker).map_err(wrong)?;
+        }
+        if let Some(links) = self.max_links {
+            profile = profile.max_links(links).map_err(wrong)?;
+        }
+        Ok(profile
+            .preserve_mode(self.preserve_mode)
+            .preserve_mtime(self.preserve_mtime))
+    }
+}
+
+/// One line of `ls`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Name in its folder.
+    pub name: String,
+    /// The entry's CID.
+    pub cid: String,
+    /// `file`, `directory` or `symlink`; null unless asked for (`long`).
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Content bytes of a file; null unless asked for.
+    pub size: Option<u64>,
+    /// Where a symbolic link points to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Bytes of the blocks below it, as the folder claims.
+    #[serde(default)]
+    pub tsize: Option<u64>,
+    /// Permission bits, if they are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+}
+
+impl From<crate::content::read::Listed> for Listed {
+    fn from(entry: crate::content::read::Listed) -> Self {
+        let (kind, target) = match entry.stat.as_ref().map(|stat| &stat.kind) {
+            None => (None, None),
+            Some(StatKind::File) => (Some("file"), None),
+            Some(StatKind::Directory { .. }) => (Some("directory"), None),
+            Some(StatKind::Symlink { target }) => (
+                Some("symlink"),
+                Some(String::from_utf8_lossy(target).into_owned()),
+            ),
+        };
+        Self {
+            name: entry.name,
+            cid: entry.cid.to_string(),
+            kind: kind.map(str::to_owned),
+            size: entry
+                .stat
+                .as_ref()
+                .and_then(|stat| matches!(stat.kind, StatKind::File).then_some(stat.size)),
+            target,
+            tsize: entry.tsize,
+            mode: entry.stat.as_ref().and_then(|stat| stat.mode),
+        }
+    }
+}
+
+/// What `dag import` did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// The archive's roots.
+    pub roots: Vec<String>,
+    /// Blocks in it.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl From<&crate::content::car::Imported> for Imported {
+    fn from(imported: &crate::content::car::Imported) -> Self {
+        Self {
+            roots: imported.roots.iter().map(ToString::to_string).collect(),
+            blocks: imported.blocks,
+            bytes: imported.bytes,
+        }
+    }
+}
+
+/// A line of `repo verify`: how far it is, and in the last one (`done`) what was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Whether this is the report.
+    pub done: bool,
+    /// Blocks checked.
+    pub checked: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks there were when it began.
+    pub total: u64,
+    /// Damaged places.
+    pub corrupt: Vec<Damage>,
+    /// Pins that were thought whole and miss blocks: they are fetched again.
+    #[serde(default)]
+    pub pins_struck: u64,
+}
+
+/// A damaged place of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Damage {
+    /// The block as raw CIDv1 (codecs are not stored); null if its name is damaged, too.
+    pub cid: Option<String>,
+    /// Number of the pack.
+    pub pack: u32,
+    /// Offset in the pack.
+    pub offset: u64,
+    /// What is wrong.
+    pub cause: String,
+}
+
+impl From<gemba_store::Progress> for Verified {
+    fn from(progress: gemba_store::Progress) -> Self {
+        Self {
+            done: false,
+            checked: progress.blocks,
+            bytes: progress.bytes,
+            total: progress.total_blocks,
+            corrupt: Vec::new(),
+            pins_struck: 0,
+        }
+    }
+}
+
+impl From<gemba_store::VerifyReport> for Verified {
+    fn from(report: gemba_store::VerifyReport) -> Self {
+        let damage = |place: gemba_store::CorruptBlock| Damage {
+            cid: place.cid.map(|cid| cid.to_string()),
+            pack: place.pack,
+            offset: place.offset,
+            cause: place.cause,
+        };
+        Self {
+            done: true,
+            checked: report.checked,
+            bytes: report.bytes,
+            total: report.checked,
+            corrupt: report.corrupt.into_iter().map(damage).collect(),
+            pins_struck: 0,
+        }
+    }
+}

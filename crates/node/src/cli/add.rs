@@ -1,0 +1,334 @@
+//! `gemba add`
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt as _;
+use gemba_store::Store;
+use gemba_unixfs::Meta;
+
+use super::progress::Progress;
+use super::session::{self, Daemon};
+use super::{Context, interrupt};
+use crate::api::types::{Added, ImportChoice};
+use crate::content::add::{AddObserver, Checked, Entry, add};
+use crate::content::folder::{self, TreeVisitor, WalkOptions};
+use crate::content::pins;
+use crate::content::tree_stream::TreeWriter;
+use crate::error::{Code, Fail};
+use crate::repo::Access;
+
+/// What `add` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Files and folders; `-` is standard input
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Print CIDs only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print only the CID of each root
+    #[arg(short = 'Q', long)]
+    quieter: bool,
+    /// How files become a DAG: unixfs-v1-2025 (default) or unixfs-v0-2015
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// CID version, 0 or 1; 1 brings raw leaves with it
+    #[arg(long, value_name = "N")]
+    cid_version: Option<u8>,
+    /// Leaves as raw blocks
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    raw_leaves: Option<bool>,
+    /// How files are cut: size-N, in bytes
+    #[arg(long, value_name = "CHUNKER")]
+    chunker: Option<String>,
+    /// Most links of an inner node of a file
+    #[arg(long, value_name = "N")]
+    max_links: Option<usize>,
+    /// Put everything into one folder
+    #[arg(short, long)]
+    wrap: bool,
+    /// Take names that begin with a dot
+    #[arg(short = 'H', long)]
+    hidden: bool,
+    /// Keep permission bits
+    #[arg(long)]
+    preserve_mode: bool,
+    /// Keep modification times
+    #[arg(long)]
+    preserve_mtime: bool,
+    /// Name of the pin
+    #[arg(long, value_name = "PIN")]
+    name: Option<String>,
+    /// Pin the root
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pin: bool,
+    /// Compute the CIDs and store nothing
+    #[arg(short = 'n', long)]
+    only_hash: bool,
+}
+
+impl Args {
+    fn choice(&self) -> ImportChoice {
+        ImportChoice {
+            profile: self.profile.clone(),
+            cid_version: self.cid_version,
+            raw_leaves: self.raw_leaves,
+            chunker: self.chunker.clone(),
+            max_links: self.max_links,
+            preserve_mode: self.preserve_mode,
+            preserve_mtime: self.preserve_mtime,
+            pin: self.pin,
+            name: self.name.clone(),
+        }
+    }
+
+    /// What is added as one tree: all paths with `--wrap`, else each on its own.
+    fn trees(&self) -> Vec<Vec<PathBuf>> {
+        if self.wrap {
+            return vec![self.paths.clone()];
+        }
+        self.paths.iter().map(|path| vec![path.clone()]).collect()
+    }
+}
+
+/// Adds files and folders.
+///
+/// # Errors
+/// What cannot be read, stored or pinned.
+pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
+    // Wrong settings are told before anything is read.
+    args.choice().profile()?;
+    args.name.as_deref().map(pins::parse_name).transpose()?;
+    let progress = progress(args);
+    if args.only_hash {
+        interrupt::watch();
+        return args
+            .trees()
+            .iter()
+            .try_for_each(|paths| add_here(context, args, paths, None, &progress).map(drop));
+    }
+    match context.daemon()? {
+        Some(daemon) => through(context, args, daemon, &progress),
+        None => offline(context, args, &progress),
+    }
+}
+
+/// A bar needs the sum of all sizes, which costs a walk: only for people.
+fn progress(args: &Args) -> Progress {
+    if !Progress::is_shown() {
+        return Progress::none();
+    }
+    let total = args
+        .paths
+        .iter()
+        .map(|path| folder::total_bytes(path, args.hidden))
+        .sum();
+    Progress::bytes("adding", Some(total))
+}
+
+fn offline(context: &Context, args: &Args, progress: &Progress) -> Result<(), Fail> {
+    interrupt::watch();
+    let repo = context.repo(Access::Write)?;
+    let store = repo.store()?;
+    let meta = repo.meta()?;
+    for paths in args.trees() {
+        // Nothing of it is collected before the pin holds it.
+        let _guard = store.guard();
+        let name = args.name.as_deref().map(pins::parse_name).transpose()?;
+        let root = add_here(context, args, &paths, Some(&store), progress)?;
+        if args.pin {
+            pins::record_whole(&meta, root.cid, gemba_pins::Kind::Recursive, name)?;
+        }
+        show_root(context, args, &added(&root), progress)?;
+    }
+    Ok(())
+}
+
+/// Adds one tree in this process. With a store, the root is shown by the caller, once it is pinned.
+fn add_here(
+    context: &Context,
+    args: &Args,
+    paths: &[PathBuf],
+    store: Option<&Store>,
+    progress: &Progress,
+) -> Result<Entry, Fail> {
+    let mut shown = Shown {
+        context,
+        args,
+        progress,
+        held: None,
+    };
+    let root = add(store, &args.choice().profile()?, &mut shown, |visitor| {
+        walk_all(args, paths, visitor)
+    })?;
+    if store.is_none() {
+        show_root(context, args, &added(&root), progress)?;
+    }
+    Ok(root)
+}
+
+/// Shows entries as they come, always one behind: the last one is the root.
+struct Shown<'a> {
+    context: &'a Context,
+    args: &'a Args,
+    progress: &'a Progress,
+    held: Option<Added>,
+}
+
+impl AddObserver for Shown<'_> {
+    fn entry(&mut self, entry: &Entry) -> Result<(), Fail> {
+        match self.held.replace(added(entry)) {
+            Some(entry) => show(self.context, self.args, &entry, self.progress),
+            None => Ok(()),
+        }
+    }
+
+    fn progress(&mut self, bytes: u64) -> Result<(), Fail> {
+        self.progress.add(bytes);
+        interrupt::check()
+    }
+}
+
+fn added(entry: &Entry) -> Added {
+    Added {
+        name: entry.name.clone(),
+        cid: entry.cid.to_string(),
+        size: entry.size,
+    }
+}
+
+fn through(
+    context: &Context,
+    args: &Args,
+    daemon: Daemon,
+    progress: &Progress,
+) -> Result<(), Fail> {
+    context.talk(daemon, async |client| {
+        for paths in args.trees() {
+            let (url, writing, bar) = (add_url(args)?, args.clone(), progress.clone());
+            let mut lines = client
+                .upload::<Added, _>(&url, move |out| {
+                    let mut counted = Counted { out, bar };
+                    let mut writer = TreeWriter::new(&mut counted)?;
+                    walk_all(&writing, &paths, &mut writer)?;
+                    writer.finish()
+                })
+                .await?;
+            let mut held = None;
+            while let Some(line) = lines.next().await {
+                if let Some(entry) = held.replace(line?) {
+                    show(context, args, &entry, progress)?;
+                }
+            }
+            let root = held.ok_or_else(|| {
+                Fail::new(Code::Failure, "the daemon's answer ended without a root")
+            })?;
+            show_root(context, args, &root, progress)?;
+        }
+        Ok(())
+    })
+}
+
+fn add_url(args: &Args) -> Result<String, Fail> {
+    let choice = serde_json::to_value(args.choice()).map_err(|e| Fail::new(Code::Failure, e))?;
+    let fields = choice.as_object().into_iter().flatten();
+    let texts: Vec<(String, String)> = fields
+        .map(|(key, value)| {
+            (
+                key.clone(),
+                value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned),
+            )
+        })
+        .collect();
+    let query: Vec<(&str, &str)> = texts
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    Ok(session::url("/v1/add", &query))
+}
+
+/// Tells of all paths as one tree.
+fn walk_all(args: &Args, paths: &[PathBuf], visitor: &mut dyn TreeVisitor) -> Result<(), Fail> {
+    if args.wrap {
+        visitor.enter_dir(b"", &Meta::default())?;
+    }
+    for path in paths {
+        walk_one(args, path, visitor)?;
+    }
+    if args.wrap {
+        visitor.leave_dir()?;
+    }
+    Ok(())
+}
+
+fn walk_one(args: &Args, path: &Path, visitor: &mut dyn TreeVisitor) -> Result<(), Fail> {
+    if path == Path::new("-") {
+        let name: &[u8] = if args.wrap { b"stdin" } else { b"" };
+        let mut input = Checked(std::io::stdin().lock(), interrupt::check_io);
+        return visitor.file(name, &Meta::default(), &mut input as &mut dyn Read);
+    }
+    let mut options = WalkOptions {
+        hidden: args.hidden,
+        check: &mut interrupt::check_io,
+    };
+    folder::walk(path, &folder::name_of(path)?, visitor, &mut options)
+}
+
+fn show(context: &Context, args: &Args, entry: &Added, progress: &Progress) -> Result<(), Fail> {
+    if args.quieter {
+        return Ok(());
+    }
+    progress.suspend(|| match (args.quiet, context.out.json) {
+        (true, false) => context.out.plain(&entry.cid),
+        _ => context
+            .out
+            .entry(entry, |entry| format!("added {} {}", entry.cid, entry.name)),
+    })
+}
+
+/// The root is shown when it is stored and pinned, and alone with `-Q`.
+fn show_root(
+    context: &Context,
+    args: &Args,
+    root: &Added,
+    progress: &Progress,
+) -> Result<(), Fail> {
+    progress.suspend(|| {
+        match (args.quiet || args.quieter, context.out.json) {
+            (true, false) => context.out.plain(&root.cid),
+            // What has no name, as standard input, is known by its CID.
+            _ if root.name.is_empty() && !args.wrap => context.out.entry(
+                &Added {
+                    name: root.cid.clone(),
+                    ..root.clone()
+                },
+                |entry| format!("added {} {}", entry.cid, entry.name),
+            ),
+            _ => context
+                .out
+                .entry(root, |entry| format!("added {} {}", entry.cid, entry.name)),
+        }?;
+        context.out.flush()
+    })
+}
+
+/// Counts what goes out for the bar.
+struct Counted<'a> {
+    out: &'a mut dyn Write,
+    bar: Progress,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bar.add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}

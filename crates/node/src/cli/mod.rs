@@ -1,0 +1,248 @@
+//! The command line (DESIGN §5): what each command takes, and the way from its end to an exit code.
+
+pub mod add;
+pub mod blocks;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod id;
+pub mod init;
+pub mod interrupt;
+pub mod network;
+pub mod output;
+pub mod pin;
+pub mod progress;
+pub mod read;
+pub mod repo;
+pub mod session;
+pub mod swarm_key;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Fail;
+use crate::repo::Layout;
+use output::Output;
+
+/// A private swarm for factories and device fleets.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gemba",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// The repository [default: `gemba` in the user's data directory]
+    #[arg(long, global = true, env = "GEMBA_PATH", value_name = "DIR")]
+    pub repo: Option<PathBuf>,
+    /// Print JSON: one object, or one a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log to standard error; -vv says more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Forbid the public network, as LIBP2P_FORCE_PNET=1 does
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub force_private: Option<bool>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a new repository
+    Init(init::Args),
+    /// Make, show or import the key that makes the swarm private
+    #[command(subcommand)]
+    SwarmKey(swarm_key::Command),
+    /// Run the node
+    Daemon(daemon::Args),
+    /// Show a whole private swarm at work on this machine
+    Demo(demo::Args),
+    /// Show this node's peer id and addresses
+    Id,
+    /// List the connected peers
+    Peers,
+    /// Connect to a peer
+    Connect(network::ConnectArgs),
+    /// Measure the round trip to a connected peer
+    Ping(network::PingArgs),
+    /// Show how this node is
+    Status,
+    /// Tell why a block is or is not here
+    Why(network::WhyArgs),
+    /// Add files and folders
+    Add(add::Args),
+    /// Write a file or folder to disk
+    Get(read::GetArgs),
+    /// Print a file
+    Cat(read::CatArgs),
+    /// List a folder
+    Ls(read::LsArgs),
+    /// Work with single blocks
+    #[command(subcommand)]
+    Block(blocks::BlockCommand),
+    /// Work with linked data and CAR archives
+    #[command(subcommand)]
+    Dag(blocks::DagCommand),
+    /// Say what is to be kept on this device
+    #[command(subcommand)]
+    Pin(pin::Command),
+    /// Show or check the repository as a whole
+    #[command(subcommand)]
+    Repo(repo::Command),
+    /// Show, change or check the settings
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// What every command is given.
+#[derive(Debug)]
+pub struct Context {
+    /// The repository.
+    pub layout: Layout,
+    /// Where results go.
+    pub out: Output,
+    /// `--timeout`
+    pub timeout: Option<Duration>,
+    /// `--force-private`
+    pub force_private: Option<bool>,
+    /// Number of `-v`.
+    pub verbose: u8,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return output::usage(&e),
+    };
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => output::failed(&fail, json),
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Fail> {
+    let root = match cli.repo {
+        Some(root) => root,
+        None => Layout::default_root()?,
+    };
+    let context = Context {
+        layout: Layout::new(root),
+        out: Output::new(cli.json),
+        timeout: cli.timeout,
+        force_private: cli.force_private,
+        verbose: cli.verbose,
+    };
+    session::log_to_stderr(&cli.command, cli.verbose);
+    match cli.command {
+        Command::Init(args) => init::run(&context, &args),
+        Command::SwarmKey(command) => swarm_key::run(&context, &command),
+        Command::Daemon(args) => daemon::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
+        Command::Id => id::run(&context),
+        Command::Peers => network::peers(&context),
+        Command::Connect(args) => network::connect(&context, &args),
+        Command::Ping(args) => network::ping(&context, &args),
+        Command::Status => network::status(&context),
+        Command::Why(args) => network::why(&context, &args),
+        Command::Add(args) => add::run(&context, &args),
+        Command::Get(args) => read::get(&context, &args),
+        Command::Cat(args) => read::cat(&context, &args),
+        Command::Ls(args) => read::ls(&context, &args),
+        Command::Block(command) => blocks::block(&context, &command),
+        Command::Dag(command) => blocks::dag(&context, &command),
+        Command::Pin(command) => pin::run(&context, &command),
+        Command::Repo(command) => repo::run(&context, &command),
+        Command::Config(command) => config::run(&context, &command),
+    }?;
+    context.out.flush()
+}
+
+/// `500ms`, `30s`, `2m`, `1h`, `1m30s`; a number alone is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: 500ms, 30s, 2m, 1h and 1m30s are");
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
+        let (number, after) = rest.split_at(digits);
+        let letters = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" | "" => 1.0,
+            "m" | "min" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = after;
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, milliseconds) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1500),
+            ("7", 7000),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "s",
+            "1d",
+            "-1s",
+            "1e3s",
+            "1 s",
+            "soon",
+            "99999999999999999999h",
+            "1..2s",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! `gemba pin`
+
+use std::time::Duration;
+
+use cid::Cid;
+use clap::Subcommand;
+use futures::StreamExt as _;
+use gemba_pins::{Kind, Pin};
+use hyper::Method;
+use serde_json::json;
+
+use super::Context;
+use super::progress::Progress;
+use super::session::{self, Daemon};
+use crate::api::types::{Done, PinRequest, PinStatus};
+use crate::content::parse_cid;
+use crate::content::pins;
+use crate::error::{Code, Fail};
+use crate::repo::{Access, Repo};
+
+/// The daemon's own deadline ends the wait; this much later the command gives up on the daemon.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What can be done with pins.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch everything below a root and keep it
+    Add {
+        /// The root
+        cid: String,
+        /// Name of the pin
+        #[arg(long)]
+        name: Option<String>,
+        /// Only the root's own block
+        #[arg(long)]
+        direct: bool,
+    },
+    /// Keep it no longer
+    Rm {
+        /// The roots
+        #[arg(required = true)]
+        cids: Vec<String>,
+    },
+    /// List all pins
+    Ls {
+        /// Only those of this name
+        #[arg(long)]
+        name: Option<String>,
+        /// Print CIDs only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Tell how far a pin is
+    Status {
+        /// The root
+        cid: String,
+    },
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// [`Code::NotFound`] for what is not pinned, [`Code::NoDaemon`] for what must be fetched, [`Code::Timeout`].
+pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
+    match command {
+        Command::Add { cid, name, direct } => {
+            let kind = if *direct {
+                Kind::Direct
+            } else {
+                Kind::Recursive
+            };
+            add(context, parse_cid(cid)?, name.as_deref(), kind)
+        }
+        Command::Rm { cids } => {
+            let cids = cids
+                .iter()
+                .map(|cid| parse_cid(cid))
+                .collect::<Result<Vec<_>, _>>()?;
+            remove(context, &cids)
+        }
+        Command::Ls { name, quiet } => list(context, name.as_deref(), *quiet),
+        Command::Status { cid } => status(context, parse_cid(cid)?),
+    }
+}
+
+fn add(context: &Context, cid: Cid, name: Option<&str>, kind: Kind) -> Result<(), Fail> {
+    let checked = name.map(pins::parse_name).transpose()?;
+    let done = match context.daemon()? {
+        Some(daemon) => add_through(context, daemon, cid, name, kind)?,
+        None => {
+            let repo = context.repo(Access::Write)?;
+            let (pin, progress) = pins::add(&repo.store()?, &repo.meta()?, cid, kind, checked)?;
+            status_of(&pin, "pinned", progress, None)
+        }
+    };
+    context.out.result(&done, |done| {
+        format!(
+            "pinned {} {} ({} blocks, {} bytes)",
+            done.cid, done.kind, done.blocks_done, done.bytes_done
+        )
+    })
+}
+
+fn add_through(
+    context: &Context,
+    daemon: Daemon,
+    cid: Cid,
+    name: Option<&str>,
+    kind: Kind,
+) -> Result<PinStatus, Fail> {
+    let request = PinRequest {
+        cid: cid.to_string(),
+        name: name.map(str::to_owned),
+        kind: Some(kind.as_str().to_owned()),
+        timeout_s: context.timeout.map(|limit| limit.as_secs_f64()),
+    };
+    let progress = Progress::bytes("pinning", None);
+    // The daemon says better than a clock here why it is not done.
+    let limit = context.timeout.map(|limit| limit + GRACE);
+    session::talk_within(limit, daemon, async |client| {
+        let mut lines = client
+            .lines::<_, PinStatus>(Method::POST, "/v1/pins", Some(&request))
+            .await?;
+        let mut last = None;
+        while let Some(line) = lines.next().await {
+            let at = line?;
+            progress.set(at.bytes_done);
+            progress.say(format!(
+                "pinning {} of {} known blocks",
+                at.blocks_done,
+                at.blocks_done + at.blocks_pending
+            ));
+            last = Some(at);
+        }
+        progress.finish();
+        match last {
+            Some(last) if last.status == "pinned" => Ok(last),
+            _ => Err(Fail::new(
+                Code::NoDaemon,
+                "the daemon's answer ended before the pin was whole",
+            )
+            .hint("it stays wanted; look at the daemon's log")),
+        }
+    })
+}
+
+fn remove(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
+    match context.daemon()? {
+        Some(daemon) => context.talk(daemon, async |client| {
+            for cid in cids {
+                let _done: Done = client.delete_json(&format!("/v1/pins/{cid}")).await?;
+            }
+            Ok(())
+        })?,
+        None => {
+            let meta = context.repo(Access::Write)?.meta()?;
+            cids.iter().try_for_each(|cid| pins::remove(&meta, cid))?;
+        }
+    }
+    cids.iter().try_for_each(|cid| {
+        context.out.entry(
+            &json!({ "cid": cid.to_string(), "status": "unpinned" }),
+            |_| format!("unpinned {cid}"),
+        )
+    })
+}
+
+fn list(context: &Context, name: Option<&str>, quiet: bool) -> Result<(), Fail> {
+    let Some(daemon) = context.daemon()? else {
+        let set = context.repo(Access::Read)?.meta()?.pins()?;
+        let wanted = |pin: &&Pin| {
+            name.is_none_or(|name| pin.name.as_ref().is_some_and(|own| own.as_str() == name))
+        };
+        return set.iter().filter(wanted).try_for_each(|pin| {
+            let status = if pin.complete { "pinned" } else { "pin_queued" };
+            let own = pin.name.as_ref().map(|name| name.as_str());
+            show(
+                context,
+                quiet,
+                &pin.cid.to_string(),
+                (pin.kind.as_str(), own, status),
+            )
+        });
+    };
+    context.talk(daemon, async |client| {
+        let mut lines = client
+            .lines::<(), PinStatus>(Method::GET, "/v1/pins", None)
+            .await?;
+        while let Some(line) = lines.next().await {
+            let pin = line?;
+            if name.is_none_or(|name| pin.name.as_deref() == Some(name)) {
+                show(
+                    context,
+                    quiet,
+                    &pin.cid,
+                    (&pin.kind, pin.name.as_deref(), &pin.status),
+                )?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn show(
+    context: &Context,
+    quiet: bool,
+    cid: &str,
+    (kind, name, status): (&str, Option<&str>, &str),
+) -> Result<(), Fail> {
+    if quiet && !context.out.json {
+        return context.out.plain(cid);
+    }
+    context.out.entry(
+        &json!({ "cid": cid, "kind": kind, "name": name, "status": status }),
+        |_| {
+            format!(
+                "{cid} {kind} {status}{}",
+                name.map(|name| format!(" {name}")).unwrap_or_default()
+            )
+        },
+    )
+}
+
+fn status(context: &Context, cid: Cid) -> Result<(), Fail> {
+    let status = match context.daemon()? {
+        Some(daemon) => context.talk(daemon, async |client| {
+            client.get_json(&format!("/v1/pins/{cid}")).await
+        })?,
+        None => offline_status(&context.repo(Access::Read)?, &cid)?,
+    };
+    context.out.result(&status, |status: &PinStatus| {
+        let mut text = format!(
+            "{} {} {}: {} blocks, {} bytes",
+            status.cid, status.kind, status.status, status.blocks_done, status.bytes_done
+        );
+        if let Some(cause) = &status.cause {
+            text.push_str(&format!("\n  {cause}"));
+        }
+        text
+    })
+}
+
+/// Derived from the desired set and the store, as every status is (S1.12).
+fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> {
+    let set = repo.meta()?.pins()?;
+    let pin = set.get(cid).ok_or_else(|| {
+        Fail::new(Code::NotFound, format!("{cid} is not pinned"))
+            .hint("`gemba pin ls` lists the pins")
+    })?;
+    let presence = pins::presence(&repo.store()?, cid, pin.kind)?;
+    let (status, cause) = match (pin.complete, presence.is_whole()) {
+        (true, true) => ("pinned", None),
+        (_, whole) => {
+            let missing = presence.missing.len();
+            let cause = if whole {
+                "no daemon runs to finish it".to_owned()
+            } else {
+                format!("{missing} blocks are missing, and no daemon runs to fetch them")
+            };
+            ("pin_queued", Some(cause))
+        }
+    };
+    Ok(status_of(pin, status, presence.progress, cause))
+}
+
+fn status_of(
+    pin: &Pin,
+    status: &str,
+    progress: gemba_pins::Progress,
+    cause: Option<String>,
+) -> PinStatus {
+    PinStatus {
+        cid: pin.cid.to_string(),
+        status: status.to_owned(),
+        kind: pin.kind.as_str().to_owned(),
+        name: pin.name.as_ref().map(|name| name.as_str().to_owned()),
+        blocks_done: progress.blocks_done,
+        bytes_done: progress.bytes_done,
+        blocks_fetched: 0,
+        bytes_fetched: 0,
+        blocks_pending: progress.pending,
+        attempts: 0,
+        cause,
+    }
+}

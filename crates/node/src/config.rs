@@ -1,0 +1,789 @@
+//! The settings of a node: `config.toml`, the environment, the flags; each value knows where it comes from.
+//!
+//! Weakest first: default, file, `GEMBA_SECTION__KEY`, flag. Unknown names are refused with the nearest known one, in the file and in the
+//! environment: a misspelt setting that has no effect is worse than one that is refused (S0.55).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use gemba_pnet::KeyFile;
+use gemba_pnet::policy::{FORCE_VARIABLE, ForceSource};
+use multiaddr::Multiaddr;
+use toml_edit::{Array, DocumentMut, Item, Value as Toml};
+
+use crate::error::{Code, Fail};
+use crate::files;
+use crate::repo::Layout;
+
+/// A configuration file is some KiB at most.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Environment variables of this form are settings.
+const ENVIRONMENT_PREFIX: &str = "GEMBA_";
+/// Names farther away than this many edits are not offered as what was meant.
+const MAX_EDITS: usize = 4;
+
+/// All settings, resolved.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whom to talk to, and where to listen.
+    pub network: Network,
+    /// The control API.
+    pub api: Api,
+    /// The block store.
+    pub store: Store,
+    /// What is logged.
+    pub log: Log,
+    values: BTreeMap<&'static str, (Value, Origin)>,
+}
+
+/// `[network]`
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Addresses to listen on.
+    pub listen: Vec<Multiaddr>,
+    /// Peers to dial at the start and whenever none is connected.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Label of the site; `auto`: unlabelled nodes of one subnet are one site; `none`: belongs to none.
+    pub site: String,
+    /// Whether peers are looked for on the local network.
+    pub mdns: bool,
+    /// Whether the node may run without a swarm key, open to anyone.
+    pub public_network: bool,
+    /// Whether the public network is forbidden; `None`: not set.
+    pub force_private: Option<bool>,
+}
+
+/// `[api]`
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Where the control API listens. Port 0: a free one.
+    pub address: SocketAddr,
+}
+
+/// `[store]`
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// How a block is checked when it is read: `crc`, `hash` or `off`.
+    pub verify_on_read: gemba_store::VerifyOnRead,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,gemba_node=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+/// Where a value comes from, weakest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// `config.toml`.
+    File,
+    /// An environment variable of this name.
+    Environment(String),
+    /// The command line.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File => f.write_str("config.toml"),
+            Self::Environment(name) => f.write_str(name),
+            Self::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+/// The value of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Not set.
+    Unset,
+    /// Yes or no.
+    Bool(bool),
+    /// One text.
+    Text(String),
+    /// A list of texts.
+    Texts(Vec<String>),
+}
+
+impl Value {
+    /// The JSON form.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Unset => serde_json::Value::Null,
+            Self::Bool(b) => (*b).into(),
+            Self::Text(text) => text.as_str().into(),
+            Self::Texts(texts) => texts.clone().into(),
+        }
+    }
+
+    /// The TOML form; an unset value has none.
+    #[must_use]
+    pub fn to_toml(&self) -> Option<Toml> {
+        Some(match self {
+            Self::Unset => return None,
+            Self::Bool(b) => (*b).into(),
+            Self::Text(text) => text.as_str().into(),
+            Self::Texts(texts) => texts.iter().collect::<Array>().into(),
+        })
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.to_toml() {
+            Some(value) => write!(f, "{value}"),
+            None => f.write_str("(not set)"),
+        }
+    }
+}
+
+/// What a setting may hold.
+#[derive(Clone, Copy)]
+enum Kind {
+    Bool,
+    Text(fn(&str) -> Result<(), String>),
+    Texts(fn(&str) -> Result<(), String>),
+}
+
+struct Setting {
+    key: &'static str,
+    kind: Kind,
+    default: fn() -> Value,
+    about: &'static str,
+}
+
+const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "network.listen",
+        kind: Kind::Texts(is_multiaddr),
+        default: || {
+            Value::Texts(vec![
+                "/ip4/0.0.0.0/tcp/4001".into(),
+                "/ip6/::/tcp/4001".into(),
+            ])
+        },
+        about: "addresses to listen on; port 0 takes a free one",
+    },
+    Setting {
+        key: "network.bootstrap",
+        kind: Kind::Texts(is_multiaddr),
+        default: || Value::Texts(Vec::new()),
+        about: "peers to dial at the start: multiaddrs, with /p2p/PEER where it is known",
+    },
+    Setting {
+        key: "network.site",
+        kind: Kind::Text(is_site),
+        default: || Value::Text("auto".into()),
+        about: "label of the site; \"auto\": unlabelled nodes of one subnet are one site; \"none\": belongs to none",
+    },
+    Setting {
+        key: "network.mdns",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "look for peers on the local network",
+    },
+    Setting {
+        key: "network.public_network",
+        kind: Kind::Bool,
+        default: || Value::Bool(false),
+        about: "run without a swarm key, open to anyone",
+    },
+    Setting {
+        key: "network.force_private",
+        kind: Kind::Bool,
+        default: || Value::Unset,
+        about: "forbid the public network, whatever else says; the same as LIBP2P_FORCE_PNET=1",
+    },
+    Setting {
+        key: "api.address",
+        kind: Kind::Text(is_loopback_socket),
+        default: || Value::Text("127.0.0.1:4774".into()),
+        about: "where the control API listens: loopback, port 0 takes a free one",
+    },
+    Setting {
+        key: "store.verify_on_read",
+        kind: Kind::Text(is_verify),
+        default: || Value::Text("crc".into()),
+        about: "how a block is checked when it is read: crc (finds what a disk does wrong), hash (also what somebody changed), off",
+    },
+    Setting {
+        key: "log.level",
+        kind: Kind::Text(is_level),
+        default: || Value::Text("info".into()),
+        about: "error, warn, info, debug, trace, or a filter such as info,gemba_node=debug",
+    },
+    Setting {
+        key: "log.format",
+        kind: Kind::Text(is_format),
+        default: || Value::Text("text".into()),
+        about: "text or json",
+    },
+];
+
+impl Config {
+    /// File and environment of this process over the defaults. A missing file is an empty one.
+    ///
+    /// # Errors
+    /// [`Code::Usage`]: an unknown name, or a value that cannot be.
+    pub fn load(layout: &Layout) -> Result<Self, Fail> {
+        let path = layout.config();
+        let text = match files::read_limited(&path, MAX_FILE_BYTES) {
+            Ok(bytes) => String::from_utf8(bytes)
+                .map_err(|_| Fail::new(Code::Usage, format!("{} is not UTF-8", path.display())))?,
+            Err(fail) if fail.code == Code::NotFound => String::new(),
+            Err(fail) => return Err(fail),
+        };
+        let environment = std::env::vars_os().map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        });
+        let mut config =
+            Self::resolve(&text, environment).map_err(|fail| fail.during(path.display()))?;
+        config.note_force_variable(layout);
+        Ok(config)
+    }
+
+    /// A file's text and an environment over the defaults.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn resolve(
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Fail> {
+        let mut values = defaults();
+        for (key, value) in from_file(text)? {
+            values.insert(key, (value, Origin::File));
+        }
+        for (name, text) in environment {
+            if let Some((key, value)) = from_variable(&name, &text)? {
+                values.insert(key, (value, Origin::Environment(name)));
+            }
+        }
+        Ok(Self::of(values))
+    }
+
+    /// The setting as a flag gives it.
+    ///
+    /// # Errors
+    /// [`Code::Usage`]: the value cannot be.
+    pub fn set_flag(&mut self, key: &str, value: Value) -> Result<(), Fail> {
+        let setting = known(key)?;
+        check(setting, &value)?;
+        self.values.insert(setting.key, (value, Origin::Flag));
+        *self = Self::of(std::mem::take(&mut self.values));
+        Ok(())
+    }
+
+    /// Where the value of `section.key` comes from.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> Origin {
+        self.values
+            .get(key)
+            .map_or(Origin::Default, |(_, origin)| origin.clone())
+    }
+
+    /// Every setting with its value and origin, sorted by name.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, &Value, &Origin)> {
+        self.values
+            .iter()
+            .map(|(key, (value, origin))| (*key, value, origin))
+    }
+
+    /// Shows in the origin that `LIBP2P_FORCE_PNET` decides. A value of it that cannot be understood is reported by the policy.
+    fn note_force_variable(&mut self, layout: &Layout) {
+        let policy = KeyFile::in_repo(layout.root()).policy();
+        if let Ok(force) = policy.force()
+            && force.source == ForceSource::Environment
+        {
+            let origin = Origin::Environment(FORCE_VARIABLE.to_owned());
+            self.values.insert(
+                "network.force_private",
+                (Value::Bool(force.private), origin),
+            );
+            *self = Self::of(std::mem::take(&mut self.values));
+        }
+    }
+
+    /// Every value was checked against its setting, so the parses below cannot fail.
+    fn of(values: BTreeMap<&'static str, (Value, Origin)>) -> Self {
+        let flag = |key: &str| match &values[key].0 {
+            Value::Bool(value) => Some(*value),
+            _ => None,
+        };
+        let text = |key: &str| match &values[key].0 {
+            Value::Text(value) => value.clone(),
+            _ => String::new(),
+        };
+        let addresses = |key: &str| match &values[key].0 {
+            Value::Texts(texts) => texts.iter().filter_map(|text| text.parse().ok()).collect(),
+            _ => Vec::new(),
+        };
+        Self {
+            network: Network {
+                listen: addresses("network.listen"),
+                bootstrap: addresses("network.bootstrap"),
+                site: text("network.site"),
+                mdns: flag("network.mdns").unwrap_or(true),
+                public_network: flag("network.public_network").unwrap_or(false),
+                force_private: flag("network.force_private"),
+            },
+            api: Api {
+                address: text("api.address")
+                    .parse()
+                    .expect("api.address was checked to be a socket address"),
+            },
+            store: Store {
+                verify_on_read: verify(&text("store.verify_on_read")).unwrap_or_default(),
+            },
+            log: Log {
+                level: text("log.level"),
+                format: text("log.format"),
+            },
+            values,
+        }
+    }
+}
+
+/// The text that `init` writes: every setting with its default, as comments.
+#[must_use]
+pub fn initial_text(public_network: bool) -> String {
+    let mut text =
+        String::from("# gemba's settings. Every line that begins with `#` shows a default.\n");
+    let mut section = "";
+    for setting in SETTINGS {
+        let (of, name) = split(setting.key);
+        if of != section {
+            section = of;
+            text.push_str(&format!("\n[{section}]\n"));
+        }
+        text.push_str(&format!("# {}\n", setting.about));
+        match (setting.default)().to_toml() {
+            _ if setting.key == "network.public_network" && public_network => {
+                text.push_str(&format!("{name} = true\n"));
+            }
+            Some(value) => text.push_str(&format!("# {name} = {}\n", value.to_string().trim())),
+            None => text.push_str(&format!("# {name} = true\n")),
+        }
+    }
+    text
+}
+
+/// Changes one setting in the file and leaves everything else in it as it is, comments too. Several `words` make a list.
+/// The daemon reads it at its next start.
+///
+/// # Errors
+/// [`Code::Usage`]: the name or the value cannot be; the file is untouched then.
+pub fn set_in_file(layout: &Layout, key: &str, words: &[String]) -> Result<(), Fail> {
+    let setting = known(key)?;
+    let value = from_words(setting, words)?;
+    let path = layout.config();
+    let text = match files::read_limited(&path, MAX_FILE_BYTES) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(fail) if fail.code == Code::NotFound => String::new(),
+        Err(fail) => return Err(fail),
+    };
+    let mut document = parse(&text)?;
+    let (section, name) = split(setting.key);
+    let table = document.entry(section).or_insert_with(toml_edit::table);
+    let Some(table) = table.as_table_like_mut() else {
+        return Err(Fail::new(
+            Code::Usage,
+            format!("`{section}` in {} is not a section", path.display()),
+        ));
+    };
+    match value.to_toml() {
+        Some(value) => drop(table.insert(name, Item::Value(value))),
+        None => drop(table.remove(name)),
+    }
+    let text = document.to_string();
+    from_file(&text)?;
+    files::replace(&path, text.as_bytes())
+}
+
+fn defaults() -> BTreeMap<&'static str, (Value, Origin)> {
+    SETTINGS
+        .iter()
+        .map(|setting| (setting.key, ((setting.default)(), Origin::Default)))
+        .collect()
+}
+
+fn parse(text: &str) -> Result<DocumentMut, Fail> {
+    text.parse::<DocumentMut>()
+        .map_err(|e| Fail::new(Code::Usage, e.to_string().trim_end()))
+}
+
+fn from_file(text: &str) -> Result<Vec<(&'static str, Value)>, Fail> {
+    let document = parse(text)?;
+    let mut found = Vec::new();
+    for (section, item) in document.iter() {
+        if !SETTINGS
+            .iter()
+            .any(|setting| split(setting.key).0 == section)
+        {
+            return Err(unknown(
+                section,
+                SETTINGS.iter().map(|setting| split(setting.key).0),
+            ));
+        }
+        let Some(table) = item.as_table_like() else {
+            return Err(Fail::new(
+                Code::Usage,
+                format!("`{section}` must be a section: [{section}]"),
+            ));
+        };
+        for (name, item) in table.iter() {
+            let setting = known(&format!("{section}.{name}"))?;
+            let value =
+                from_toml(item).ok_or_else(|| wrong_kind(setting, item.to_string().trim()))?;
+            check(setting, &value)?;
+            found.push((setting.key, value));
+        }
+    }
+    Ok(found)
+}
+
+fn from_toml(item: &Item) -> Option<Value> {
+    match item.as_value()? {
+        Toml::Boolean(b) => Some(Value::Bool(*b.value())),
+        Toml::String(text) => Some(Value::Text(text.value().clone())),
+        Toml::Array(array) => array
+            .iter()
+            .map(|item| item.as_str().map(str::to_owned))
+            .collect::<Option<_>>()
+            .map(Value::Texts),
+        _ => None,
+    }
+}
+
+/// `GEMBA_NETWORK__SITE=hall-1`. A list is words apart by commas or blanks.
+fn from_variable(name: &str, text: &str) -> Result<Option<(&'static str, Value)>, Fail> {
+    let Some((section, key)) = name
+        .strip_prefix(ENVIRONMENT_PREFIX)
+        .and_then(|rest| rest.split_once("__"))
+    else {
+        return Ok(None);
+    };
+    let key = format!(
+        "{}.{}",
+        section.to_ascii_lowercase(),
+        key.to_ascii_lowercase()
+    );
+    let during = |fail: Fail| fail.during(format!("environment variable {name}"));
+    let setting = known(&key).map_err(during)?;
+    let words: Vec<String> = match setting.kind {
+        Kind::Texts(_) => text
+            .split([',', ' '])
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        Kind::Bool | Kind::Text(_) => vec![text.to_owned()],
+    };
+    Ok(Some((
+        setting.key,
+        from_words(setting, &words).map_err(during)?,
+    )))
+}
+
+fn from_words(setting: &Setting, words: &[String]) -> Result<Value, Fail> {
+    let value = match (setting.kind, words) {
+        (Kind::Texts(_), words) => Value::Texts(words.to_vec()),
+        (Kind::Text(_), [word]) => Value::Text(word.clone()),
+        (Kind::Bool, [word]) => match word.trim().to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" | "on" => Value::Bool(true),
+            "0" | "false" | "no" | "off" => Value::Bool(false),
+            _ => return Err(wrong_kind(setting, word)),
+        },
+        _ => return Err(wrong_kind(setting, &words.join(" "))),
+    };
+    check(setting, &value)?;
+    Ok(value)
+}
+
+fn check(setting: &Setting, value: &Value) -> Result<(), Fail> {
+    let said = |text: &str, cause: String| {
+        Fail::new(Code::Usage, format!("{} = {text:?}: {cause}", setting.key)).hint(setting.about)
+    };
+    match (setting.kind, value) {
+        (Kind::Bool, Value::Bool(_)) => Ok(()),
+        (Kind::Text(test), Value::Text(text)) => test(text).map_err(|cause| said(text, cause)),
+        (Kind::Texts(test), Value::Texts(texts)) => texts
+            .iter()
+            .try_for_each(|text| test(text).map_err(|cause| said(text, cause))),
+        _ => Err(wrong_kind(setting, &value.to_string())),
+    }
+}
+
+fn wrong_kind(setting: &Setting, given: &str) -> Fail {
+    let wanted = match setting.kind {
+        Kind::Bool => "true or false",
+        Kind::Text(_) => "one text",
+        Kind::Texts(_) => "a list of texts",
+    };
+    Fail::new(
+        Code::Usage,
+        format!("{} = {given}: {wanted} is wanted", setting.key),
+    )
+    .hint(setting.about)
+}
+
+/// The failure for a name that is no setting.
+pub fn unknown_key(given: &str) -> Fail {
+    unknown(given, SETTINGS.iter().map(|setting| setting.key))
+}
+
+fn known(key: &str) -> Result<&'static Setting, Fail> {
+    SETTINGS
+        .iter()
+        .find(|setting| setting.key == key)
+        .ok_or_else(|| unknown_key(key))
+}
+
+fn unknown(given: &str, known: impl Iterator<Item = &'static str>) -> Fail {
+    let nearest = known
+        .map(|key| (edits(given, key), key))
+        .min()
+        .filter(|(distance, _)| *distance <= MAX_EDITS);
+    let fail = Fail::new(Code::Usage, format!("unknown setting `{given}`"));
+    match nearest {
+        Some((_, key)) => fail.hint(format!("did you mean `{key}`?")),
+        None => fail.hint("`gemba config show` lists all settings"),
+    }
+}
+
+/// Optimal string alignment distance: insertions, deletions, changes, swaps of neighbours.
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let changed = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + changed);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+fn split(key: &'static str) -> (&'static str, &'static str) {
+    key.split_once('.').unwrap_or((key, ""))
+}
+
+fn is_multiaddr(text: &str) -> Result<(), String> {
+    text.parse::<Multiaddr>()
+        .map(drop)
+        .map_err(|e| format!("not a multiaddr ({e}); one looks like /ip4/192.0.2.7/tcp/4001"))
+}
+
+fn is_site(text: &str) -> Result<(), String> {
+    let fits = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+    if fits {
+        Ok(())
+    } else {
+        Err("a site's label has 1 to 64 printable ASCII characters".into())
+    }
+}
+
+fn is_loopback_socket(text: &str) -> Result<(), String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(()),
+        Ok(_) => Err("only loopback addresses are served, as 127.0.0.1 or [::1]".into()),
+        Err(_) => Err("not an address with a port, such as 127.0.0.1:4774".into()),
+    }
+}
+
+fn is_level(text: &str) -> Result<(), String> {
+    text.parse::<tracing_subscriber::EnvFilter>()
+        .map(drop)
+        .map_err(|e| e.to_string())
+}
+
+fn verify(text: &str) -> Option<gemba_store::VerifyOnRead> {
+    use gemba_store::VerifyOnRead as Verify;
+    Some(match text {
+        "crc" => Verify::Crc,
+        "hash" => Verify::Hash,
+        "off" => Verify::Off,
+        _ => return None,
+    })
+}
+
+fn is_verify(text: &str) -> Result<(), String> {
+    verify(text)
+        .map(drop)
+        .ok_or_else(|| "crc, hash or off is wanted".into())
+}
+
+fn is_format(text: &str) -> Result<(), String> {
+    if matches!(text, "text" | "json") {
+        Ok(())
+    } else {
+        Err("text or json is wanted".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(text: &str, environment: &[(&str, &str)]) -> Result<Config, Fail> {
+        Config::resolve(
+            text,
+            environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
+    }
+
+    #[test]
+    fn s0_55_each_source_overrides_the_weaker_one_and_is_named() {
+        let config = resolve("", &[]).unwrap();
+        assert_eq!(
+            (config.network.site.as_str(), config.origin("network.site")),
+            ("auto", Origin::Default)
+        );
+        let file = "[network]\nsite = \"hall-1\"\nlisten = [\"/ip4/127.0.0.1/tcp/0\"]\n";
+        let config = resolve(file, &[]).unwrap();
+        assert_eq!(
+            (config.network.site.as_str(), config.origin("network.site")),
+            ("hall-1", Origin::File)
+        );
+        assert_eq!(config.network.listen.len(), 1);
+        let mut config = resolve(
+            file,
+            &[("GEMBA_NETWORK__SITE", "hall-2"), ("GEMBA_PATH", "/x")],
+        )
+        .unwrap();
+        assert_eq!(config.network.site, "hall-2");
+        assert_eq!(
+            config.origin("network.site"),
+            Origin::Environment("GEMBA_NETWORK__SITE".into())
+        );
+        config
+            .set_flag("network.site", Value::Text("hall-3".into()))
+            .unwrap();
+        assert_eq!(
+            (config.network.site.as_str(), config.origin("network.site")),
+            ("hall-3", Origin::Flag)
+        );
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_nearest_known_one() {
+        for (text, nearest) in [
+            ("[network]\nlisen = []", "network.listen"),
+            ("[netwrok]\nlisten = []", "network"),
+            ("[network]\nbootstraps = []", "network.bootstrap"),
+            ("[api]\nadress = \"127.0.0.1:0\"", "api.address"),
+        ] {
+            let fail = resolve(text, &[]).unwrap_err();
+            assert_eq!(
+                (fail.code, fail.hint),
+                (Code::Usage, format!("did you mean `{nearest}`?")),
+                "{text}"
+            );
+        }
+        let fail = resolve("", &[("GEMBA_NETWORK__MNDS", "1")]).unwrap_err();
+        assert!(
+            fail.hint.contains("network.mdns") && fail.cause.contains("GEMBA_NETWORK__MNDS"),
+            "{fail}"
+        );
+        assert!(resolve("", &[("GEMBALA__X", "1"), ("OTHER__X", "1")]).is_ok());
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_with_their_name() {
+        for (text, said) in [
+            ("[network]\nlisten = \"x\"", "list"),
+            ("[network]\nlisten = [\"x\"]", "multiaddr"),
+            ("[network]\nmdns = \"yes\"", "true or false"),
+            ("[api]\naddress = \"0.0.0.0:1\"", "loopback"),
+            ("[api]\naddress = \"127.0.0.1\"", "port"),
+            ("[log]\nformat = \"xml\"", "json"),
+            ("[network]\nsite = \"\"", "64"),
+            ("network = 1", "section"),
+            ("[network", ""),
+        ] {
+            let fail = resolve(text, &[]).unwrap_err();
+            assert!(
+                fail.code == Code::Usage && fail.cause.contains(said),
+                "{text}: {fail}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_initial_file_changes_nothing_but_what_was_asked_for() {
+        let config = resolve(&initial_text(false), &[]).unwrap();
+        assert!(
+            config
+                .entries()
+                .all(|(_, _, origin)| *origin == Origin::Default)
+        );
+        let config = resolve(&initial_text(true), &[]).unwrap();
+        assert!(config.network.public_network);
+        let uncommented = initial_text(false)
+            .replace("# mdns", "mdns")
+            .replace("# listen", "listen");
+        assert!(resolve(&uncommented, &[]).unwrap().network.mdns);
+    }
+
+    #[test]
+    fn setting_a_value_keeps_comments_and_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path());
+        std::fs::write(
+            layout.config(),
+            "# mine\n[network]\nmdns = true # because\n",
+        )
+        .unwrap();
+        set_in_file(&layout, "network.site", &["hall-1".into()]).unwrap();
+        set_in_file(&layout, "log.level", &["debug".into()]).unwrap();
+        set_in_file(
+            &layout,
+            "network.bootstrap",
+            &["/ip4/192.0.2.1/tcp/1".into(), "/ip4/192.0.2.2/tcp/1".into()],
+        )
+        .unwrap();
+        let text = std::fs::read_to_string(layout.config()).unwrap();
+        assert!(
+            text.starts_with("# mine\n[network]\nmdns = true # because\n"),
+            "{text}"
+        );
+        let config = resolve(&text, &[]).unwrap();
+        assert_eq!(
+            (
+                config.network.bootstrap.len(),
+                config.network.site.as_str(),
+                config.log.level.as_str()
+            ),
+            (2, "hall-1", "debug")
+        );
+        assert_eq!(
+            set_in_file(&layout, "network.mdns", &["maybe".into()])
+                .unwrap_err()
+                .code,
+            Code::Usage
+        );
+        assert_eq!(std::fs::read_to_string(layout.config()).unwrap(), text);
+    }
+}

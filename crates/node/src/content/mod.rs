@@ -1,0 +1,159 @@
+//! Content in and out of the node: synchronous functions over a [`BlockSource`] or the store, shared by the command line
+//! without a daemon and by the daemon's API (on blocking threads).
+//!
+//! Nothing here prints, knows a socket or waits for a clock. Every failure becomes a [`Fail`] with the code that scripts rely on.
+
+pub mod add;
+pub mod blocks;
+pub mod car;
+pub mod dag;
+pub mod folder;
+pub mod pins;
+pub mod read;
+pub mod tree_stream;
+
+use cid::Cid;
+use gemba_block::Block;
+use gemba_store::Store;
+use gemba_unixfs::car::{CarReadError, WalkError};
+use gemba_unixfs::{BlockSource, BoxError, DriveError, ImportError, ReadError, SourceError};
+
+use crate::error::{Code, Fail};
+use crate::repo::store_fail;
+
+/// Most blocks of one durable write.
+pub(crate) const BATCH_BLOCKS: usize = 256;
+/// Most bytes of one durable write.
+pub(crate) const BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// The blocks that are on this device.
+#[derive(Clone, Debug)]
+pub struct StoreSource(pub Store);
+
+impl BlockSource for StoreSource {
+    fn get(&mut self, cid: &Cid) -> Result<Block, SourceError> {
+        match self.0.get(cid) {
+            // The store compared the bytes with their checksum, and hashed them when they came.
+            Ok(Some(data)) => Ok(Block::danger_unchecked(*cid, data)),
+            Ok(None) => Err(SourceError::missing(cid)),
+            Err(e) => Err(SourceError::failed(cid, store_fail(&e))),
+        }
+    }
+}
+
+/// A CID as it is typed, with or without `/ipfs/` before it.
+///
+/// # Errors
+/// [`Code::Usage`]: no CID, more than a CID, or one whose content nobody can check.
+pub fn parse_cid(text: &str) -> Result<Cid, Fail> {
+    let bare = text.strip_prefix("/ipfs/").unwrap_or(text);
+    let cid = gemba_block::parse_cid(bare).map_err(|e| {
+        Fail::new(Code::Usage, format!("{text:?} is no CID: {e}"))
+            .hint("a CID begins with bafy…, bafk… or Qm…")
+    })?;
+    gemba_block::check_cid(&cid).map_err(|e| Fail::new(Code::Usage, format!("{text}: {e}")))?;
+    Ok(cid)
+}
+
+/// A failure that travelled through a crate as a boxed error, or one made of its text.
+pub(crate) fn unboxed(error: BoxError, code: Code) -> Fail {
+    match error.downcast::<Fail>() {
+        Ok(fail) => *fail,
+        Err(error) => match error.downcast::<std::io::Error>() {
+            Ok(error) => io_fail(*error),
+            Err(error) => Fail::new(code, error),
+        },
+    }
+}
+
+/// An I/O error without a path; one that wraps a [`Fail`] gives it back.
+pub(crate) fn io_fail(error: std::io::Error) -> Fail {
+    let kind = error.kind();
+    match error.into_inner() {
+        Some(inner) => match inner.downcast::<Fail>() {
+            Ok(fail) => *fail,
+            Err(inner) => Fail::new(Code::Failure, inner),
+        },
+        None => Fail::new(Code::Failure, std::io::Error::from(kind)),
+    }
+}
+
+/// What a source of blocks failed with.
+pub fn source_fail(error: SourceError) -> Fail {
+    match error {
+        SourceError::Missing(cid) => {
+            Fail::new(Code::NotFound, format!("block {cid} is not on this device"))
+                .hint("start the daemon, so that it can be fetched from the swarm")
+        }
+        SourceError::Failed { source, .. } => unboxed(source, Code::Failure),
+        other => Fail::new(Code::Failure, other),
+    }
+}
+
+/// Why a DAG cannot be read.
+pub fn read_fail(error: &ReadError) -> Fail {
+    match error {
+        ReadError::NotFound { .. } => {
+            Fail::new(Code::NotFound, error).hint("`gemba ls` shows what is there")
+        }
+        ReadError::WrongKind { kind, wanted, .. } => {
+            Fail::new(Code::Usage, error).hint(match *wanted {
+                "a file" if format!("{kind:?}").contains("Symlink") => {
+                    "it is a symbolic link: `gemba ls --long` on its folder shows the target"
+                }
+                "a file" => "it is a folder: `gemba ls` lists it, `gemba get` writes it to disk",
+                _ => "it is a file: `gemba cat` prints it, `gemba get` writes it to disk",
+            })
+        }
+        ReadError::Codec { .. } => {
+            Fail::new(Code::Usage, error).hint("`gemba dag get` reads blocks that are not files")
+        }
+        ReadError::WrongBlock { .. } => Fail::new(Code::Failure, error),
+        _ => Fail::new(Code::Integrity, error)
+            .hint("whoever made this DAG made it wrong; it is refused everywhere"),
+    }
+}
+
+/// Why a driver of unixfs stopped.
+pub fn drive_fail(error: DriveError) -> Fail {
+    match error {
+        DriveError::Read(e) => read_fail(&e),
+        DriveError::Source(e) => source_fail(e),
+        DriveError::Output(e) => unboxed(e, Code::Failure),
+        other => Fail::new(Code::Failure, other),
+    }
+}
+
+/// Why a walk over a whole DAG stopped.
+pub fn walk_fail(error: WalkError) -> Fail {
+    match error {
+        WalkError::Read(e) => read_fail(&e),
+        WalkError::Source(e) => source_fail(e),
+        WalkError::Output(e) => io_fail(e),
+        WalkError::Links { .. } => Fail::new(Code::Integrity, error),
+        other => Fail::new(Code::Failure, other),
+    }
+}
+
+/// Why an import of files stopped.
+pub fn import_fail(error: ImportError) -> Fail {
+    match error {
+        ImportError::Sink(e) => unboxed(e, Code::Failure),
+        ImportError::Read { path, source } if path.as_os_str().is_empty() => io_fail(source),
+        ImportError::Read { path, source } => Fail::io(path, &source),
+        ImportError::Special { .. } | ImportError::DuplicateName(_) | ImportError::BadName(_) => {
+            Fail::new(Code::Usage, error)
+        }
+        other => Fail::new(Code::Failure, other),
+    }
+}
+
+/// Why an archive cannot be read: damage is [`Code::Integrity`].
+pub fn car_fail(error: CarReadError) -> Fail {
+    match error {
+        CarReadError::Io(e) => io_fail(e),
+        CarReadError::Car(e) => Fail::new(Code::Integrity, e)
+            .hint("blocks before that place were kept; get the archive again"),
+        other => Fail::new(Code::Failure, other),
+    }
+}

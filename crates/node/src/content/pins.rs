@@ -1,0 +1,246 @@
+//! Pins without a daemon: what is whole already can be pinned, the rest is the daemon's.
+
+use std::collections::HashSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cid::Cid;
+use gemba_block::{Block, codec};
+use gemba_pins::{
+    Add, DesiredSet, Kind, MissingCause, Name, Pin, PinError, Progress, State, Walk, WalkConfig,
+};
+use gemba_store::Store;
+
+use crate::error::{Code, Fail};
+use crate::meta::Meta;
+use crate::repo::store_fail;
+
+/// Missing blocks that are counted before a walk gives up.
+const MAX_MISSING: usize = 10_000;
+
+/// What of a DAG is on this device.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    /// Blocks and bytes that are here, and what is missing.
+    pub progress: Progress,
+    /// Some of the missing blocks.
+    pub missing: Vec<Cid>,
+}
+
+impl Presence {
+    /// Whether everything is here.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.missing.is_empty()
+    }
+}
+
+/// Walks a DAG over the blocks that are here.
+///
+/// # Errors
+/// [`Code::Integrity`] for a block that is damaged or that cannot be read as its codec says, or a DAG over the limits.
+pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
+    let mut key = [0; 16];
+    getrandom::fill(&mut key)
+        .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
+    let config = WalkConfig::default()
+        .max_missing(MAX_MISSING)
+        .visited_key(key);
+    let mut walk = Walk::of_kind(*root, kind, config);
+    while let Some(cid) = walk.next_need() {
+        visit(store, &mut walk, &cid)?;
+    }
+    if let State::Refused(cause) = walk.state() {
+        return Err(Fail::new(Code::Integrity, cause));
+    }
+    Ok(Presence {
+        progress: walk.progress(),
+        missing: walk.missing().map(|(cid, _)| *cid).collect(),
+    })
+}
+
+fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<(), Fail> {
+    const IDENTITY: u64 = 0;
+    let refused = |e| Fail::new(Code::Integrity, e);
+    if cid.hash().code() == IDENTITY {
+        let block = Block::danger_unchecked(*cid, cid.hash().digest().to_vec());
+        return links_into(walk, &block, 0);
+    }
+    // A raw block has no links: that it is there is all that need be known.
+    if cid.codec() == codec::RAW {
+        match store.size(cid) {
+            Some(size) => return walk.have(cid, size, []).map_err(refused),
+            None => walk.on_missing(cid, MissingCause::NoPeers),
+        }
+        return Ok(());
+    }
+    match store.get(cid) {
+        Ok(Some(data)) => {
+            let size = data.len() as u64;
+            links_into(walk, &Block::danger_unchecked(*cid, data), size)
+        }
+        Ok(None) => {
+            walk.on_missing(cid, MissingCause::NoPeers);
+            Ok(())
+        }
+        Err(e) => Err(store_fail(&e)),
+    }
+}
+
+fn links_into(walk: &mut Walk, block: &Block, size: u64) -> Result<(), Fail> {
+    let refused = |e| Fail::new(Code::Integrity, e);
+    match gemba_block::links(block) {
+        Ok(links) => walk.have(block.cid(), size, links).map_err(refused),
+        Err(e) => walk
+            .on_unreadable(block.cid(), e.to_string())
+            .map_err(refused),
+    }
+}
+
+/// Records that `root` is wanted and whole. The caller has seen to it that every block is durable.
+///
+/// # Errors
+/// [`Code::Conflict`] if it contradicts a pin that is there; the disk's.
+pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> Result<Pin, Fail> {
+    let mut set = meta.pins()?;
+    let wish = set
+        .add(Add {
+            cid: root,
+            kind,
+            name,
+            now_ms: now_ms(),
+        })
+        .map_err(pin_fail)?;
+    let mut changes = Vec::new();
+    if let Some(change) = wish {
+        set.apply(change.clone())
+            .map_err(|e| Fail::new(Code::Failure, e))?;
+        changes.push(change);
+    }
+    let id = set.get(&root).map_or(0, |pin| pin.id);
+    if let Some(change) = set.complete(&root, id).map_err(pin_fail)? {
+        set.apply(change.clone())
+            .map_err(|e| Fail::new(Code::Failure, e))?;
+        changes.push(change);
+    }
+    // One transaction: the pin is never seen as wanted and not whole.
+    if !changes.is_empty() {
+        meta.apply_all(&changes)?;
+    }
+    set.get(&root)
+        .cloned()
+        .ok_or_else(|| Fail::new(Code::Failure, "the pin vanished"))
+}
+
+/// Pins what is here already.
+///
+/// # Errors
+/// [`Code::NoDaemon`] if blocks are missing: only a daemon can fetch them.
+pub fn add(
+    store: &Store,
+    meta: &Meta,
+    root: Cid,
+    kind: Kind,
+    name: Option<Name>,
+) -> Result<(Pin, Progress), Fail> {
+    let presence = presence(store, &root, kind)?;
+    if !presence.is_whole() {
+        let missing = presence.missing.len();
+        let more = if missing >= MAX_MISSING {
+            "at least "
+        } else {
+            ""
+        };
+        return Err(Fail::new(Code::NoDaemon, format!("{more}{missing} of its blocks are not on this device, and no daemon runs to fetch them"))
+            .hint("start one with `gemba daemon`, then pin again"));
+    }
+    Ok((record_whole(meta, root, kind, name)?, presence.progress))
+}
+
+/// Removes a pin. The blocks stay until they are collected.
+///
+/// # Errors
+/// [`Code::NotFound`].
+pub fn remove(meta: &Meta, root: &Cid) -> Result<(), Fail> {
+    let mut set = meta.pins()?;
+    let change = set.remove(root).map_err(pin_fail)?;
+    meta.apply(&change)
+}
+
+/// The pins that say that they are whole and miss a block, or have one that cannot be read.
+#[must_use]
+pub fn not_whole(store: &Store, pins: &DesiredSet) -> Vec<Cid> {
+    pins.iter()
+        .filter(|pin| pin.complete)
+        .filter(|pin| {
+            !presence(store, &pin.cid, pin.kind).is_ok_and(|presence| presence.is_whole())
+        })
+        .map(|pin| pin.cid)
+        .collect()
+}
+
+/// Strikes out the completeness of pins that miss a block; how many there were.
+///
+/// # Errors
+/// The disk's.
+pub fn strike_out(store: &Store, meta: &Meta) -> Result<u64, Fail> {
+    let mut set = meta.pins()?;
+    let mut changes = Vec::new();
+    for root in not_whole(store, &set) {
+        changes.extend(set.incomplete(&root).map_err(pin_fail)?);
+    }
+    if !changes.is_empty() {
+        meta.apply_all(&changes)?;
+    }
+    Ok(changes.len() as u64)
+}
+
+/// A pin that needs this block, if there is one.
+///
+/// # Errors
+/// The store's.
+pub fn holder_of(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<Option<Cid>, Fail> {
+    // What one pin visited, the next need not visit again: a DAG seen without the block cannot hold it.
+    let mut seen = HashSet::new();
+    for pin in pins.iter() {
+        let mut open = vec![pin.cid];
+        while let Some(next) = open.pop() {
+            if next.hash() == cid.hash() {
+                return Ok(Some(pin.cid));
+            }
+            if next.codec() == codec::RAW || !seen.insert(next) || pin.kind == Kind::Direct {
+                continue;
+            }
+            if let Some(data) = store.get(&next).map_err(|e| store_fail(&e))? {
+                open.extend(
+                    gemba_block::links(&Block::danger_unchecked(next, data)).unwrap_or_default(),
+                );
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A pin operation that cannot be.
+pub fn pin_fail(error: PinError) -> Fail {
+    match error {
+        PinError::NotPinned(_) => {
+            Fail::new(Code::NotFound, error).hint("`gemba pin ls` lists the pins")
+        }
+        _ => Fail::new(Code::Conflict, error),
+    }
+}
+
+/// The name of a pin as people type it.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn parse_name(text: &str) -> Result<Name, Fail> {
+    Name::new(text).map_err(|e| Fail::new(Code::Usage, e))
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

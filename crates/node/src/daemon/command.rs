@@ -1,0 +1,127 @@
+//! What the API asks of the loop, and the handle it asks with.
+
+use bytes::Bytes;
+use cid::Cid;
+use gemba_pins::Kind;
+use multiaddr::Multiaddr;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::api::types::{Connected, Id, Peer, PinStatus, Status};
+use crate::error::{Code, Fail};
+
+/// Commands that may wait for the loop; callers wait beyond it.
+pub(super) const QUEUE: usize = 256;
+
+/// How the loop answers: once.
+pub(super) type Reply<T> = oneshot::Sender<T>;
+
+/// Everything the loop can be asked. A closed list: what is not here cannot be done to a running node.
+pub enum Command {
+    /// Who am I and where do I listen.
+    Id(Reply<Id>),
+    /// Who is connected.
+    Peers(Reply<Vec<Peer>>),
+    /// How is it going.
+    Status(Reply<Status>),
+    /// The figures for `/metrics`.
+    Metrics(Reply<crate::metrics::Figures>),
+    /// Dial now.
+    Connect(Multiaddr, Reply<Result<Connected, Fail>>),
+    /// A stream to a connected peer that echoes.
+    Pinger(
+        libp2p_identity::PeerId,
+        Reply<Result<crate::daemon::ping::Pinger, Fail>>,
+    ),
+    /// Why is this block not here.
+    Why(Cid, Reply<serde_json::Value>),
+    /// Want a DAG on this device. The answer is a view that follows the operation.
+    Pin {
+        /// The root.
+        cid: Cid,
+        /// How far.
+        kind: Kind,
+        /// A label.
+        name: Option<String>,
+        /// Follows the operation.
+        reply: Reply<Result<watch::Receiver<PinStatus>, Fail>>,
+    },
+    /// Want it no longer.
+    Unpin(Cid, Reply<Result<(), Fail>>),
+    /// All pins.
+    Pins(Reply<Vec<PinStatus>>),
+    /// Blocks of these pins are gone: they are not whole any more and are made whole again.
+    Struck(Vec<Cid>, Reply<()>),
+    /// A copy of the desired set.
+    DesiredSet(Reply<gemba_pins::DesiredSet>),
+    /// One pin.
+    PinStatus(Cid, Reply<Option<PinStatus>>),
+    /// Opens a session for a reader whose blocks may have to be fetched.
+    OpenReader(Reply<Result<ReaderId, Fail>>),
+    /// Blocks the reader will want soon.
+    Prefetch(ReaderId, Vec<Cid>),
+    /// The block the reader wants now.
+    Fetch(ReaderId, Cid, Reply<Result<Bytes, Fail>>),
+    /// The reader is done.
+    CloseReader(ReaderId),
+    /// Blocks that were put by other ways than the loop's: peers may be waiting for them.
+    Stored(Vec<Cid>),
+    /// End the daemon.
+    Shutdown,
+}
+
+/// Names a reader's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReaderId(pub u64);
+
+/// A cloneable way to ask the loop.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Command>);
+
+impl Handle {
+    /// A handle and the loop's end of it.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Command>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// The daemon is ending.
+    pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Fail> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await?;
+        answer.await.map_err(|_| ending())
+    }
+
+    /// Tells without an answer.
+    ///
+    /// # Errors
+    /// The daemon is ending.
+    pub async fn tell(&self, command: Command) -> Result<(), Fail> {
+        self.0.send(command).await.map_err(|_| ending())
+    }
+
+    /// As [`Handle::ask`], from a blocking thread.
+    ///
+    /// # Errors
+    /// The daemon is ending.
+    pub fn ask_blocking<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Fail> {
+        let (reply, answer) = oneshot::channel();
+        self.tell_blocking(command(reply))?;
+        answer.blocking_recv().map_err(|_| ending())
+    }
+
+    /// As [`Handle::tell`], from a blocking thread.
+    ///
+    /// # Errors
+    /// The daemon is ending.
+    pub fn tell_blocking(&self, command: Command) -> Result<(), Fail> {
+        self.0.blocking_send(command).map_err(|_| ending())
+    }
+}
+
+fn ending() -> Fail {
+    Fail::new(Code::NoDaemon, "the daemon is ending").hint("start it again with `gemba daemon`")
+}

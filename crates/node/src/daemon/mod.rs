@@ -1,0 +1,152 @@
+//! The daemon: repository, swarm and API around one loop.
+//!
+//! `start` opens everything in the order in which it may be refused (lock, swarm key, store, sockets), `run` is the loop,
+//! and the end takes it all down in the opposite order, with a deadline.
+
+mod command;
+pub mod flow;
+mod hashers;
+pub(crate) mod ping;
+mod run;
+mod swarm;
+mod work;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gemba_store::Store;
+use multiaddr::Multiaddr;
+use tokio::sync::{oneshot, watch};
+
+pub use command::{Command, Handle, ReaderId};
+
+use crate::api::{self, Published, State, Token};
+use crate::error::{Code, Fail};
+use crate::meta::Meta;
+use crate::repo::{Access, Repo};
+use run::Node;
+
+/// What ends after this is cut off.
+const END: Duration = Duration::from_secs(10);
+
+/// What `gemba daemon` is told, over the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Listen addresses instead of the configured ones.
+    pub listen: Vec<Multiaddr>,
+    /// Bootstrap addresses beside the configured ones.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Do not look for peers by mDNS.
+    pub no_mdns: bool,
+    /// Where the API listens, instead of the configured address.
+    pub api: Option<SocketAddr>,
+    /// Join the public network, if there is no swarm key.
+    pub public_network: bool,
+}
+
+/// What a started daemon says of itself.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Ready {
+    /// Always `ready`.
+    pub event: &'static str,
+    /// The peer id.
+    pub id: String,
+    /// Listen addresses, each with `/p2p/…`.
+    pub addresses: Vec<String>,
+    /// Where the API listens.
+    pub api: String,
+    /// The fingerprint of the swarm key.
+    pub fingerprint: Option<String>,
+}
+
+/// Runs a daemon until it is told to end: by `stop`, or through the API. `ready` is called once everything listens.
+///
+/// # Errors
+/// Whatever keeps it from starting, or made it end.
+pub async fn run(
+    repo: Repo,
+    options: Options,
+    ready: impl FnOnce(&Ready) -> Result<(), Fail>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Fail> {
+    debug_assert_eq!(repo.access(), Access::Write);
+    let network = repo.network(options.public_network)?;
+    let fingerprint = network.key().map(|key| key.fingerprint().to_string());
+    let keypair = repo.identity()?;
+    let store = repo.store()?;
+    let meta = Arc::new(repo.meta()?);
+    strike_out_after_damage(&store, &meta)?;
+
+    let token = Token::generate()?;
+    let listener = api::bind(options.api.unwrap_or(repo.config.api.address)).await?;
+    let api_address = listener
+        .local_addr()
+        .map_err(|e| Fail::new(Code::Failure, format!("the API's address: {e}")))?;
+
+    let (handle, commands) = Handle::new();
+    let swarm = swarm::build(&keypair, &network, &repo.config, &options)?;
+    let mut node = Node::new(swarm, store.clone(), meta, fingerprint.clone(), commands)?;
+    let addresses = node.listen(&listen_addresses(&repo, &options)).await?;
+
+    let state = State::new(handle.clone(), store, token.clone());
+    let (end, ended) = watch::channel(false);
+    let serving = tokio::spawn(api::serve(listener, api::router(state), ended));
+    let published = Published::write(&repo.layout.api(), api_address, &token)?;
+
+    ready(&Ready {
+        event: "ready",
+        id: keypair.public().to_peer_id().to_string(),
+        addresses,
+        api: format!("http://{api_address}"),
+        fingerprint,
+    })?;
+    let (tell_stop, stopped) = oneshot::channel();
+    let outcome = tokio::select! {
+        outcome = node.run(stopped) => outcome,
+        outcome = async { stop.await; let _ending = tell_stop.send(()); std::future::pending::<Result<(), Fail>>().await } => outcome,
+    };
+
+    drop(published);
+    end.send_replace(true);
+    let drained = tokio::time::timeout(END, async {
+        let _panicked = serving.await;
+        node.finish().await;
+    });
+    if drained.await.is_err() {
+        tracing::warn!(
+            "the daemon did not drain in {} s and ends now; what was acknowledged is on disk",
+            END.as_secs()
+        );
+    }
+    outcome
+}
+
+/// A pin is whole because the disk once said so. When the disk lost something since, the pins are compared with what is there.
+fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
+    let report = store.open_report();
+    let lost = report.damage.len() + report.ambiguous.len();
+    let pins = meta.pins()?;
+    let rootless = pins
+        .iter()
+        .filter(|pin| pin.complete && !store.has(&pin.cid))
+        .count();
+    if lost == 0 && rootless == 0 {
+        return Ok(());
+    }
+    let struck = crate::content::pins::strike_out(store, meta)?;
+    tracing::error!(
+        damaged_places = lost,
+        pins_struck = struck,
+        "the disk lost blocks: pins that miss some are fetched again; run `gemba repo verify` and look at the disk"
+    );
+    Ok(())
+}
+
+fn listen_addresses(repo: &Repo, options: &Options) -> Vec<Multiaddr> {
+    if options.listen.is_empty() {
+        repo.config.network.listen.clone()
+    } else {
+        options.listen.clone()
+    }
+}

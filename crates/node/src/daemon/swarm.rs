@@ -1,0 +1,78 @@
+//! The swarm: which behaviours the node has, in the order in which they are asked, and how they are set up.
+
+use std::time::Duration;
+
+use gemba_exchange::Behaviour as Exchange;
+use gemba_pnet::{
+    Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig, Network,
+    TransportConfig,
+};
+use libp2p_identity::Keypair;
+use libp2p_swarm::behaviour::toggle::Toggle;
+use libp2p_swarm::{NetworkBehaviour, Swarm};
+
+use super::{Options, hashers};
+use crate::config::Config;
+use crate::error::{Code, Fail};
+
+/// What peers see. Never pretends to be another implementation.
+pub(super) const AGENT: &str = concat!("gemba/", env!("CARGO_PKG_VERSION"));
+/// Connections of a swarm's members stay; libp2p's 10 s would close and redial all day.
+const IDLE: Duration = Duration::from_secs(24 * 3600);
+/// Identify's protocol version as the whole field says it.
+const IDENTIFY: &str = "ipfs/0.1.0";
+
+/// All behaviours. The dialer comes first, so that nothing dials past its back-off; the limits second, so that nothing is set
+/// up for a connection that is refused.
+#[derive(NetworkBehaviour)]
+#[behaviour(prelude = "libp2p_swarm::derive_prelude")]
+pub(super) struct Behaviour {
+    /// Whom to connect, and whom to leave alone for a while.
+    pub dialer: Dialer,
+    /// How many connections.
+    pub limits: gemba_pnet::limits::Behaviour,
+    /// mDNS.
+    pub mdns: Toggle<Discovery>,
+    /// Ping that closes dead connections.
+    pub liveness: Liveness,
+    /// Who the others are.
+    pub identify: libp2p_identify::Behaviour,
+    /// Streams of `gemba ping`.
+    pub streams: libp2p_stream::Behaviour,
+    /// Blocks.
+    pub exchange: Exchange,
+}
+
+/// Builds the swarm. Without a decided [`Network`] there is no transport.
+///
+/// # Errors
+/// The identity cannot be used.
+pub(super) fn build(
+    keypair: &Keypair,
+    network: &Network,
+    config: &Config,
+    options: &Options,
+) -> Result<Swarm<Behaviour>, Fail> {
+    let transport = gemba_pnet::transport(keypair, network, &TransportConfig::default())
+        .map_err(|e| Fail::new(Code::Failure, format!("the transport cannot be built: {e}")))?;
+    let local = keypair.public().to_peer_id();
+    let mut known = config.network.bootstrap.clone();
+    known.extend(options.bootstrap.iter().cloned());
+    let mut dialer = DialerConfig::default();
+    dialer.known = known;
+    let mdns = (config.network.mdns && !options.no_mdns)
+        .then(|| Discovery::new(DiscoveryConfig::default(), local));
+    let identify = libp2p_identify::Config::new(IDENTIFY.to_owned(), keypair.public())
+        .with_agent_version(AGENT.to_owned());
+    let behaviour = Behaviour {
+        dialer: Dialer::new(dialer),
+        limits: gemba_pnet::limits::Behaviour::new(Limits::pc()),
+        mdns: mdns.into(),
+        liveness: Liveness::new(&LivenessConfig::default()),
+        identify: libp2p_identify::Behaviour::new(identify),
+        streams: libp2p_stream::Behaviour::new(),
+        exchange: Exchange::new(gemba_exchange::Config::default()).with_worker(hashers::start()?),
+    };
+    let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
+    Ok(Swarm::new(transport, behaviour, local, settings))
+}

@@ -1,0 +1,232 @@
+//! The threads that touch the disk, so that the loop never waits for it.
+//!
+//! Writers make blocks durable and find their links; loaders read. Both take from bounded queues and answer with a
+//! [`Done`]. What can be in flight is bounded before it gets here: arriving blocks by the exchange's budget of bytes
+//! (they are released only after they are durable), loads by the exchange's and the walk's windows.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use cid::Cid;
+use gemba_block::{Block, codec, links};
+use gemba_exchange::LoadId;
+use gemba_store::Store;
+use tokio::sync::mpsc;
+
+use crate::daemon::flow::fetch::FetchId;
+use crate::error::{Code, Fail};
+
+/// Blocks that may wait for a writer. More than all windows together, so that it is full only if a bound elsewhere broke.
+const WRITE_QUEUE: usize = 32 * 1024;
+/// Reads that may wait for a loader.
+const READ_QUEUE: usize = 8 * 1024;
+/// One durable batch: as many blocks as wait, up to this many bytes.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// And up to this many blocks.
+const BATCH_BLOCKS: usize = 1024;
+/// While one writer waits for the disk the other one gathers.
+const WRITERS: usize = 2;
+/// Reads of cached blocks are short; two keep both cores busy.
+const LOADERS: usize = 2;
+/// The threads hold no deep stacks.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// Something to read.
+pub enum Read {
+    /// For a peer that wants it.
+    Serve(LoadId, Cid),
+    /// The links of a block that is here, for a walk.
+    Links(FetchId, Cid),
+}
+
+/// What the threads answer with.
+pub enum Done {
+    /// The batch is durable, or could not be made so.
+    Stored(Vec<StoredBlock>, Result<(), Fail>),
+    /// For a peer.
+    Loaded(LoadId, Option<Bytes>),
+    /// For a walk: size and links, or why the block cannot be read.
+    Links(FetchId, Cid, Result<(u64, Vec<Cid>), LinkTrouble>),
+}
+
+/// One block of a batch.
+pub struct StoredBlock {
+    /// Its name.
+    pub cid: Cid,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its links, or why they cannot be told.
+    pub links: Result<Vec<Cid>, String>,
+}
+
+/// Why a block that should be here gave no links.
+pub enum LinkTrouble {
+    /// It is not here after all.
+    Gone,
+    /// The store cannot read it.
+    Store(String),
+    /// Its bytes are not what its codec says.
+    Unreadable(String),
+}
+
+/// The queues' ends that the loop holds. Dropping it ends the threads after what they hold is done.
+pub struct Workers {
+    writes: Option<SyncSender<Block>>,
+    reads: Option<SyncSender<Read>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts the threads on a store.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn start(store: &Store, done: &mpsc::Sender<Done>) -> Result<Self, Fail> {
+        let (writes, write_queue) = sync_channel(WRITE_QUEUE);
+        let (reads, read_queue) = sync_channel(READ_QUEUE);
+        let write_queue = Arc::new(Mutex::new(write_queue));
+        let read_queue = Arc::new(Mutex::new(read_queue));
+        let mut threads = Vec::new();
+        for n in 0..WRITERS {
+            let (store, done, queue) = (store.clone(), done.clone(), Arc::clone(&write_queue));
+            threads.push(spawn(format!("writer-{n}"), move || {
+                write_all(&store, &queue, &done);
+            })?);
+        }
+        for n in 0..LOADERS {
+            let (store, done, queue) = (store.clone(), done.clone(), Arc::clone(&read_queue));
+            threads.push(spawn(format!("loader-{n}"), move || {
+                load_all(&store, &queue, &done);
+            })?);
+        }
+        Ok(Self {
+            writes: Some(writes),
+            reads: Some(reads),
+            threads,
+        })
+    }
+
+    /// Hands a block to the writers. False: the queue is full, which the caller counts.
+    #[must_use]
+    pub fn write(&self, block: Block) -> bool {
+        self.writes
+            .as_ref()
+            .is_some_and(|queue| queue.try_send(block).is_ok())
+    }
+
+    /// Hands a read to the loaders. False: the queue is full, which the caller counts.
+    #[must_use]
+    pub fn read(&self, read: Read) -> bool {
+        self.reads
+            .as_ref()
+            .is_some_and(|queue| queue.try_send(read).is_ok())
+    }
+
+    /// Lets the threads finish what they hold, and waits for them. The answers that still come must be drained meanwhile
+    /// (or their receiver dropped), so this is called from a blocking thread.
+    pub fn finish(mut self) {
+        self.writes = None;
+        self.reads = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a disk thread panicked");
+            }
+        }
+    }
+}
+
+fn spawn(
+    name: String,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, Fail> {
+    std::thread::Builder::new()
+        .name(name)
+        .stack_size(STACK_BYTES)
+        .spawn(run)
+        .map_err(|e| Fail::new(Code::Failure, format!("cannot start a disk thread: {e}")))
+}
+
+/// Waits for one item and takes what else is there, within the bounds of a batch.
+fn gather(queue: &Mutex<Receiver<Block>>) -> Vec<Block> {
+    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let Ok(first) = queue.recv() else {
+        return Vec::new();
+    };
+    let mut bytes = first.len();
+    let mut batch = vec![first];
+    while bytes < BATCH_BYTES && batch.len() < BATCH_BLOCKS {
+        let Ok(next) = queue.try_recv() else { break };
+        bytes += next.len();
+        batch.push(next);
+    }
+    batch
+}
+
+fn write_all(store: &Store, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<Done>) {
+    loop {
+        let batch = gather(queue);
+        if batch.is_empty() {
+            return;
+        }
+        let stored = batch
+            .iter()
+            .map(|block| StoredBlock {
+                cid: *block.cid(),
+                bytes: block.len() as u64,
+                links: links(block).map_err(|e| e.to_string()),
+            })
+            .collect();
+        let outcome = store.put_many(&batch).map(drop).map_err(|e| store_fail(&e));
+        if done.blocking_send(Done::Stored(stored, outcome)).is_err() {
+            return;
+        }
+    }
+}
+
+fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Done>) {
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(read) = next else { return };
+        let answer = match read {
+            Read::Serve(id, cid) => Done::Loaded(id, serve(store, &cid)),
+            Read::Links(id, cid) => Done::Links(id, cid, links_of(store, &cid)),
+        };
+        if done.blocking_send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+fn serve(store: &Store, cid: &Cid) -> Option<Bytes> {
+    store.get(cid).unwrap_or_else(|e| {
+        tracing::error!(%cid, error = %e, "a block that a peer wants cannot be read: run `gemba repo verify`");
+        None
+    })
+}
+
+/// Size and links of a block in the store.
+///
+/// # Errors
+/// See [`LinkTrouble`].
+pub(super) fn links_of(store: &Store, cid: &Cid) -> Result<(u64, Vec<Cid>), LinkTrouble> {
+    let data = store
+        .get(cid)
+        .map_err(|e| LinkTrouble::Store(e.to_string()))?
+        .ok_or(LinkTrouble::Gone)?;
+    let block = Block::danger_unchecked(*cid, data);
+    let found = links(&block).map_err(|e| LinkTrouble::Unreadable(e.to_string()))?;
+    Ok((block.len() as u64, found))
+}
+
+/// Whether a block of this codec has no links, so that its size is all a walk needs.
+#[must_use]
+pub(super) fn is_leaf(cid: &Cid) -> bool {
+    cid.codec() == codec::RAW
+}
+
+/// A store's error with the exit code that fits.
+#[must_use]
+pub(super) fn store_fail(error: &gemba_store::StoreError) -> Fail {
+    crate::repo::store_fail(error)
+}

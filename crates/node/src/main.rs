@@ -1,0 +1,4 @@
+//! `gemba`
+fn main() -> std::process::ExitCode {
+    gemba_node::cli::main()
+}

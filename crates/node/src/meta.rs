@@ -1,0 +1,271 @@
+//! What is small and transactional: the pins, in `meta/meta.redb`.
+//!
+//! Every commit is two-phase and carries what redb needs for a quick repair, so that an unclean stop costs neither a pin nor a long start.
+
+use std::path::{Path, PathBuf};
+
+use gemba_pins::{Change, DesiredSet};
+use redb::backends::InMemoryBackend;
+use redb::{
+    Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, ReadableTable as _,
+    StorageBackend as _, TableDefinition, TableError,
+};
+
+use crate::error::{Code, Fail};
+use crate::repo::Access;
+
+const FILE: &str = "meta.redb";
+const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins");
+/// redb's page cache, in bytes (DESIGN §7).
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+/// Largest database that a reader repairs in memory, in bytes: about two million pins.
+const MAX_IN_MEMORY: u64 = 256 * 1024 * 1024;
+
+/// The metadata of one repository.
+pub struct Meta {
+    path: PathBuf,
+    db: Db,
+}
+
+enum Db {
+    Write(Database),
+    Read(ReadOnlyDatabase),
+    /// A reader's copy, repaired in memory: the file is the business of the next writer.
+    Copy(Database),
+}
+
+impl Meta {
+    /// Makes an empty database; what an interrupted `init` left is thrown away.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(crate) fn create(dir: &Path) -> Result<(), Fail> {
+        let path = dir.join(FILE);
+        match std::fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Fail::io(&path, &e)),
+        }
+        let meta = Self {
+            db: Db::Write(builder().create(&path).map_err(|e| broken(&path, &e))?),
+            path,
+        };
+        meta.write(|_| Ok(()))?;
+        crate::files::sync_parent(&meta.path)
+    }
+
+    /// Opens the database below `dir`. With [`Access::Read`] nothing is written: after an unclean stop that redb cannot read through, the
+    /// reader repairs a copy in memory.
+    ///
+    /// # Errors
+    /// [`Code::Integrity`] for damage, [`Code::Conflict`] for a newer format.
+    pub fn open(dir: &Path, access: Access) -> Result<Self, Fail> {
+        let path = dir.join(FILE);
+        let fail = |e| broken(&path, &e);
+        let db = match access {
+            Access::Write => Db::Write(builder().open(&path).map_err(fail)?),
+            Access::Read => match builder().open_read_only(&path) {
+                Ok(db) => Db::Read(db),
+                Err(DatabaseError::RepairAborted) => Db::Copy(repaired_copy(&path)?),
+                Err(e) => return Err(fail(e)),
+            },
+        };
+        Ok(Self { path, db })
+    }
+
+    /// All pins.
+    ///
+    /// # Errors
+    /// A record that cannot be read; nothing is skipped, for a pin that is overlooked is a pin whose blocks are collected.
+    pub fn pins(&self) -> Result<DesiredSet, Fail> {
+        let read = match &self.db {
+            Db::Write(db) | Db::Copy(db) => db.begin_read(),
+            Db::Read(db) => db.begin_read(),
+        };
+        let table = match read.map_err(|e| self.fail(&e))?.open_table(PINS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(DesiredSet::new()),
+            Err(e) => return Err(self.fail(&e)),
+        };
+        let mut failed = None;
+        let rows = table
+            .iter()
+            .map_err(|e| self.fail(&e))?
+            .map_while(|row| match row {
+                Ok((key, value)) => Some((key.value().to_vec(), value.value().to_vec())),
+                Err(e) => {
+                    failed = Some(self.fail(&e));
+                    None
+                }
+            });
+        let set = DesiredSet::load(rows);
+        match failed {
+            Some(fail) => Err(fail),
+            None => set.map_err(|e| record_fail(&e)),
+        }
+    }
+
+    /// Writes a planned change. It is durable when this returns; apply it to the set in memory then, not before.
+    ///
+    /// # Errors
+    /// The disk refuses, or the database was opened to read.
+    pub fn apply(&self, change: &Change) -> Result<(), Fail> {
+        self.apply_all(std::slice::from_ref(change))
+    }
+
+    /// Writes several changes in one transaction.
+    ///
+    /// # Errors
+    /// As [`Meta::apply`]; none of them is there then.
+    pub fn apply_all(&self, changes: &[Change]) -> Result<(), Fail> {
+        self.write(|table| {
+            for change in changes {
+                match change.record() {
+                    Some(record) => table
+                        .insert(change.key().as_slice(), record.as_slice())
+                        .map(drop),
+                    None => table.remove(change.key().as_slice()).map(drop),
+                }
+                .map_err(|e| self.fail(&e))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn write(
+        &self,
+        edit: impl FnOnce(&mut redb::Table<'_, &[u8], &[u8]>) -> Result<(), Fail>,
+    ) -> Result<(), Fail> {
+        let Db::Write(db) = &self.db else {
+            return Err(Fail::new(Code::Failure, "the metadata was opened to read"));
+        };
+        let mut transaction = db.begin_write().map_err(|e| self.fail(&e))?;
+        transaction.set_two_phase_commit(true);
+        transaction.set_quick_repair(true);
+        edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(&e))?)?;
+        transaction.commit().map_err(|e| self.fail(&e))
+    }
+
+    fn fail(&self, error: &dyn std::fmt::Display) -> Fail {
+        Fail::new(Code::Failure, format!("{}: {error}", self.path.display()))
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+fn repaired_copy(path: &Path) -> Result<Database, Fail> {
+    let length = std::fs::metadata(path)
+        .map_err(|e| Fail::io(path, &e))?
+        .len();
+    if length > MAX_IN_MEMORY {
+        return Err(Fail::new(
+            Code::Conflict,
+            format!(
+                "{} was not closed cleanly and is too large to repair in memory",
+                path.display()
+            ),
+        )
+        .hint("start the daemon once: it repairs the file"));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Fail::io(path, &e))?;
+    let memory = InMemoryBackend::new();
+    memory
+        .set_len(length)
+        .and_then(|()| memory.write(0, &bytes))
+        .map_err(|e| Fail::io(path, &e))?;
+    builder()
+        .create_with_backend(memory)
+        .map_err(|e| broken(path, &e))
+}
+
+fn broken(path: &Path, error: &DatabaseError) -> Fail {
+    let at = |code| Fail::new(code, format!("{}: {error}", path.display()));
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            at(Code::Conflict).hint("another process has it open")
+        }
+        DatabaseError::UpgradeRequired(_) => {
+            at(Code::Conflict).hint("it was written by another version of gemba: run that one")
+        }
+        DatabaseError::Storage(redb::StorageError::Io(e)) => Fail::io(path, e),
+        DatabaseError::Storage(redb::StorageError::Corrupted(_)) => at(Code::Integrity)
+            .hint("restore the file from a copy; the blocks themselves are not affected"),
+        _ => at(Code::Failure),
+    }
+}
+
+fn record_fail(error: &gemba_pins::RecordError) -> Fail {
+    match error {
+        gemba_pins::RecordError::Newer { .. } => Fail::new(Code::Conflict, error),
+        _ => Fail::new(Code::Integrity, error)
+            .hint("restore meta/meta.redb from a copy; the blocks themselves are not affected"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gemba_pins::{Add, Kind};
+
+    fn add(set: &mut DesiredSet, meta: &Meta, content: &'static str) -> cid::Cid {
+        let cid = *gemba_block::Block::raw(content).unwrap().cid();
+        let change = set
+            .add(Add {
+                cid,
+                kind: Kind::Recursive,
+                name: None,
+                now_ms: 5,
+            })
+            .unwrap()
+            .unwrap();
+        meta.apply(&change).unwrap();
+        set.apply(change).unwrap();
+        cid
+    }
+
+    #[test]
+    fn pins_survive_reopening_and_readers_share() {
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        let mut set = meta.pins().unwrap();
+        let (a, b) = (add(&mut set, &meta, "a"), add(&mut set, &meta, "b"));
+        let gone = set.remove(&b).unwrap();
+        meta.apply(&gone).unwrap();
+        drop(meta);
+        let one = Meta::open(dir.path(), Access::Read).unwrap();
+        let two = Meta::open(dir.path(), Access::Read).unwrap();
+        for meta in [&one, &two] {
+            assert_eq!(
+                meta.pins()
+                    .unwrap()
+                    .iter()
+                    .map(|pin| pin.cid)
+                    .collect::<Vec<_>>(),
+                [a]
+            );
+        }
+        assert_eq!(one.apply(&gone).unwrap_err().code, Code::Failure);
+    }
+
+    /// A copy of the file while it is open is what a killed process leaves.
+    #[test]
+    fn s0_5_readers_see_the_pins_after_an_unclean_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        let mut set = meta.pins().unwrap();
+        let pinned = add(&mut set, &meta, "a");
+        let after = tempfile::tempdir().unwrap();
+        std::fs::copy(dir.path().join(FILE), after.path().join(FILE)).unwrap();
+        drop(meta);
+        for access in [Access::Read, Access::Write] {
+            let set = Meta::open(after.path(), access).unwrap().pins().unwrap();
+            assert_eq!(set.iter().map(|pin| pin.cid).collect::<Vec<_>>(), [pinned]);
+        }
+    }
+}

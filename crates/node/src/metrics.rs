@@ -1,0 +1,92 @@
+//! The figures behind `/metrics`: a snapshot the loop hands out, rendered as OpenMetrics text.
+//!
+//! Names: `gemba_<noun>_<unit>`, base units, `_total` for counters; no peer or CID as label value (they are unbounded).
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// One reading of everything that is counted.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Values that go up and down: name, help, unit, value.
+    pub gauges: Vec<(&'static str, &'static str, Option<Unit>, i64)>,
+    /// Values that only grow; the text gets `_total` behind the name.
+    pub counters: Vec<(String, &'static str, Option<Unit>, u64)>,
+}
+
+impl Figures {
+    /// OpenMetrics text, ending in `# EOF`.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut registry = Registry::with_prefix("gemba");
+        for (name, help, unit, value) in &self.gauges {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(*value);
+            match unit {
+                Some(unit) => registry.register_with_unit(*name, *help, unit.clone(), gauge),
+                None => registry.register(*name, *help, gauge),
+            }
+        }
+        for (name, help, unit, value) in &self.counters {
+            let counter: Counter = Counter::default();
+            counter.inc_by(*value);
+            match unit {
+                Some(unit) => registry.register_with_unit(name, *help, unit.clone(), counter),
+                None => registry.register(name, *help, counter),
+            }
+        }
+        let mut text = String::new();
+        match encode(&mut text, &registry) {
+            Ok(()) => text,
+            Err(std::fmt::Error) => "# EOF\n".to_owned(),
+        }
+    }
+}
+
+/// Resident memory of this process in bytes: (now, peak). Zero where the system does not tell.
+#[must_use]
+pub fn resident_memory() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| {
+            rest.trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .map_or(0, |kib| kib * 1024)
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_render_as_openmetrics() {
+        let figures = Figures {
+            gauges: vec![("peers", "Connected peers", None, 3)],
+            counters: vec![(
+                "exchange_in".into(),
+                "Block bytes received",
+                Some(Unit::Bytes),
+                7,
+            )],
+        };
+        let text = figures.render();
+        assert!(text.contains("gemba_peers 3\n"), "{text}");
+        assert!(text.contains("gemba_exchange_in_bytes_total 7\n"), "{text}");
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    #[test]
+    fn memory_is_read_where_the_system_tells() {
+        let (now, peak) = resident_memory();
+        assert!(cfg!(not(target_os = "linux")) || (now > 0 && peak >= now));
+    }
+}

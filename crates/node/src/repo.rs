@@ -1,0 +1,481 @@
+//! The repository on disk: where everything lies, who may touch it, and what is checked before anything is read.
+//!
+//! One process writes, or several read: `repo.lock` is held shared or exclusive while a [`Repo`] lives. The lock is the
+//! kernel's, so a killed process leaves none behind; the process id in the file is for messages only.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use gemba_pnet::{KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey};
+use gemba_store::{OpenError, Store, StoreError};
+use libp2p_identity::Keypair;
+
+use crate::config::{Config, Origin};
+use crate::error::{Code, Fail};
+use crate::files;
+use crate::meta::Meta;
+
+/// The layout that this program writes, and the newest it reads.
+pub const VERSION: u32 = 1;
+/// A process id is shorter.
+const MAX_LOCK_TEXT: u64 = 32;
+/// An identity key is 68 bytes; anything much longer is another file.
+const MAX_IDENTITY_BYTES: u64 = 4096;
+
+/// Where the parts of a repository lie (DESIGN §5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`. Nothing is touched.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// `gemba` in the user's data directory: where the repository is when nobody says otherwise.
+    ///
+    /// # Errors
+    /// There is no home directory.
+    pub fn default_root() -> Result<PathBuf, Fail> {
+        use etcetera::BaseStrategy as _;
+        let strategy = etcetera::choose_base_strategy().map_err(|e| {
+            Fail::new(Code::Usage, format!("no data directory for this user: {e}"))
+                .hint("name the repository with --repo or GEMBA_PATH")
+        })?;
+        Ok(strategy.data_dir().join("gemba"))
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `config.toml`
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// `swarm.key`: the secret that all members share.
+    #[must_use]
+    pub fn swarm_key(&self) -> PathBuf {
+        self.root.join("swarm.key")
+    }
+
+    /// `identity.key`: this node's own secret.
+    #[must_use]
+    pub fn identity_key(&self) -> PathBuf {
+        self.root.join("identity.key")
+    }
+
+    /// `version`: written last by `init`, so its presence says that the rest is there.
+    #[must_use]
+    pub fn version(&self) -> PathBuf {
+        self.root.join("version")
+    }
+
+    /// `repo.lock`
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("repo.lock")
+    }
+
+    /// `api`: address and token of the running daemon.
+    #[must_use]
+    pub fn api(&self) -> PathBuf {
+        self.root.join("api")
+    }
+
+    /// `blocks/`: the block store.
+    #[must_use]
+    pub fn blocks(&self) -> PathBuf {
+        self.root.join("blocks")
+    }
+
+    /// `meta/`: pins and settings of the machine, in redb.
+    #[must_use]
+    pub fn meta(&self) -> PathBuf {
+        self.root.join("meta")
+    }
+
+    /// Whether `init` was completed here.
+    ///
+    /// # Errors
+    /// The folder may not be read.
+    pub fn is_initialised(&self) -> Result<bool, Fail> {
+        self.version()
+            .try_exists()
+            .map_err(|e| Fail::io(self.version(), &e))
+    }
+
+    /// Reads this node's key, without taking the lock: it never changes.
+    ///
+    /// # Errors
+    /// [`Code::Permission`] if others may read it, [`Code::Integrity`] if it is damaged.
+    pub fn read_identity(&self) -> Result<Keypair, Fail> {
+        let path = self.identity_key();
+        files::check_private(&path)?;
+        let bytes = files::read_limited(&path, MAX_IDENTITY_BYTES)?;
+        Keypair::from_protobuf_encoding(&bytes).map_err(|e| {
+            Fail::new(Code::Integrity, format!("{} is damaged: {e}", path.display()))
+                .hint("restore it from a copy, or move it away and run `gemba init` on a new repository: the peer id changes then")
+        })
+    }
+
+    /// The facts about swarm key, folder and environment that decide which network this node may join.
+    #[must_use]
+    pub fn policy(&self, config: &Config) -> Policy {
+        let mut policy = KeyFile::in_repo(&self.root).policy();
+        let force = config.network.force_private;
+        match config.origin("network.force_private") {
+            Origin::Flag => policy.force_flag = force,
+            _ => policy.force_in_config = force,
+        }
+        policy
+    }
+}
+
+/// What a command is going to do to the repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only reads: beside other readers.
+    Read,
+    /// Writes: alone.
+    Write,
+}
+
+/// How a new repository comes to its swarm key.
+#[derive(Clone, Debug, Default)]
+pub enum KeyChoice {
+    /// None yet. The daemon will not start before there is one.
+    #[default]
+    None,
+    /// A fresh one: the first node of a swarm.
+    New,
+    /// The one of the swarm this device joins.
+    Import(PathBuf),
+}
+
+/// What `init` is told.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Where the swarm key comes from.
+    pub key: KeyChoice,
+    /// Asks for the public network in so many words; contradicts a key.
+    pub public_network: bool,
+}
+
+/// An open repository. The lock is held as long as it lives.
+#[derive(Debug)]
+pub struct Repo {
+    /// Where its parts lie.
+    pub layout: Layout,
+    /// Its settings.
+    pub config: Config,
+    access: Access,
+    _lock: Lock,
+}
+
+impl Repo {
+    /// Makes a new repository: identity, configuration, key if wished, empty store. An `init` that was interrupted may be repeated.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if there is one already, or if its lock is held; what is wrong with the key file.
+    pub fn init(root: &Path, options: &InitOptions) -> Result<Self, Fail> {
+        let layout = Layout::new(root);
+        let key = wanted_key(options)?;
+        files::create_private_dir(root)?;
+        let lock = Lock::take(&layout, Access::Write)?;
+        if layout.is_initialised()? {
+            return Err(Fail::new(
+                Code::Conflict,
+                format!("{} already holds a repository", root.display()),
+            )
+            .hint("nothing was changed; `gemba swarm-key import FILE` sets its swarm key"));
+        }
+        if let Some(key) = key {
+            KeyFile::in_repo(root)
+                .write(&key, Replace::Never)
+                .map_err(key_file_fail)?;
+        }
+        if !layout
+            .identity_key()
+            .try_exists()
+            .map_err(|e| Fail::io(layout.identity_key(), &e))?
+        {
+            write_identity(&layout)?;
+        }
+        if !layout
+            .config()
+            .try_exists()
+            .map_err(|e| Fail::io(layout.config(), &e))?
+        {
+            files::write_new(
+                &layout.config(),
+                crate::config::initial_text(options.public_network).as_bytes(),
+            )?;
+        }
+        files::create_private_dir(&layout.blocks())?;
+        files::create_private_dir(&layout.meta())?;
+        Meta::create(&layout.meta())?;
+        drop(Store::open(layout.blocks(), gemba_store::Config::default()).map_err(open_fail)?);
+        files::write_new(&layout.version(), format!("{VERSION}\n").as_bytes())?;
+        let config = Config::load(&layout)?;
+        Ok(Self {
+            layout,
+            config,
+            access: Access::Write,
+            _lock: lock,
+        })
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is none, [`Code::Conflict`] if another process holds the lock or a newer gemba wrote it, and what is wrong
+    /// with the configuration.
+    pub fn open(root: impl Into<PathBuf>, access: Access) -> Result<Self, Fail> {
+        let layout = Layout::new(root);
+        check_version(&layout)?;
+        let lock = Lock::take(&layout, access)?;
+        let config = Config::load(&layout)?;
+        Ok(Self {
+            layout,
+            config,
+            access,
+            _lock: lock,
+        })
+    }
+
+    /// What it was opened for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// This node's key pair.
+    ///
+    /// # Errors
+    /// See [`Layout::read_identity`].
+    pub fn identity(&self) -> Result<Keypair, Fail> {
+        self.layout.read_identity()
+    }
+
+    /// The network this node may join: private with a good key, public only if asked for in so many words (`--public-network`, or the
+    /// setting). `LIBP2P_FORCE_PNET` and the misspelt names of key and variable are honoured.
+    ///
+    /// # Errors
+    /// [`Code::Permission`] with the whole reason.
+    pub fn network(&self, public_network: bool) -> Result<Network, Fail> {
+        let mut policy = self.layout.policy(&self.config);
+        policy.public_network = public_network || self.config.network.public_network;
+        policy.decide().map_err(|e| self.policy_fail(&e))
+    }
+
+    /// The blocks. With [`Access::Read`] nothing is written, not even a repair.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if it is locked or of a newer format, [`Code::Integrity`] for damage that hides the whole store.
+    pub fn store(&self) -> Result<Store, Fail> {
+        let config =
+            gemba_store::Config::default().verify_on_read(self.config.store.verify_on_read);
+        let opened = match self.access {
+            Access::Write => Store::open(self.layout.blocks(), config),
+            Access::Read => Store::open_read_only(self.layout.blocks(), config),
+        };
+        opened.map_err(open_fail)
+    }
+
+    /// The pins and what else is small and transactional.
+    ///
+    /// # Errors
+    /// Storage that cannot be read, or [`Code::Conflict`] for a newer format.
+    pub fn meta(&self) -> Result<Meta, Fail> {
+        Meta::open(&self.layout.meta(), self.access)
+    }
+
+    fn policy_fail(&self, error: &PolicyError) -> Fail {
+        let fail = Fail::new(Code::Permission, error);
+        match error {
+            PolicyError::PublicForbidden { .. } => fail.hint(format!(
+                "network.force_private comes from {}",
+                self.config.origin("network.force_private")
+            )),
+            PolicyError::KeyAndPublic { .. } if self.config.network.public_network => {
+                fail.hint(format!(
+                    "network.public_network comes from {}",
+                    self.config.origin("network.public_network")
+                ))
+            }
+            _ => fail,
+        }
+    }
+}
+
+/// What is wrong with a key file, with the code scripts expect.
+pub fn key_file_fail(error: KeyFileError) -> Fail {
+    let code = match &error {
+        KeyFileError::DifferentKey { .. } | KeyFileError::NotAKey { .. } => Code::Conflict,
+        KeyFileError::Io { source, .. } => Fail::io("", source).code,
+        _ => Code::Permission,
+    };
+    Fail::new(code, error)
+}
+
+/// What the store failed with, with the code scripts expect.
+pub fn store_fail(error: &StoreError) -> Fail {
+    match error {
+        StoreError::Corrupt { .. } => Fail::new(Code::Integrity, error)
+            .hint("`gemba repo verify` finds all damaged blocks; fetching a block again (`gemba pin add`) repairs it"),
+        StoreError::TooLarge { .. } => Fail::new(Code::Usage, error).hint("cut it into smaller blocks: `gemba add` does"),
+        StoreError::Full(_) => Fail::new(Code::Failure, "the disk is full").hint("free some space, or move the repository (--repo) to a larger disk"),
+        _ => Fail::new(Code::Failure, error),
+    }
+}
+
+fn open_fail(error: OpenError) -> Fail {
+    match error {
+        OpenError::LockHeld { .. } | OpenError::NewerFormat { .. } => {
+            Fail::new(Code::Conflict, error)
+        }
+        OpenError::Missing(_) => Fail::new(Code::NotFound, error),
+        OpenError::Io { path, source } => Fail::io(path, &source),
+        other => Fail::new(Code::Integrity, other),
+    }
+}
+
+fn wanted_key(options: &InitOptions) -> Result<Option<SwarmKey>, Fail> {
+    if options.public_network && !matches!(options.key, KeyChoice::None) {
+        return Err(Fail::new(
+            Code::Usage,
+            "a swarm key and --public-network contradict each other",
+        ));
+    }
+    match &options.key {
+        KeyChoice::None => Ok(None),
+        KeyChoice::New => generate_key().map(Some),
+        KeyChoice::Import(file) => KeyFile::read_for_import(file)
+            .map(Some)
+            .map_err(key_file_fail),
+    }
+}
+
+/// A fresh swarm key.
+///
+/// # Errors
+/// The operating system gives no randomness.
+pub fn generate_key() -> Result<SwarmKey, Fail> {
+    SwarmKey::generate()
+        .map_err(|e| Fail::new(Code::Failure, format!("no randomness for a key: {e}")))
+}
+
+fn write_identity(layout: &Layout) -> Result<(), Fail> {
+    let keypair = Keypair::generate_ed25519();
+    let bytes = keypair
+        .to_protobuf_encoding()
+        .map_err(|e| Fail::new(Code::Failure, e))?;
+    files::write_new(&layout.identity_key(), &bytes)
+}
+
+fn check_version(layout: &Layout) -> Result<(), Fail> {
+    let path = layout.version();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Fail::new(
+                Code::NotFound,
+                format!("no repository at {}", layout.root().display()),
+            )
+            .hint("make one with `gemba init`, or name another with --repo or GEMBA_PATH"));
+        }
+        Err(e) => return Err(Fail::io(path, &e)),
+    };
+    match text.trim().parse::<u32>() {
+        Ok(VERSION) => Ok(()),
+        Ok(newer) if newer > VERSION => Err(Fail::new(
+            Code::Conflict,
+            format!("the repository has version {newer}, this gemba reads up to {VERSION}"),
+        )
+        .hint("run the newer gemba that wrote it; nothing was changed")),
+        _ => Err(Fail::new(
+            Code::Integrity,
+            format!("{} does not hold a version", path.display()),
+        )
+        .hint(format!("it should hold the line {VERSION}"))),
+    }
+}
+
+/// The kernel's lock on `repo.lock`.
+#[derive(Debug)]
+struct Lock {
+    file: File,
+    access: Access,
+}
+
+impl Lock {
+    fn take(layout: &Layout, access: Access) -> Result<Self, Fail> {
+        let path = layout.lock();
+        let file = open_lock_file(&path, access)?;
+        let taken = match access {
+            Access::Read => file.try_lock_shared(),
+            Access::Write => file.try_lock(),
+        };
+        match taken {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(lock_held(layout, file)),
+            Err(TryLockError::Error(e)) => return Err(Fail::io(path, &e)),
+        }
+        let mut lock = Self { file, access };
+        if access == Access::Write {
+            // For messages only, so a failure to write it is no failure.
+            let _ = lock.note(&std::process::id().to_string());
+        }
+        Ok(lock)
+    }
+
+    fn note(&mut self, text: &str) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        self.file.write_all(text.as_bytes())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.access == Access::Write {
+            let _ = self.note("");
+        }
+    }
+}
+
+/// Readers must do with a repository on a read-only file system, where the lock file can be locked but not written.
+fn open_lock_file(path: &Path, access: Access) -> Result<File, Fail> {
+    let opened = files::private_options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    match (opened, access) {
+        (Ok(file), _) => Ok(file),
+        (Err(_), Access::Read) => File::open(path).map_err(|e| Fail::io(path, &e)),
+        (Err(e), Access::Write) => Err(Fail::io(path, &e)),
+    }
+}
+
+fn lock_held(layout: &Layout, mut file: File) -> Fail {
+    let mut text = String::new();
+    let _ = file
+        .rewind()
+        .and_then(|()| file.take(MAX_LOCK_TEXT).read_to_string(&mut text));
+    let holder = text
+        .trim()
+        .parse::<u32>()
+        .map_or("another process".to_owned(), |pid| format!("process {pid}"));
+    Fail::new(Code::Conflict, format!("the repository {} is in use by {holder}", layout.root().display()))
+        .hint("if that is the daemon, it has not opened its API yet or does not answer; wait for it, or end it")
+}

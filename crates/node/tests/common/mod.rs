@@ -1,0 +1,326 @@
+//! A repository in a temporary folder, and the binary run on it as its users run it.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// No command of these tests waits for anything; one that does hangs, and is ended.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A folder with a repository in it.
+pub struct Node {
+    pub dir: tempfile::TempDir,
+    pub repo: PathBuf,
+}
+
+impl Node {
+    /// A folder without a repository.
+    pub fn bare() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("repo");
+        Self { dir, repo }
+    }
+
+    /// A repository with a fresh swarm key.
+    pub fn new() -> Self {
+        let node = Self::bare();
+        node.ok(&["init", "--new-swarm-key"]);
+        node
+    }
+
+    /// A path beside the repository.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes a file beside the repository; folders on the way are made.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The binary on this repository, without what the tester's own environment says.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemba"));
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["GEMBA_", "LIBP2P_", "RUST_LOG"]
+                .iter()
+                .any(|prefix| text.starts_with(prefix))
+            {
+                command.env_remove(&name);
+            }
+        }
+        command
+            .arg("--repo")
+            .arg(&self.repo)
+            .args(args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Done {
+        Done::of(self.command(args), &[])
+    }
+
+    pub fn run_with_input(&self, args: &[&str], input: &[u8]) -> Done {
+        Done::of(self.command(args), input)
+    }
+
+    /// Standard output of a command that must succeed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.run(args).ok()
+    }
+
+    /// The one object of a command with `--json`.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let lines = self.lines(args);
+        assert_eq!(lines.len(), 1, "{args:?} gave {lines:?}");
+        lines.into_iter().next().unwrap()
+    }
+
+    /// The objects of a command with `--json`.
+    pub fn lines(&self, args: &[&str]) -> Vec<Value> {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        self.ok(&args)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Adds a path; the CID of its root.
+    pub fn add(&self, path: &Path, options: &[&str]) -> String {
+        let mut args = vec!["add", "-Q", path.to_str().unwrap()];
+        args.extend(options);
+        self.ok(&args).trim().to_owned()
+    }
+
+    /// Stores a block; its CID.
+    pub fn put(&self, codec: &str, data: &[u8]) -> String {
+        self.run_with_input(&["block", "put", "--codec", codec], data)
+            .ok()
+            .trim()
+            .to_owned()
+    }
+
+    pub fn fails(&self, args: &[&str], code: i32) -> Failure {
+        self.run(args).fails(code)
+    }
+}
+
+/// A command that ended.
+#[derive(Debug)]
+pub struct Done {
+    args: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+/// What a failed command said, in both forms.
+#[derive(Debug)]
+pub struct Failure {
+    pub cause: String,
+    pub hint: String,
+    pub code: String,
+}
+
+impl Done {
+    pub fn of(mut command: Command, input: &[u8]) -> Self {
+        let args = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = wait(child);
+        writer.join().unwrap();
+        Self {
+            args,
+            status: output.status,
+            stdout: output.stdout,
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.stdout.clone()).unwrap()
+    }
+
+    pub fn ok(self) -> String {
+        assert!(
+            self.status.success(),
+            "{} ended with {:?}: {}",
+            self.args,
+            self.status,
+            self.stderr
+        );
+        self.text()
+    }
+
+    /// The failure with this exit code. Works on text and on `--json`.
+    pub fn fails(&self, code: i32) -> Failure {
+        assert_eq!(
+            self.status.code(),
+            Some(code),
+            "{}\nstdout: {}\nstderr: {}",
+            self.args,
+            String::from_utf8_lossy(&self.stdout),
+            self.stderr
+        );
+        if let Some(object) = self
+            .stderr
+            .lines()
+            .find_map(|line| serde_json::from_str::<Value>(line).ok())
+        {
+            let error = &object["error"];
+            let text = |name: &str| {
+                error[name]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("no {name} in {object}"))
+                    .to_owned()
+            };
+            return Failure {
+                cause: text("cause"),
+                hint: text("hint"),
+                code: text("code"),
+            };
+        }
+        let after = |word: &str| {
+            let lines = self
+                .stderr
+                .lines()
+                .skip_while(|line| !line.starts_with(word));
+            lines
+                .take_while(|line| line.starts_with(word) || !line.starts_with("hint: "))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        let cause = after("error: ");
+        assert!(
+            !cause.is_empty(),
+            "{} said no cause: {}",
+            self.args,
+            self.stderr
+        );
+        Failure {
+            cause,
+            hint: after("hint: "),
+            code: String::new(),
+        }
+    }
+}
+
+/// Waits with a limit, so that a hanging command fails the test instead of stopping it.
+pub fn wait(child: Child) -> Output {
+    let id = child.id();
+    let (done, watched) = std::sync::mpsc::sync_channel::<()>(1);
+    let watchdog = std::thread::spawn(move || {
+        if watched.recv_timeout(LIMIT).is_err() {
+            signal(id, rustix::process::Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = done.send(());
+    watchdog.join().unwrap();
+    output
+}
+
+pub fn signal(id: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(id as i32).unwrap();
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < LIMIT, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Bytes that look random and repeat for a seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    gemba_testkit::Rng::new(seed).bytes(len)
+}
+
+/// Every file and symlink below a folder with its content.
+pub fn tree(root: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(path) = open.pop() {
+        let metadata = path.symlink_metadata().unwrap();
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        if metadata.is_dir() {
+            found.insert(name, b"<folder>".to_vec());
+            open.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else if metadata.is_symlink() {
+            found.insert(
+                name,
+                std::fs::read_link(&path)
+                    .unwrap()
+                    .into_os_string()
+                    .into_encoded_bytes(),
+            );
+        } else {
+            found.insert(name, std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+/// A running daemon, killed when it is dropped.
+pub struct Daemon {
+    pub child: Child,
+}
+
+impl Daemon {
+    /// Starts one on loopback and waits until it says that it is ready.
+    pub fn start(node: &Node, args: &[&str]) -> Self {
+        use std::io::BufRead as _;
+        let mut all = vec![
+            "daemon",
+            "--listen",
+            "/ip4/127.0.0.1/tcp/0",
+            "--api",
+            "127.0.0.1:0",
+            "--no-mdns",
+        ];
+        all.extend(args);
+        let mut child = node
+            .command(&all)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(
+            lines.any(|line| line.is_ok_and(|line| line == "ready")),
+            "the daemon ended before it was ready"
+        );
+        Self { child }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
