@@ -263,6 +263,35 @@ fn x3_a_want_moves_on_after_two_seconds_without_a_byte() {
     assert_eq!(bench.core.counters().moved, 1);
 }
 
+/// Threat X7: on an ordered link the block comes when the link moves again; asked for twice it would come twice.
+#[test]
+fn x7_a_stalled_only_holder_is_waited_for_and_asked_again_late() {
+    let mut bench = Bench::new(&Config::default());
+    let only = bench.peer();
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100_000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    bench.receive(only, presence(wanted.cid(), Presence::Have));
+    bench.sent.clear();
+    for _ in 0..15 {
+        bench.pass(Duration::from_secs(1));
+    }
+    assert_eq!(bench.stalled, [only]);
+    assert_eq!(bench.entries(only), []);
+    // It moves: the want counts as under way again, with nothing said.
+    let at = bench.now;
+    bench.handle(Input::Progress { peer: only, at });
+    for _ in 0..15 {
+        bench.pass(Duration::from_secs(1));
+    }
+    assert_eq!(bench.entries(only), []);
+    // Silent for long: perhaps it forgot.
+    for _ in 0..90 {
+        bench.pass(Duration::from_secs(1));
+    }
+    assert!(!bench.entries(only).is_empty());
+}
+
 #[test]
 fn bytes_of_an_unfinished_message_are_progress() {
     let mut bench = Bench::new(&Config::default());

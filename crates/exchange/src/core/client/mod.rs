@@ -109,6 +109,8 @@ const TICK: Duration = Duration::from_millis(250);
 const LOOK_AHEAD: usize = 16;
 /// A block is lost if the peer delivered so many that were asked for later.
 const OVERTAKEN: u64 = 64;
+/// A stalled peer that holds a want is asked again after so many stall times.
+const PATIENCE: u32 = 10;
 /// Peers remembered in `Why::gone`.
 const GONE: usize = 8;
 
@@ -630,7 +632,7 @@ impl Client {
             .peers
             .values()
             .any(|p| p.blocks > 0 || p.haves > 0)
-            .then_some(self.ticked + TICK);
+            .then_some(self.ticked.saturating_add(TICK));
         let retry = self.retry.first().map(|(at, _)| *at);
         match (tick, retry) {
             (Some(tick), Some(retry)) => Some(tick.min(retry)),
@@ -659,14 +661,14 @@ impl Client {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let silent = now >= peer.progress + self.config.stall;
+        let silent = now >= peer.progress.saturating_add(self.config.stall);
         let delivered = peer.delivered;
         let wants = &self.wants;
         peer.block_asks.retain(|ask| {
             if !is_open(wants, key, ask) {
                 return false;
             }
-            let waited = now >= ask.at + self.config.stall;
+            let waited = now >= ask.at.saturating_add(self.config.stall);
             let overtaken = delivered > ask.number + OVERTAKEN;
             if waited && (silent || overtaken || now >= ask.latest) {
                 late.push(*ask);
@@ -697,14 +699,16 @@ impl Client {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let silent = now >= peer.progress + self.config.stall;
+        let silent = now >= peer.progress.saturating_add(self.config.stall);
         let wants = &self.wants;
         let stall = self.config.stall;
         peer.have_asks.retain(|ask| {
             if !is_open(wants, key, ask) {
                 return false;
             }
-            if (now >= ask.at + stall && silent) || now >= ask.at + 3 * stall {
+            if (now >= ask.at.saturating_add(stall) && silent)
+                || now >= ask.at.saturating_add(stall.saturating_mul(3))
+            {
                 late.push(*ask);
                 return false;
             }
@@ -731,11 +735,57 @@ impl Client {
                 continue;
             };
             want.retry_at = None;
-            want.asks
-                .retain(|a| matches!(a.answer, Answer::HavePending | Answer::BlockPending));
             counters.rebroadcasts += 1;
+            self.forget_answers(&cid, now);
             self.place(&cid, now, counters, out);
         }
+    }
+
+    /// Before a want is looked for again: old answers go, so that everybody is asked again. Except of a peer that stalled
+    /// with the want in hand: links are ordered, so the block comes when the link moves, and twice if it were asked for
+    /// twice. It is waited for again once the peer moves, and asked again after [`PATIENCE`].
+    fn forget_answers(&mut self, cid: &Cid, now: Time) {
+        let Some(mut want) = self.wants.remove(cid) else {
+            return;
+        };
+        let estimate = self.estimate_of(&want);
+        let patience = self.config.stall.saturating_mul(PATIENCE);
+        let mut asks = std::mem::take(&mut want.asks);
+        asks.retain_mut(|ask| match ask.answer {
+            Answer::HavePending | Answer::BlockPending => true,
+            Answer::TimedOut => {
+                let since = ask.answered_at.unwrap_or(ask.at);
+                let Some(peer) = self.peers.get_mut(&ask.peer) else {
+                    return false;
+                };
+                if !peer.remote.holds_block_want(cid) {
+                    return false;
+                }
+                if peer.progress <= since {
+                    return now < since.saturating_add(patience);
+                }
+                self.next += 1;
+                *ask = Ask {
+                    number: self.next,
+                    answer: Answer::BlockPending,
+                    answered_at: None,
+                    charged: estimate,
+                    ..*ask
+                };
+                let open = OpenAsk {
+                    cid: *cid,
+                    number: ask.number,
+                    at: now,
+                    latest: peer.latest(estimate, now, &self.config),
+                };
+                peer.owe(open, estimate);
+                self.expected += estimate;
+                true
+            }
+            _ => false,
+        });
+        want.asks = asks;
+        self.wants.insert(*cid, want);
     }
 
     // ---- the decision
@@ -840,10 +890,7 @@ impl Client {
     }
 
     fn ask_block(&mut self, cid: &Cid, want: &mut Want, key: PeerKey, now: Time) -> Placed {
-        let estimate = want
-            .home()
-            .and_then(|id| self.sessions.get(&id))
-            .map_or(0, |s| s.estimate);
+        let estimate = self.estimate_of(want);
         let number = self.number();
         let Some(peer) = self.peers.get_mut(&key) else {
             return Placed::NoRoom;
@@ -968,7 +1015,7 @@ impl Client {
             .saturating_mul(1 << want.rounds.min(16))
             .min(self.config.retry_last);
         want.rounds += 1;
-        want.retry_at = Some(now + pause);
+        want.retry_at = Some(now.saturating_add(pause));
         self.set_phase(want, cid, Phase::Unavailable);
         counters.unavailable += 1;
         let asked = self.asked(want);
@@ -1216,6 +1263,13 @@ impl Client {
             }
         }
         want.phase = phase;
+    }
+
+    /// Size expected of a block of this want.
+    fn estimate_of(&self, want: &Want) -> usize {
+        want.home()
+            .and_then(|id| self.sessions.get(&id))
+            .map_or(0, |s| s.estimate)
     }
 
     fn number(&mut self) -> u64 {

@@ -112,7 +112,8 @@ impl Peer {
     /// Latest time for a block asked for now: its share of what is owed at a fraction of the measured rate.
     pub(super) fn latest(&self, estimate: usize, now: Time, config: &Config) -> Time {
         let rate = (self.rate / 8).max(FLOOR_RATE);
-        now + config.stall + Duration::from_millis((self.bytes + estimate) as u64 * 1000 / rate)
+        let share = Duration::from_millis((self.bytes + estimate) as u64 * 1000 / rate);
+        now.saturating_add(config.stall).saturating_add(share)
     }
 
     pub(super) fn owe(&mut self, ask: OpenAsk, estimate: usize) {
@@ -161,17 +162,17 @@ impl Peer {
     /// Wants timed out: asked last for a while that doubles.
     pub(super) fn stalled(&mut self, now: Time) {
         self.stalls = (self.stalls + 1).min(6);
-        self.suspect_until = now + Duration::from_secs(2 << self.stalls);
+        self.suspect_until = now.saturating_add(Duration::from_secs(2 << self.stalls));
     }
 
     /// A block came that nobody asked for while others are owed. True if the peer is now distrusted.
     pub(super) fn sent_wrong(&mut self, now: Time, config: &Config) -> bool {
         self.wrong += 1;
-        self.suspect_until = now + config.distrust;
+        self.suspect_until = now.saturating_add(config.distrust);
         if self.wrong < WRONG || self.distrusted_until > now {
             return false;
         }
-        self.distrusted_until = now + config.distrust;
+        self.distrusted_until = now.saturating_add(config.distrust);
         self.wrong = 0;
         true
     }

@@ -90,6 +90,12 @@ impl Remote {
         self.known.contains_key(cid) || self.changes.contains_key(cid)
     }
 
+    /// The peer was told, and not told otherwise, that the block itself is wanted.
+    pub(super) fn holds_block_want(&self, cid: &Cid) -> bool {
+        !self.changes.contains_key(cid)
+            && matches!(self.known.get(cid), Some(said) if said.kind == WantKind::Block)
+    }
+
     /// Wants that the peer holds or will hold for us.
     pub(super) fn len(&self) -> usize {
         self.known.len() + self.changes.len()
