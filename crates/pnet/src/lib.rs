@@ -3,8 +3,9 @@
     not(feature = "swarm"),
     doc = "Private swarms: key file, policy and handshake check. See the README."
 )]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod cipher;
 pub mod dialer;
 pub mod discovery;
 pub mod handshake;

@@ -1,8 +1,9 @@
-//! Driver: the nonce exchange and the key check on a socket.
+//! Driver: the stream of a private swarm on a socket.
 //!
-//! The cipher stream itself is libp2p-pnet's. Around it lie two thin layers: `Tap` below, which watches the nonces go by, and
-//! [`PskStream`] above, which holds the first 20 decrypted bytes back until they are compared. What the bytes mean is decided in
-//! [`handshake`](crate::handshake).
+//! On the wire it is PSK v1 as Kubo and libp2p-pnet speak it: 24 bytes of nonce each way, then XSalsa20. Here it is buffered on both
+//! sides, because the layers above write and read in small pieces: many writes leave in one system call, and one read brings all that
+//! the kernel holds. What the first bytes mean is decided in [`handshake`](crate::handshake); the first 20 decrypted bytes are held
+//! back until they are compared.
 
 use std::{
     io,
@@ -12,18 +13,22 @@ use std::{
     time::Duration,
 };
 
-use futures::{AsyncRead, AsyncWrite};
-use libp2p_pnet::{PnetConfig, PnetError, PnetOutput, PreSharedKey};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
+    cipher::XSalsa20,
     error::{PskError, Silence},
     handshake::{HEADER, HeaderCheck, KeyVerdict, NONCE_LEN, NonceCheck, NonceRefusal},
     key::{Fingerprint, SwarmKey},
 };
 
-/// Bytes read at once while the key is checked. Larger than what an honest peer has in flight at that point, so that a
-/// refused connection closes without unread data, which would turn the close into a reset.
-const CHECK_READ: usize = 1024;
+/// Buffers begin with this and come back to it when little passes, in bytes. Larger than what an honest peer has in flight while
+/// the key is checked, so that a refused connection closes without unread data, which would turn the close into a reset.
+const LEAST: usize = 1024;
+/// Buffers of a busy connection, in bytes: above this a system call costs nothing beside its bytes.
+const MOST: usize = 64 * 1024;
+/// A read into at least this much needs no buffer between.
+const DIRECT: usize = MOST / 2;
 
 /// Which side of the connection we are. It matters only for the manner of saying no.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +42,13 @@ pub enum Side {
 /// A connection inside the private swarm: XSalsa20 in both directions, and a read side that yields nothing before the remote's
 /// key is known to be ours.
 ///
-/// It hides traffic from outsiders but does not protect it from change (there is no MAC): run Noise or TLS above it.
+/// It hides traffic from outsiders but does not protect it from change (there is no MAC): run Noise or TLS above it. Its buffers hold
+/// at most 64 KiB a direction, and 1 KiB on a quiet connection. As with every buffered writer, what was written leaves with
+/// `flush`.
 pub struct PskStream<S> {
-    inner: PnetOutput<Tap<S>>,
+    socket: S,
+    reader: Reader,
+    writer: Writer,
     state: State,
     side: Side,
     fingerprint: Fingerprint,
@@ -48,13 +57,11 @@ pub struct PskStream<S> {
 
 enum State {
     /// Holding bytes back until there are 20.
-    Checking { check: HeaderCheck, held: Vec<u8> },
-    /// The key is ours; `held[given..]` is still to be handed up.
-    Replaying { held: Vec<u8>, given: usize },
+    Checking(HeaderCheck),
     /// Bytes pass through.
     Open,
-    /// The key is not ours. A listener still owes its header, by which the dialer knows that as well (PNET-H6).
-    Refusing { written: usize },
+    /// The key is not ours: what we owe goes out, then the connection closes.
+    Refusing,
     /// Over.
     Refused(PskError),
 }
@@ -76,35 +83,31 @@ impl KeyOutcome {
 
 impl<S> PskStream<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     /// Exchanges nonces within `deadline`. The key check follows with the first read, because only the layer above makes the remote talk.
     pub async fn handshake(
-        socket: S,
+        mut socket: S,
         key: &SwarmKey,
         side: Side,
         deadline: Duration,
     ) -> Result<Self, PskError> {
-        let tap = Tap {
-            socket,
-            check: Some(NonceCheck::default()),
-        };
-        let psk = PnetConfig::new(PreSharedKey::new(*key.expose_secret_bytes()));
-        let inner = match tokio::time::timeout(deadline, psk.handshake(tap)).await {
-            Ok(Ok(inner)) => inner,
-            Ok(Err(error)) => return Err(nonce_error(error)),
+        let mut ours = [0; NONCE_LEN];
+        getrandom::fill(&mut ours).map_err(|_| PskError::NoRandom)?;
+        let theirs = match tokio::time::timeout(deadline, exchange(&mut socket, &ours)).await {
+            Ok(theirs) => theirs?,
             Err(_) => {
                 return Err(PskError::NoNonce {
                     how: Silence::Timeout(deadline),
                 });
             }
         };
+        let key_bytes = key.expose_secret_bytes();
         Ok(Self {
-            inner,
-            state: State::Checking {
-                check: HeaderCheck::default(),
-                held: Vec::new(),
-            },
+            socket,
+            reader: Reader::new(XSalsa20::new(key_bytes, &theirs)),
+            writer: Writer::new(XSalsa20::new(key_bytes, &ours)),
+            state: State::Checking(HeaderCheck::default()),
             side,
             fingerprint: key.fingerprint(),
             outcome: KeyOutcome::default(),
@@ -118,80 +121,100 @@ where
 
     /// Reads until 20 bytes are there or the remote gives up.
     fn poll_check(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Checking { check, held } = &mut self.state else {
-            return Poll::Ready(());
-        };
-        let mut buffer = [0; CHECK_READ];
-        let hung_up = PskError::ProbablyWrongSwarmKey {
-            ours: self.fingerprint,
-            how: Silence::HungUp,
-        };
-        loop {
-            let read = match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer)) {
-                Ok(0) => Err(hung_up),
-                Ok(read) => Ok(&buffer[..read]),
-                Err(error) if is_hang_up(error.kind()) => Err(hung_up),
-                Err(error) => Err(PskError::Io(error.kind())),
+        while let State::Checking(check) = &mut self.state {
+            let hung_up = PskError::ProbablyWrongSwarmKey {
+                ours: self.fingerprint,
+                how: Silence::HungUp,
             };
-            match read {
-                Err(error) => {
-                    self.outcome.set(Err(error));
-                    self.state = State::Refused(error);
-                    return Poll::Ready(());
-                }
+            let failure = match ready!(self.reader.poll_fill(&mut self.socket, cx)) {
+                Ok([]) => hung_up,
                 Ok(bytes) => {
-                    held.extend_from_slice(bytes);
-                    match check.on_decrypted(bytes) {
-                        KeyVerdict::Unknown => {}
-                        KeyVerdict::Same => {
-                            self.outcome.set(Ok(()));
-                            self.state = State::Replaying {
-                                held: std::mem::take(held),
-                                given: 0,
-                            };
-                            return Poll::Ready(());
-                        }
-                        KeyVerdict::Different => {
-                            self.outcome.set(Err(PskError::WrongSwarmKey {
-                                ours: self.fingerprint,
-                            }));
-                            let written = match self.side {
-                                Side::Listener => 0,
-                                Side::Dialer => HEADER.len(),
-                            };
-                            self.state = State::Refusing { written };
-                            return Poll::Ready(());
-                        }
-                    }
+                    let verdict = check.on_decrypted(bytes);
+                    self.on_verdict(verdict);
+                    continue;
                 }
+                Err(error) if is_hang_up(error.kind()) => hung_up,
+                Err(error) => PskError::Io(error.kind()),
+            };
+            self.outcome.set(Err(failure));
+            self.state = State::Refused(failure);
+        }
+        Poll::Ready(())
+    }
+
+    fn on_verdict(&mut self, verdict: KeyVerdict) {
+        match verdict {
+            KeyVerdict::Unknown => {}
+            KeyVerdict::Same => {
+                self.outcome.set(Ok(()));
+                self.state = State::Open;
+            }
+            KeyVerdict::Different => {
+                self.outcome.set(Err(self.wrong_key()));
+                // A listener still owes its header, by which the dialer knows that as well (PNET-H6).
+                if self.side == Side::Listener {
+                    self.writer.put(&HEADER);
+                }
+                self.state = State::Refusing;
             }
         }
     }
 
-    /// Says no: the header that we owe, then close. Failures are of no interest any more.
+    /// Says no: what is owed, then close. Failures are of no interest any more.
     fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Refusing { written } = &mut self.state else {
-            return Poll::Ready(());
-        };
-        let mut inner = Pin::new(&mut self.inner);
-        while *written < HEADER.len() {
-            match ready!(inner.as_mut().poll_write(cx, &HEADER[*written..])) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => *written += count,
+        if let State::Refusing = self.state {
+            let drained = ready!(self.writer.poll_drain(&mut self.socket, cx));
+            if drained.is_ok() {
+                let _ = ready!(Pin::new(&mut self.socket).poll_close(cx));
             }
+            self.state = State::Refused(self.wrong_key());
         }
-        // Close flushes what the cipher has buffered.
-        let _ = ready!(inner.poll_close(cx));
-        self.state = State::Refused(PskError::WrongSwarmKey {
-            ours: self.fingerprint,
-        });
         Poll::Ready(())
     }
+
+    fn wrong_key(&self) -> PskError {
+        PskError::WrongSwarmKey {
+            ours: self.fingerprint,
+        }
+    }
+
+    fn check_refused(&self) -> io::Result<()> {
+        match self.state {
+            State::Refused(error) => Err(error.into()),
+            State::Checking(_) | State::Open | State::Refusing => Ok(()),
+        }
+    }
+}
+
+/// Sends our nonce and returns the remote's.
+async fn exchange<S>(socket: &mut S, ours: &[u8; NONCE_LEN]) -> Result<[u8; NONCE_LEN], PskError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    socket.write_all(ours).await.map_err(nonce_error)?;
+    socket.flush().await.map_err(nonce_error)?;
+    let mut check = NonceCheck::default();
+    check.on_sent(ours);
+    let mut theirs = [0; NONCE_LEN];
+    while check.received() < NONCE_LEN {
+        let rest = &mut theirs[check.received()..];
+        let count = socket.read(rest).await.map_err(nonce_error)?;
+        if count == 0 {
+            return Err(nonce_error(io::ErrorKind::UnexpectedEof.into()));
+        }
+        check
+            .on_received(&rest[..count])
+            .map_err(|refusal| match refusal {
+                NonceRefusal::PlainText => PskError::NotPrivate,
+                NonceRefusal::Reflected => PskError::Reflected,
+            })?;
+    }
+    Ok(theirs)
 }
 
 impl<S> AsyncRead for PskStream<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -201,28 +224,14 @@ where
         let this = self.get_mut();
         ready!(this.poll_check(cx));
         ready!(this.poll_refuse(cx));
-        match &mut this.state {
-            State::Open => Pin::new(&mut this.inner).poll_read(cx, buffer),
-            State::Replaying { held, given } => {
-                let count = buffer.len().min(held.len() - *given);
-                buffer[..count].copy_from_slice(&held[*given..*given + count]);
-                *given += count;
-                if *given == held.len() {
-                    this.state = State::Open;
-                }
-                Poll::Ready(Ok(count))
-            }
-            State::Refused(error) => Poll::Ready(Err((*error).into())),
-            State::Checking { .. } | State::Refusing { .. } => {
-                unreachable!("both were driven to their end above")
-            }
-        }
+        this.check_refused()?;
+        this.reader.poll_read(&mut this.socket, cx, buffer)
     }
 }
 
 impl<S> AsyncWrite for PskStream<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -230,18 +239,25 @@ where
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let State::Refused(error) = &this.state {
-            return Poll::Ready(Err((*error).into()));
+        this.check_refused()?;
+        if this.writer.room() == 0 {
+            ready!(this.writer.poll_drain(&mut this.socket, cx))?;
         }
-        Pin::new(&mut this.inner).poll_write(cx, bytes)
+        let count = bytes.len().min(this.writer.room());
+        this.writer.put(&bytes[..count]);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        ready!(this.writer.poll_drain(&mut this.socket, cx))?;
+        Pin::new(&mut this.socket).poll_flush(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_close(cx)
+        let this = self.get_mut();
+        ready!(this.writer.poll_drain(&mut this.socket, cx))?;
+        Pin::new(&mut this.socket).poll_close(cx)
     }
 }
 
@@ -254,70 +270,143 @@ impl<S> std::fmt::Debug for PskStream<S> {
     }
 }
 
-/// Passes bytes through and shows the first ones of both directions to the check.
-struct Tap<S> {
-    socket: S,
-    /// `None` once the remote's nonce is complete.
-    check: Option<NonceCheck>,
+/// Decrypted bytes that nobody took yet.
+struct Reader {
+    cipher: XSalsa20,
+    /// `given..filled` is plain text to be taken.
+    buffer: Vec<u8>,
+    given: usize,
+    filled: usize,
+    /// Length of the buffer at the next read into an empty one.
+    wish: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl Reader {
+    fn new(cipher: XSalsa20) -> Self {
+        Self {
+            cipher,
+            buffer: Vec::new(),
+            given: 0,
+            filled: 0,
+            wish: LEAST,
+        }
+    }
+
+    fn poll_read<S: AsyncRead + Unpin>(
+        &mut self,
+        socket: &mut S,
         cx: &mut Context<'_>,
-        buffer: &mut [u8],
+        target: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.socket).poll_read(cx, buffer))?;
-        if let Some(check) = &mut this.check {
-            check
-                .on_received(&buffer[..count])
-                .map_err(|refusal| match refusal {
-                    NonceRefusal::PlainText => PskError::NotPrivate,
-                    NonceRefusal::Reflected => PskError::Reflected,
-                })?;
-            if check.received() == NONCE_LEN {
-                this.check = None;
+        if self.given == self.filled {
+            (self.given, self.filled) = (0, 0);
+            if target.len() >= DIRECT {
+                let count = ready!(Pin::new(socket).poll_read(cx, target))?;
+                self.cipher.apply(&mut target[..count]);
+                return Poll::Ready(Ok(count));
+            }
+            ready!(self.poll_fill(socket, cx))?;
+        }
+        let ready = &self.buffer[self.given..self.filled];
+        let count = ready.len().min(target.len());
+        target[..count].copy_from_slice(&ready[..count]);
+        self.given += count;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Reads once from the socket and returns what came, decrypted; nothing at the end of the stream.
+    fn poll_fill<S: AsyncRead + Unpin>(
+        &mut self,
+        socket: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<&[u8]>> {
+        if self.filled == 0 && self.buffer.len() != self.wish {
+            self.buffer.resize(self.wish, 0);
+            self.buffer.shrink_to(self.wish);
+        }
+        let room = &mut self.buffer[self.filled..];
+        let count = ready!(Pin::new(socket).poll_read(cx, room))?;
+        self.wish = next_size(self.wish, count);
+        let came = &mut room[..count];
+        self.cipher.apply(came);
+        self.filled += count;
+        Poll::Ready(Ok(came))
+    }
+}
+
+/// Encrypted bytes that have not left yet.
+struct Writer {
+    cipher: XSalsa20,
+    /// `sent..` is still to be sent.
+    buffer: Vec<u8>,
+    sent: usize,
+    /// What the buffer is shrunk to when it is empty.
+    wish: usize,
+}
+
+impl Writer {
+    fn new(cipher: XSalsa20) -> Self {
+        Self {
+            cipher,
+            buffer: Vec::new(),
+            sent: 0,
+            wish: LEAST,
+        }
+    }
+
+    /// Bytes that [`Self::put`] may take.
+    fn room(&self) -> usize {
+        MOST - self.buffer.len()
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        let from = self.buffer.len();
+        self.buffer.extend_from_slice(bytes);
+        self.cipher.apply(&mut self.buffer[from..]);
+    }
+
+    /// Sends everything. What is under way stays so if the socket fails or is not ready.
+    fn poll_drain<S: AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.buffer.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.sent < self.buffer.len() {
+            let rest = &self.buffer[self.sent..];
+            match ready!(Pin::new(&mut *socket).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
             }
         }
-        Poll::Ready(Ok(count))
+        self.wish = next_size(self.wish, self.sent);
+        self.buffer.clear();
+        self.buffer.shrink_to(self.wish);
+        self.sent = 0;
+        Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
-        if let Some(check) = &mut this.check {
-            check.on_sent(&bytes[..count]);
-        }
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
-    }
-
-    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_close(cx)
+/// Size of a buffer of `size` bytes after `used` of it were used at once: grows when full, shrinks when mostly empty.
+fn next_size(size: usize, used: usize) -> usize {
+    if used >= size {
+        (size * 4).min(MOST)
+    } else if used < size / 4 {
+        (size / 4).max(LEAST)
+    } else {
+        size
     }
 }
 
-fn nonce_error(error: PnetError) -> PskError {
-    let (PnetError::HandshakeError(error) | PnetError::IoError(error)) = error;
-    let typed = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<PskError>());
-    match typed {
-        Some(typed) => *typed,
-        None if is_hang_up(error.kind()) => PskError::NoNonce {
+fn nonce_error(error: io::Error) -> PskError {
+    if is_hang_up(error.kind()) {
+        PskError::NoNonce {
             how: Silence::HungUp,
-        },
-        None => PskError::Io(error.kind()),
+        }
+    } else {
+        PskError::Io(error.kind())
     }
 }
 
