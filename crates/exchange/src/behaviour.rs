@@ -23,7 +23,9 @@ use crate::core::{
     SessionOptions, Time, Why,
 };
 use crate::error::{TooManySessions, WantError};
-use crate::handler::{Budget, Clock, Fact, Gate, Handler, Outbox, ReceivedMessage, Shared, Worker};
+use crate::handler::{
+    Budget, Clock, Fact, Gate, Handler, Outbox, Pool, ReceivedMessage, Shared, Worker,
+};
 use crate::metrics::Counters;
 
 /// Bitswap client and server of one swarm.
@@ -33,6 +35,7 @@ pub struct Behaviour {
     clock: Clock,
     links: HashMap<PeerId, Link>,
     gate: Arc<Gate>,
+    pool: Arc<Pool>,
     timer: Option<(Time, Delay)>,
     waker: Option<Waker>,
     worker: Option<Worker>,
@@ -99,6 +102,7 @@ impl Behaviour {
     pub fn new(config: Config) -> Self {
         Self {
             core: Core::new(&config),
+            pool: Pool::new(config.receive_node_bytes),
             config,
             clock: Clock::start(),
             links: HashMap::new(),
@@ -218,6 +222,12 @@ impl Behaviour {
         self.core.load()
     }
 
+    /// Bytes in receive buffers and decoded messages of all connections, beyond 64 KiB each.
+    #[must_use]
+    pub fn receiving_bytes(&self) -> usize {
+        self.pool.used()
+    }
+
     /// Time since start, the scale of [`Why`].
     #[must_use]
     pub fn now(&self) -> Time {
@@ -235,7 +245,7 @@ impl Behaviour {
         let link = self.links.entry(peer).or_default();
         link.pending.push(connection);
         let shared = Shared {
-            budget: Budget::new(self.config.receive_bytes),
+            budget: Budget::new(self.config.receive_bytes, self.pool.clone()),
             gate: self.gate.clone(),
             outbox: link.outbox.clone(),
             clock: self.clock,

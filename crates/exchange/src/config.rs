@@ -28,6 +28,7 @@ pub struct Config {
     pub(crate) message_bytes: usize,
     pub(crate) inbound_streams: usize,
     pub(crate) receive_bytes: usize,
+    pub(crate) receive_node_bytes: usize,
     pub(crate) ledger_peers: usize,
 }
 
@@ -52,6 +53,7 @@ impl Default for Config {
             message_bytes: 512 * 1024,
             inbound_streams: 256,
             receive_bytes: 8 * MIB,
+            receive_node_bytes: 32 * MIB,
             ledger_peers: 1024,
         }
     }
@@ -124,6 +126,9 @@ knobs! {
     /// Most bytes in receive buffers and decoded messages a connection; at least one message of 4 MiB is always let
     /// through. Default 8 MiB.
     receive_bytes / with_receive_bytes: usize;
+    /// Most bytes in receive buffers and decoded messages of all connections beyond 64 KiB each. Another quarter of it is for
+    /// large messages of peers that were not asked for anything. At least one message is always let through. Default 32 MiB.
+    receive_node_bytes / with_receive_node_bytes: usize;
     /// Most peers in the ledger of transferred bytes; the longest gone leave first. Default 1024.
     ledger_peers / with_ledger_peers: usize;
 }

@@ -11,7 +11,9 @@ use futures::channel::oneshot;
 use futures::{AsyncRead, AsyncWrite, FutureExt, Stream};
 use futures_timer::Delay;
 
-use super::shared::{Budget, Clock, Gate, Outbox, Share};
+use super::budget::{Budget, Share};
+use super::shared::{Clock, Gate, Outbox};
+use crate::core::Time;
 use crate::wire::{self, DecodeError, Message};
 
 /// Reads messages; decodes and hashes them on the connection's task, or large ones on a worker if the owner gave one.
@@ -19,10 +21,19 @@ pub(crate) struct Inbound<S> {
     stream: S,
     state: State,
     shared: Shared,
-    /// A message must be complete after this: a slow peer must not hold a buffer for ever.
-    patience: Option<Delay>,
+    /// Over the message that is being read.
+    watch: Option<Watch>,
     /// Messages on the worker, in order of arrival. The next one is read meanwhile.
     decoding: VecDeque<oneshot::Receiver<Result<Received, DecodeError>>>,
+}
+
+/// A slow peer must not hold a buffer for ever: a message must be complete after its [`patience`], and while others wait for
+/// memory it must come forward at each look.
+struct Watch {
+    begun: Time,
+    /// Bytes that were there at the last look.
+    seen: usize,
+    look: Delay,
 }
 
 /// What all inbound streams of a connection share.
@@ -107,7 +118,7 @@ impl<S> Inbound<S> {
             stream,
             state: START,
             shared,
-            patience: None,
+            watch: None,
             decoding: VecDeque::new(),
         }
     }
@@ -121,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for Inbound<S> {
         if let Poll::Ready(None | Some(Err(_))) = next {
             // Dropping the stream resets it; after its proper end there is nothing left to reset.
             self.state = State::Done;
-            self.patience = None;
+            self.watch = None;
             self.decoding.clear();
         }
         next
@@ -182,17 +193,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                     if !self.shared.gate.is_open(cx) {
                         return Poll::Pending;
                     }
-                    let Some(share) = self.shared.budget.take(len, cx) else {
+                    let asked = self.shared.outbox.is_busy();
+                    let Some(share) = self.shared.budget.take(len, asked, cx) else {
                         return Poll::Pending;
                     };
-                    self.patience = Some(Delay::new(patience(len)));
                     self.state = State::Body {
                         buffer: vec![0; len],
                         have: 0,
                         share,
                     };
                 }
-                State::Body { buffer, have, .. } => {
+                State::Body {
+                    buffer,
+                    have,
+                    share,
+                } => {
                     if *have == buffer.len() {
                         return Poll::Ready(Ok(self.complete()));
                     }
@@ -208,11 +223,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                             return Poll::Ready(Err(InboundError::Io(error)));
                         }
                         Poll::Pending => {
-                            if let Some(patience) = &mut self.patience {
-                                futures::ready!(patience.poll_unpin(cx));
-                                return Poll::Ready(Err(InboundError::TooSlow));
-                            }
-                            return Poll::Pending;
+                            let now = self.shared.clock.now();
+                            let watch = self.watch.get_or_insert_with(|| Watch::new(now));
+                            let contended = share.is_contended();
+                            futures::ready!(watch.poll(buffer.len(), *have, contended, now, cx));
+                            return Poll::Ready(Err(InboundError::TooSlow));
                         }
                     }
                 }
@@ -229,7 +244,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
     }
 
     fn complete(&mut self) -> Read {
-        self.patience = None;
+        self.watch = None;
         match std::mem::replace(&mut self.state, START) {
             State::Body { buffer, share, .. } => Read::Message(Bytes::from(buffer), share),
             _ => Read::End,
@@ -256,6 +271,39 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
             }
             _ => Some(job().map_err(InboundError::Decode)),
         }
+    }
+}
+
+/// Time between two looks at an unfinished message.
+const LOOK: Duration = Duration::from_secs(2);
+
+impl Watch {
+    fn new(now: Time) -> Self {
+        Self {
+            begun: now,
+            seen: 0,
+            look: Delay::new(LOOK),
+        }
+    }
+
+    /// Ready when the message of `len` bytes, of which `have` are there, is to be given up.
+    fn poll(
+        &mut self,
+        len: usize,
+        have: usize,
+        contended: bool,
+        now: Time,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        while self.look.poll_unpin(cx).is_ready() {
+            let still = have == self.seen;
+            if now >= self.begun + patience(len) || (still && contended) {
+                return Poll::Ready(());
+            }
+            self.seen = have;
+            self.look.reset(LOOK);
+        }
+        Poll::Pending
     }
 }
 
@@ -329,7 +377,7 @@ mod tests {
 
     fn shared(limit: usize) -> Shared {
         Shared {
-            budget: Budget::new(limit),
+            budget: Budget::new(limit, super::super::budget::Pool::new(1 << 30)),
             gate: Arc::default(),
             outbox: Arc::default(),
             clock: Clock::start(),
@@ -388,7 +436,12 @@ mod tests {
             got[..],
             [Err(InboundError::Decode(DecodeError::TooLong(_)))]
         ));
-        assert!(shared.budget.take(8 << 20, &waker_context()).is_some());
+        assert!(
+            shared
+                .budget
+                .take(8 << 20, true, &waker_context())
+                .is_some()
+        );
     }
 
     #[test]
@@ -411,7 +464,10 @@ mod tests {
         assert_eq!(got.len(), 1, "nothing after the error is read");
         assert!(got[0].as_ref().is_err_and(InboundError::is_malformed));
         assert!(
-            shared.budget.take(8 << 20, &waker_context()).is_some(),
+            shared
+                .budget
+                .take(8 << 20, true, &waker_context())
+                .is_some(),
             "all memory came back"
         );
     }

@@ -1,6 +1,7 @@
 //! The handler of one connection: reads, decodes and hashes what comes, writes what the [`Outbox`] holds. It decides
 //! nothing about wants.
 
+mod budget;
 mod inbound;
 mod outbound;
 mod shared;
@@ -20,9 +21,10 @@ use libp2p_swarm::handler::{
 };
 use libp2p_swarm::{ConnectionId, Stream, StreamProtocol, StreamUpgradeError, SubstreamProtocol};
 
+pub(crate) use budget::{Budget, Pool};
 pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
-pub(crate) use shared::{Budget, Clock, Gate, Outbox};
+pub(crate) use shared::{Clock, Gate, Outbox};
 
 use crate::core::Lane;
 use crate::wire::Version;

@@ -2,8 +2,8 @@
 //! channel: a full channel of one connection would stop every behaviour of the node.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -164,68 +164,6 @@ impl Gate {
     }
 }
 
-/// Bytes that the receive buffers and decoded messages of one connection may take. A share comes back when its message
-/// was processed.
-pub(crate) struct Budget {
-    limit: usize,
-    used: AtomicUsize,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Budget {
-    pub(crate) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            used: AtomicUsize::new(0),
-            waker: Mutex::new(None),
-        })
-    }
-
-    /// Takes `bytes`. One message is always let through. `None` registers to be woken when a share comes back.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<Share> {
-        if let Some(share) = self.try_take(bytes) {
-            return Some(share);
-        }
-        *lock(&self.waker) = Some(cx.waker().clone());
-        // A share may have come back in between.
-        self.try_take(bytes)
-    }
-
-    fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let used = self.used.load(Ordering::Acquire);
-        if used > 0 && used + bytes > self.limit {
-            return None;
-        }
-        // Only the connection's own task takes, so the sum cannot grow in between.
-        self.used.fetch_add(bytes, Ordering::AcqRel);
-        Some(Share {
-            budget: self.clone(),
-            bytes,
-        })
-    }
-}
-
-/// A part of a [`Budget`], given back on drop.
-pub(crate) struct Share {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::AcqRel);
-        if let Some(waker) = lock(&self.budget.waker).take() {
-            waker.wake();
-        }
-    }
-}
-
-impl std::fmt::Debug for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Share({})", self.bytes)
-    }
-}
-
 /// The one clock of the driver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
@@ -241,6 +179,6 @@ impl Clock {
 }
 
 /// Nothing here panics while it holds a lock, and every value stays consistent: a poisoned lock is as good as any.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
