@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::muxer::ReceiveBudget;
+
 /// How connections are made and how long each stage may take.
 ///
 /// A stalled peer holds one pending connection for at most `nonce + security`, 10 s by default; see
@@ -18,10 +20,14 @@ pub struct TransportConfig {
     /// takes about 10 ms; the rest is for a bad link.
     pub security: Duration,
     /// Streams a connection may have at once, both directions. Kubo opens one for each response of about 16 KiB, and yamux ends
-    /// the connection at the limit, so this is generous. Worst case: yamux keeps 256 KiB of receive window a stream.
+    /// the connection at the limit, so this is generous. What they may leave unread together is bounded by `receive`.
     pub max_streams: usize,
     /// Addresses of one host name that are tried, in the order of the resolver.
     pub max_addresses_per_name: usize,
+    /// Bytes that may lie received and unread on all connections; beyond it a connection that has more than 64 KiB of them is not
+    /// read. Clones of this configuration share it. 32 MiB by default: smaller slows peers down that are read slowly, larger is
+    /// what hostile peers can take.
+    pub receive: ReceiveBudget,
 }
 
 impl Default for TransportConfig {
@@ -32,6 +38,7 @@ impl Default for TransportConfig {
             security: Duration::from_secs(5),
             max_streams: 512,
             max_addresses_per_name: 4,
+            receive: ReceiveBudget::default(),
         }
     }
 }

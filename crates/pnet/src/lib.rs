@@ -13,6 +13,7 @@ pub mod limits;
 pub mod policy;
 pub mod watch;
 
+#[cfg(feature = "swarm")]
 mod config;
 mod error;
 mod key;
@@ -27,11 +28,12 @@ mod listener_process;
 #[cfg(feature = "swarm")]
 mod liveness;
 #[cfg(feature = "swarm")]
+mod muxer;
+#[cfg(feature = "swarm")]
 mod stream;
 #[cfg(feature = "swarm")]
 mod transport;
 
-pub use config::TransportConfig;
 pub use error::{PskError, Silence};
 pub use key::{Fingerprint, KEY_LEN, KeyError, MAX_KEY_FILE_LEN, SwarmKey};
 pub use keyfile::{KeyFile, KeyFileError, Replace, Written};
@@ -41,11 +43,15 @@ pub use policy::{KEY_FILE_NAME, Network, Policy, PolicyError, PublicNetwork};
 #[cfg(feature = "swarm")]
 pub use cause::{BackoffActive, DialCause, IncomingFailure, ListenCause};
 #[cfg(feature = "swarm")]
+pub use config::TransportConfig;
+#[cfg(feature = "swarm")]
 pub use dialer::{Dialer, DialerConfig, DialerEvent};
 #[cfg(feature = "swarm")]
 pub use discovery::{Discovery, DiscoveryConfig, DiscoveryEvent};
 #[cfg(feature = "swarm")]
 pub use liveness::{Liveness, LivenessConfig, LivenessEvent};
+#[cfg(feature = "swarm")]
+pub use muxer::ReceiveBudget;
 #[cfg(feature = "swarm")]
 pub use stream::{KeyOutcome, PskStream, Side};
 #[cfg(feature = "swarm")]

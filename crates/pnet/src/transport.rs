@@ -25,6 +25,7 @@ use crate::{
     connect::Connect,
     error::{PskError, Silence},
     key::SwarmKey,
+    muxer::Muxer,
     policy::Network,
     stream::{PskStream, Side},
 };
@@ -42,12 +43,9 @@ pub fn transport(
     config: &TransportConfig,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, BuildError> {
     let tcp = libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::new().nodelay(true));
-    let mut yamux = libp2p_yamux::Config::default();
-    yamux.set_max_num_streams(config.max_streams);
     let setup = Arc::new(Setup {
         key: network.key().cloned(),
         noise: libp2p_noise::Config::new(keypair)?,
-        yamux,
         config: config.clone(),
     });
     Ok(Connect::new(tcp, config.clone())
@@ -157,7 +155,6 @@ impl std::error::Error for SetupFailure {
 struct Setup {
     key: Option<SwarmKey>,
     noise: libp2p_noise::Config,
-    yamux: libp2p_yamux::Config,
     config: TransportConfig,
 }
 
@@ -216,7 +213,7 @@ impl Setup {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (noise, yamux) = (self.noise.clone(), self.yamux.clone());
+        let noise = self.noise.clone();
         let stream = negotiate(stream, side, NOISE).await?;
         let secured = match side {
             Side::Dialer => noise.upgrade_outbound(stream, NOISE).await,
@@ -224,11 +221,7 @@ impl Setup {
         };
         let (peer, stream) = secured.map_err(|error| SetupError::security("noise")(&error))?;
         let stream = negotiate(stream, side, YAMUX).await?;
-        let muxed = match side {
-            Side::Dialer => yamux.upgrade_outbound(stream, YAMUX).await,
-            Side::Listener => yamux.upgrade_inbound(stream, YAMUX).await,
-        };
-        let muxer = muxed.map_err(|error| SetupError::security("yamux")(&error))?;
+        let muxer = Muxer::new(stream, side, self.config.max_streams, &self.config.receive);
         Ok((peer, StreamMuxerBox::new(muxer)))
     }
 }

@@ -1,0 +1,95 @@
+//! What may lie unread on all connections together, and who has to wait when it is exceeded.
+//!
+//! A connection with little unread is always read: pings, acknowledgements and an honest peer whose streams are taken promptly pass
+//! through a full budget. One with more is read only while the node as a whole is below its limit; the kernel's buffer and the
+//! remote's window then hold the rest. It goes on when its own streams were read, or others' were.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Waker,
+};
+
+/// What each connection may have unread without asking, in bytes.
+pub(super) const FLOOR: usize = 64 * 1024;
+const DEFAULT_LIMIT: usize = 32 * 1024 * 1024;
+
+/// A limit for bytes that were received and not read, shared by all connections of the transports that were given clones of it.
+///
+/// Together they hold at most the limit, one read (64 KiB) a connection above it, and 64 KiB for each connection.
+#[derive(Clone, Debug)]
+pub struct ReceiveBudget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    used: AtomicUsize,
+    /// Somebody waits.
+    contended: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+impl ReceiveBudget {
+    /// At most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Inner {
+            limit,
+            used: AtomicUsize::new(0),
+            contended: AtomicBool::new(false),
+            wakers: Mutex::default(),
+        }))
+    }
+
+    /// Bytes received and not read at the moment.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Acquire)
+    }
+
+    /// The limit, in bytes.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.used() > self.limit()
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.0.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.used.fetch_sub(bytes, Ordering::AcqRel);
+        if self.0.contended.load(Ordering::Acquire) && !self.is_exceeded() {
+            let woken = {
+                let mut wakers = lock(&self.0.wakers);
+                self.0.contended.store(false, Ordering::Release);
+                std::mem::take(&mut *wakers)
+            };
+            // Without the lock: the last waker of a task may end it, and with it a connection.
+            woken.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// To be woken when the limit is kept again. Look once more afterwards.
+    pub(super) fn wait(&self, waker: &Waker) {
+        let mut wakers = lock(&self.0.wakers);
+        self.0.contended.store(true, Ordering::Release);
+        if !wakers.iter().any(|w| w.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+    }
+}
+
+impl Default for ReceiveBudget {
+    fn default() -> Self {
+        Self::new(DEFAULT_LIMIT)
+    }
+}
+
+/// Nothing here panics while it holds a lock: a poisoned one is as good as any.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
