@@ -25,8 +25,8 @@ use crate::{
 /// Buffers begin with this and come back to it when little passes, in bytes. Larger than what an honest peer has in flight while
 /// the key is checked, so that a refused connection closes without unread data, which would turn the close into a reset.
 const LEAST: usize = 1024;
-/// Buffers of a busy connection, in bytes: above this a system call costs nothing beside its bytes.
-const MOST: usize = 64 * 1024;
+/// Buffers of a busy connection, in bytes: larger ones save no time in system calls and fall out of the first cache.
+const MOST: usize = 32 * 1024;
 /// A read into at least this much needs no buffer between.
 const DIRECT: usize = MOST / 2;
 
@@ -43,7 +43,7 @@ pub enum Side {
 /// key is known to be ours.
 ///
 /// It hides traffic from outsiders but does not protect it from change (there is no MAC): run Noise or TLS above it. Its buffers hold
-/// at most 64 KiB a direction, and 1 KiB on a quiet connection. As with every buffered writer, what was written leaves with
+/// at most 32 KiB a direction, and 1 KiB on a quiet connection. As with every buffered writer, what was written leaves with
 /// `flush`.
 pub struct PskStream<S> {
     socket: S,
@@ -127,9 +127,9 @@ where
                 how: Silence::HungUp,
             };
             let failure = match ready!(self.reader.poll_fill(&mut self.socket, cx)) {
-                Ok([]) => hung_up,
-                Ok(bytes) => {
-                    let verdict = check.on_decrypted(bytes);
+                Ok(0) => hung_up,
+                Ok(_) => {
+                    let verdict = check.on_decrypted(self.reader.decrypt());
                     self.on_verdict(verdict);
                     continue;
                 }
@@ -270,12 +270,13 @@ impl<S> std::fmt::Debug for PskStream<S> {
     }
 }
 
-/// Decrypted bytes that nobody took yet.
+/// Bytes from the socket that nobody took yet.
 struct Reader {
     cipher: XSalsa20,
-    /// `given..filled` is plain text to be taken.
+    /// `given..clear` is plain text to be taken, `clear..filled` is still encrypted: it is decrypted on its way out.
     buffer: Vec<u8>,
     given: usize,
+    clear: usize,
     filled: usize,
     /// Length of the buffer at the next read into an empty one.
     wish: usize,
@@ -287,6 +288,7 @@ impl Reader {
             cipher,
             buffer: Vec::new(),
             given: 0,
+            clear: 0,
             filled: 0,
             wish: LEAST,
         }
@@ -298,8 +300,15 @@ impl Reader {
         cx: &mut Context<'_>,
         target: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        if self.given < self.clear {
+            let ready = &self.buffer[self.given..self.clear];
+            let count = ready.len().min(target.len());
+            target[..count].copy_from_slice(&ready[..count]);
+            self.given += count;
+            return Poll::Ready(Ok(count));
+        }
         if self.given == self.filled {
-            (self.given, self.filled) = (0, 0);
+            (self.given, self.clear, self.filled) = (0, 0, 0);
             if target.len() >= DIRECT {
                 let count = ready!(Pin::new(socket).poll_read(cx, target))?;
                 self.cipher.apply(&mut target[..count]);
@@ -309,17 +318,18 @@ impl Reader {
         }
         let ready = &self.buffer[self.given..self.filled];
         let count = ready.len().min(target.len());
-        target[..count].copy_from_slice(&ready[..count]);
+        self.cipher.apply_to(&ready[..count], &mut target[..count]);
         self.given += count;
+        self.clear = self.given;
         Poll::Ready(Ok(count))
     }
 
-    /// Reads once from the socket and returns what came, decrypted; nothing at the end of the stream.
+    /// Reads once from the socket; zero bytes at the end of the stream.
     fn poll_fill<S: AsyncRead + Unpin>(
         &mut self,
         socket: &mut S,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<&[u8]>> {
+    ) -> Poll<io::Result<usize>> {
         if self.filled == 0 && self.buffer.len() != self.wish {
             self.buffer.resize(self.wish, 0);
             self.buffer.shrink_to(self.wish);
@@ -327,20 +337,27 @@ impl Reader {
         let room = &mut self.buffer[self.filled..];
         let count = ready!(Pin::new(socket).poll_read(cx, room))?;
         self.wish = next_size(self.wish, count);
-        let came = &mut room[..count];
-        self.cipher.apply(came);
         self.filled += count;
-        Poll::Ready(Ok(came))
+        Poll::Ready(Ok(count))
+    }
+
+    /// What was read and not yet decrypted, decrypted in place; it stays to be taken.
+    fn decrypt(&mut self) -> &[u8] {
+        let fresh = &mut self.buffer[self.clear..self.filled];
+        self.cipher.apply(fresh);
+        self.clear = self.filled;
+        fresh
     }
 }
 
 /// Encrypted bytes that have not left yet.
 struct Writer {
     cipher: XSalsa20,
-    /// `sent..` is still to be sent.
+    /// `sent..filled` is still to be sent.
     buffer: Vec<u8>,
     sent: usize,
-    /// What the buffer is shrunk to when it is empty.
+    filled: usize,
+    /// Length of the buffer when it is used next.
     wish: usize,
 }
 
@@ -350,19 +367,24 @@ impl Writer {
             cipher,
             buffer: Vec::new(),
             sent: 0,
+            filled: 0,
             wish: LEAST,
         }
     }
 
     /// Bytes that [`Self::put`] may take.
     fn room(&self) -> usize {
-        MOST - self.buffer.len()
+        MOST - self.filled
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        let from = self.buffer.len();
-        self.buffer.extend_from_slice(bytes);
-        self.cipher.apply(&mut self.buffer[from..]);
+        let end = self.filled + bytes.len();
+        if end > self.buffer.len() {
+            self.buffer.resize(end.max(self.wish), 0);
+        }
+        self.cipher
+            .apply_to(bytes, &mut self.buffer[self.filled..end]);
+        self.filled = end;
     }
 
     /// Sends everything. What is under way stays so if the socket fails or is not ready.
@@ -371,20 +393,22 @@ impl Writer {
         socket: &mut S,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.buffer.is_empty() {
+        if self.filled == 0 {
             return Poll::Ready(Ok(()));
         }
-        while self.sent < self.buffer.len() {
-            let rest = &self.buffer[self.sent..];
+        while self.sent < self.filled {
+            let rest = &self.buffer[self.sent..self.filled];
             match ready!(Pin::new(&mut *socket).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
         }
-        self.wish = next_size(self.wish, self.sent);
-        self.buffer.clear();
-        self.buffer.shrink_to(self.wish);
-        self.sent = 0;
+        self.wish = next_size(self.wish, self.filled);
+        if self.buffer.len() > self.wish {
+            self.buffer.truncate(self.wish);
+            self.buffer.shrink_to(self.wish);
+        }
+        (self.sent, self.filled) = (0, 0);
         Poll::Ready(Ok(()))
     }
 }

@@ -22,11 +22,31 @@ macro_rules! engine {
                 ($(is_x86_feature_detected!($feature))&&+).then_some(Self(()))
             }
 
+            /// In place.
             pub(super) fn xor_groups(self, state: &State, counter: u64, data: &mut [u8]) {
                 for (number, group) in (0_u64..).zip(data.chunks_exact_mut($blocks * BLOCK)) {
                     let counter = counter.wrapping_add(number * $blocks);
-                    // SAFETY: `self` exists, so `detect` has found every feature that the kernel is compiled with.
-                    unsafe { $kernel(state, counter, group) }
+                    let to = group.as_mut_ptr();
+                    // SAFETY: `self` exists, so `detect` has found every feature that the kernel is compiled with; `to` is
+                    // valid for a group of bytes, and the kernel reads each byte before it writes it.
+                    unsafe { $kernel(state, counter, to, to) }
+                }
+            }
+
+            /// From one slice to another of the same length.
+            pub(super) fn xor_groups_to(
+                self,
+                state: &State,
+                counter: u64,
+                from: &[u8],
+                to: &mut [u8],
+            ) {
+                let from = from.chunks_exact($blocks * BLOCK);
+                let to = to.chunks_exact_mut($blocks * BLOCK);
+                for (number, (from, to)) in (0_u64..).zip(from.zip(to)) {
+                    let counter = counter.wrapping_add(number * $blocks);
+                    // SAFETY: as above, with `from` valid for a group of bytes as well.
+                    unsafe { $kernel(state, counter, from.as_ptr(), to.as_mut_ptr()) }
                 }
             }
         }
@@ -45,6 +65,8 @@ engine!(
     /// The processor has AVX-512 F.
     Avx512, 16, xor_avx512, "avx512f"
 );
+
+// The kernels read and write one group of blocks at `from` and `to`, which must be valid for so many bytes, and equal or apart.
 
 /// The ten double rounds on sixteen vectors. `$rotate` is a macro, because the count must be a constant.
 macro_rules! rounds {
@@ -82,7 +104,7 @@ fn counters<const N: usize>(counter: u64) -> ([u32; N], [u32; N]) {
 // ---- SSE2: 4 blocks
 
 #[target_feature(enable = "sse2")]
-fn xor_sse2(state: &State, counter: u64, data: &mut [u8]) {
+unsafe fn xor_sse2(state: &State, counter: u64, from: *const u8, to: *mut u8) {
     macro_rules! rotate {
         ($v:expr, $left:literal, $right:literal) => {{
             let v = $v;
@@ -103,7 +125,8 @@ fn xor_sse2(state: &State, counter: u64, data: &mut [u8]) {
     }
     for (quarter, words) in x.chunks_exact(4).enumerate() {
         for (block, stream) in transpose_128(words).into_iter().enumerate() {
-            xor_128(data, block * BLOCK + quarter * 16, stream);
+            // SAFETY: within the group for which the caller vouches.
+            unsafe { xor_128(from, to, block * BLOCK + quarter * 16, stream) };
         }
     }
 }
@@ -133,16 +156,18 @@ fn load_words_128(words: &[u32; 4]) -> __m128i {
 }
 
 #[target_feature(enable = "sse2")]
-fn xor_128(data: &mut [u8], at: usize, stream: __m128i) {
-    let place = data[at..at + 16].as_mut_ptr().cast();
-    // SAFETY: the slice above is 16 bytes long; the instructions need no alignment.
-    unsafe { _mm_storeu_si128(place, _mm_xor_si128(_mm_loadu_si128(place), stream)) }
+unsafe fn xor_128(from: *const u8, to: *mut u8, at: usize, stream: __m128i) {
+    // SAFETY: the caller's pointers are valid for 16 bytes at `at`; the instructions need no alignment.
+    unsafe {
+        let bytes = _mm_loadu_si128(from.add(at).cast());
+        _mm_storeu_si128(to.add(at).cast(), _mm_xor_si128(bytes, stream));
+    }
 }
 
 // ---- AVX2: 8 blocks
 
 #[target_feature(enable = "avx2")]
-fn xor_avx2(state: &State, counter: u64, data: &mut [u8]) {
+unsafe fn xor_avx2(state: &State, counter: u64, from: *const u8, to: *mut u8) {
     macro_rules! rotate {
         ($v:expr, $left:literal, $right:literal) => {{
             let v = $v;
@@ -170,8 +195,10 @@ fn xor_avx2(state: &State, counter: u64, data: &mut [u8]) {
         for (block, (left, right)) in left.into_iter().zip(right).enumerate() {
             let near = _mm256_permute2x128_si256::<0x20>(left, right);
             let far = _mm256_permute2x128_si256::<0x31>(left, right);
-            xor_256(data, block * BLOCK + half * 32, near);
-            xor_256(data, (block + 4) * BLOCK + half * 32, far);
+            // SAFETY: within the group for which the caller vouches.
+            unsafe { xor_256(from, to, block * BLOCK + half * 32, near) };
+            // SAFETY: within the group for which the caller vouches.
+            unsafe { xor_256(from, to, (block + 4) * BLOCK + half * 32, far) };
         }
     }
 }
@@ -201,16 +228,18 @@ fn load_words_256(words: &[u32; 8]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2")]
-fn xor_256(data: &mut [u8], at: usize, stream: __m256i) {
-    let place = data[at..at + 32].as_mut_ptr().cast();
-    // SAFETY: the slice above is 32 bytes long; the instructions need no alignment.
-    unsafe { _mm256_storeu_si256(place, _mm256_xor_si256(_mm256_loadu_si256(place), stream)) }
+unsafe fn xor_256(from: *const u8, to: *mut u8, at: usize, stream: __m256i) {
+    // SAFETY: the caller's pointers are valid for 32 bytes at `at`; the instructions need no alignment.
+    unsafe {
+        let bytes = _mm256_loadu_si256(from.add(at).cast());
+        _mm256_storeu_si256(to.add(at).cast(), _mm256_xor_si256(bytes, stream));
+    }
 }
 
 // ---- AVX-512: 16 blocks
 
 #[target_feature(enable = "avx512f")]
-fn xor_avx512(state: &State, counter: u64, data: &mut [u8]) {
+unsafe fn xor_avx512(state: &State, counter: u64, from: *const u8, to: *mut u8) {
     macro_rules! rotate {
         ($v:expr, $left:literal, $right:literal) => {
             _mm512_rol_epi32::<$left>($v)
@@ -248,7 +277,8 @@ fn xor_avx512(state: &State, counter: u64, data: &mut [u8]) {
             _mm512_shuffle_i32x4::<0xdd>(far_left, far_right),
         ];
         for (step, stream) in whole.into_iter().enumerate() {
-            xor_512(data, (n + 4 * step) * BLOCK, stream);
+            // SAFETY: within the group for which the caller vouches.
+            unsafe { xor_512(from, to, (n + 4 * step) * BLOCK, stream) };
         }
     }
 }
@@ -278,8 +308,10 @@ fn load_words_512(words: &[u32; 16]) -> __m512i {
 }
 
 #[target_feature(enable = "avx512f")]
-fn xor_512(data: &mut [u8], at: usize, stream: __m512i) {
-    let place = data[at..at + 64].as_mut_ptr().cast();
-    // SAFETY: the slice above is 64 bytes long; the instructions need no alignment.
-    unsafe { _mm512_storeu_si512(place, _mm512_xor_si512(_mm512_loadu_si512(place), stream)) }
+unsafe fn xor_512(from: *const u8, to: *mut u8, at: usize, stream: __m512i) {
+    // SAFETY: the caller's pointers are valid for 64 bytes at `at`; the instructions need no alignment.
+    unsafe {
+        let bytes = _mm512_loadu_si512(from.add(at).cast());
+        _mm512_storeu_si512(to.add(at).cast(), _mm512_xor_si512(bytes, stream));
+    }
 }
