@@ -42,8 +42,9 @@ impl SwarmKey {
         Self(bytes)
     }
 
-    /// Reads the bytes of a key file in any of its three encodings, with the tolerances of Kubo (PNET-K1…K5): CR before LF
-    /// on the header lines, a missing last newline, upper case hex, and anything after the 32 decoded bytes.
+    /// Reads the bytes of a key file in any of its three encodings, with the tolerances of Kubo (PNET-K1…K3): CR before LF
+    /// on the header lines, a missing last newline, upper case hex, blanks and empty lines after the key. Anything else after
+    /// it is refused: Kubo would take the first of two keys without a word.
     pub fn parse(file: &[u8]) -> Result<Self, KeyError> {
         if file.len() > MAX_KEY_FILE_LEN {
             return Err(KeyError::TooLong { len: file.len() });
@@ -181,6 +182,19 @@ pub enum KeyError {
         /// Name of the encoding.
         encoding: &'static str,
     },
+    /// Another key begins where the first one ends.
+    #[error(
+        "the file holds a second key after the first one: a swarm has one key; keep only the three lines of the right one"
+    )]
+    SecondKey,
+    /// Something other than blanks follows the key.
+    #[error(
+        "something follows the key ({bytes} bytes): a key file is three lines and nothing else; remove the rest, or copy the file again"
+    )]
+    Trailing {
+        /// How many bytes follow, blanks at the end not counted.
+        bytes: usize,
+    },
 }
 
 impl KeyError {
@@ -237,20 +251,23 @@ fn parse_base16(body: &[u8]) -> Result<SwarmKey, KeyError> {
             at: partial.error.position + 1,
             encoding: "base16",
         })?;
+    nothing_follows(&body[HEX_LEN..])?;
     Ok(key)
 }
 
 fn parse_base64(body: &[u8]) -> Result<SwarmKey, KeyError> {
     // Go's decoder skips line ends inside base64.
     let mut digits = Zeroizing::new([0u8; BASE64_LEN]);
-    let mut have = 0;
-    for &byte in body
+    let (mut have, mut end) = (0, 0);
+    for (at, &byte) in body
         .iter()
-        .filter(|byte| !matches!(byte, b'\r' | b'\n'))
+        .enumerate()
+        .filter(|(_, byte)| !matches!(byte, b'\r' | b'\n'))
         .take(BASE64_LEN)
     {
         digits[have] = byte;
         have += 1;
+        end = at + 1;
     }
     let bad = |byte: &u8| !(byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='));
     if let Some(at) = digits[..have].iter().position(bad) {
@@ -279,6 +296,7 @@ fn parse_base64(body: &[u8]) -> Result<SwarmKey, KeyError> {
             at: partial.error.position + 1,
             encoding: "base64",
         })?;
+    nothing_follows(&body[end..])?;
     parse_bin(&bytes[..len])
 }
 
@@ -288,7 +306,24 @@ fn parse_bin(body: &[u8]) -> Result<SwarmKey, KeyError> {
         want: KEY_LEN,
         unit: "bytes",
     })?;
+    nothing_follows(&body[KEY_LEN..])?;
     Ok(SwarmKey(*bytes))
+}
+
+/// Nothing but blanks and line ends may follow a key (PNET-K3).
+fn nothing_follows(rest: &[u8]) -> Result<(), KeyError> {
+    let rest = rest.trim_ascii();
+    if rest.is_empty() {
+        return Ok(());
+    }
+    let is_key = rest
+        .windows(FILE_TYPE.len())
+        .any(|window| window == FILE_TYPE);
+    Err(if is_key {
+        KeyError::SecondKey
+    } else {
+        KeyError::Trailing { bytes: rest.len() }
+    })
 }
 
 /// A line end or blank before the last digit means a key that was cut, anything else a wrong character.

@@ -12,7 +12,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use crate::{
-    key::{Fingerprint, KEY_LEN, MAX_KEY_FILE_LEN, SwarmKey},
+    key::{Fingerprint, KEY_LEN, KeyError, MAX_KEY_FILE_LEN, SwarmKey},
     policy::{KEY_FILE_NAME, KeyFound, Policy},
 };
 
@@ -72,7 +72,8 @@ impl KeyFile {
         }
     }
 
-    /// Writes `key` with mode 0600. The same key again is fine; a different one is refused unless `replace`.
+    /// Writes `key` with mode 0600. The same key again is fine; a different one is refused unless `replace`, and kept then
+    /// (PNET-K6): whoever replaced it by mistake has lost a swarm otherwise.
     ///
     /// The file appears whole or not at all, and is durable when this returns.
     pub fn write(&self, key: &SwarmKey, replace: Replace) -> Result<Written, KeyFileError> {
@@ -103,15 +104,52 @@ impl KeyFile {
                         new: key.fingerprint(),
                     });
                 }
-                (Err(_), Replace::Never) => {
-                    return Err(KeyFileError::NotAKey { path: self.path() });
+                (Err(cause), Replace::Never) => {
+                    return Err(KeyFileError::NotAKey {
+                        path: self.path(),
+                        cause,
+                    });
                 }
-                (_, Replace::Yes) => outcome = Written::Replaced,
+                (present, Replace::Yes) => {
+                    let old = present.ok().map(|present| present.fingerprint());
+                    let kept = self.keep(&bytes, old)?;
+                    outcome = Written::Replaced { old, kept };
+                }
             },
         }
-        self.write_new(key, outcome == Written::Replaced)
+        let replace = matches!(outcome, Written::Replaced { .. });
+        self.place(key.to_file_text().as_bytes(), &self.path(), replace)
             .map_err(at)?;
         Ok(outcome)
+    }
+
+    /// Writes what is about to be replaced under a name that tells which key it was; the path.
+    fn keep(&self, bytes: &[u8], old: Option<Fingerprint>) -> Result<PathBuf, KeyFileError> {
+        // Longer than any key: only its beginning was read, so it cannot be kept.
+        if bytes.len() > MAX_KEY_FILE_LEN {
+            return Err(KeyFileError::NotAKey {
+                path: self.path(),
+                cause: KeyError::TooLong { len: bytes.len() },
+            });
+        }
+        let name = old.map_or("notakey".to_owned(), |old| old.to_string()[..8].to_owned());
+        let path = self.dir.join(format!("{KEY_FILE_NAME}.{name}.old"));
+        match find(&path) {
+            KeyFound::Missing => {}
+            KeyFound::File { bytes: there, .. } if **there == *bytes => {
+                // Kept by an earlier replacement.
+                restrict(&path).map_err(|source| KeyFileError::Io {
+                    path: path.clone(),
+                    source,
+                })?;
+                return Ok(path);
+            }
+            _ => return Err(KeyFileError::KeptNameTaken { path }),
+        }
+        match self.place(bytes, &path, false) {
+            Ok(()) => Ok(path),
+            Err(source) => Err(KeyFileError::Io { path, source }),
+        }
     }
 
     /// Reads any file that holds a key, for import. Its mode does not matter: it may come from a USB stick.
@@ -150,22 +188,23 @@ impl KeyFile {
             .collect()
     }
 
-    fn write_new(&self, key: &SwarmKey, replace: bool) -> io::Result<()> {
+    /// Writes a secret to `target` in the same folder: whole or not at all, and durable.
+    fn place(&self, content: &[u8], target: &Path, replace: bool) -> io::Result<()> {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let temporary = self.dir.join(format!(
             ".swarm-{}.part",
             data_encoding::HEXLOWER.encode(&random)
         ));
-        let written = write_secret(&temporary, key.to_file_text().as_bytes()).and_then(|()| {
+        let written = write_secret(&temporary, content).and_then(|()| {
             if replace {
-                return fs::rename(&temporary, self.path());
+                return fs::rename(&temporary, target);
             }
             // A link, unlike a rename, fails if a key has appeared in the meantime. File systems without links (FAT) fall back.
-            match fs::hard_link(&temporary, self.path()) {
+            match fs::hard_link(&temporary, target) {
                 Ok(()) => fs::remove_file(&temporary),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-                Err(_) if !self.path().exists() => fs::rename(&temporary, self.path()),
+                Err(_) if !target.exists() => fs::rename(&temporary, target),
                 Err(error) => Err(error),
             }
         });
@@ -187,14 +226,19 @@ pub enum Replace {
 }
 
 /// What [`KeyFile::write`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Written {
     /// There was none.
     Created,
     /// The same key was there.
     AlreadyThere,
     /// A different one was there.
-    Replaced,
+    Replaced {
+        /// Its fingerprint; `None` if the file held no key.
+        old: Option<Fingerprint>,
+        /// Where the old file is kept.
+        kept: PathBuf,
+    },
 }
 
 /// Why a key file was not read or written.
@@ -215,9 +259,18 @@ pub enum KeyFileError {
         new: Fingerprint,
     },
     /// Something that is no key is there.
-    #[error("{} exists and is no swarm key: look at it, then move it away or say `--replace`", path.display())]
+    #[error("{} exists and is no usable swarm key ({cause}): look at it, then move it away or say `--replace`", path.display())]
     NotAKey {
         /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        cause: KeyError,
+    },
+    /// The replaced key could not be kept, so nothing was replaced.
+    #[error("the old key is to be kept as {}, and something else has that name: nothing was changed; move that file away and repeat", path.display())]
+    KeptNameTaken {
+        /// The name.
         path: PathBuf,
     },
     /// The file to import is no key.
@@ -227,7 +280,7 @@ pub enum KeyFileError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        cause: crate::key::KeyError,
+        cause: KeyError,
     },
     /// It is there and cannot be read.
     #[error("{} cannot be read: {reason}", path.display())]

@@ -42,13 +42,10 @@ fn pnet_k1_to_k5_every_form_kubo_reads_gives_the_same_key() {
         "base16-upper",
         "base16-mixed",
         "base16-crlf",
-        "base16-junk",
-        "base16-glued-junk",
         "base64",
         "base64-crlf",
         "base64-wrapped",
         "bin",
-        "bin-junk",
         "many-cr",
     ];
     let corpus = corpus();
@@ -214,6 +211,39 @@ fn pnet_k3_stray_bits_after_the_last_byte_are_ignored_as_go_does() {
         SwarmKey::parse(file.as_bytes()),
         Ok(SwarmKey::from_bytes([0xab; 32]))
     );
+}
+
+/// Kubo takes the first of two keys and says nothing; then nobody knows which swarm a device is in.
+#[test]
+fn pnet_k3_nothing_but_blanks_may_follow_the_key() {
+    let hex = format!("{HEAD}/base16/\n{AB}");
+    let base64 = format!("{HEAD}/base64/\n{}s=", "q6ur".repeat(10) + "q6");
+    let bin = format!("{HEAD}/bin/\n{}", "k".repeat(32));
+    for file in [&hex, &base64, &bin] {
+        for blanks in ["", "\n", "\r\n", "\n\n \t\r\n"] {
+            let file = format!("{file}{blanks}");
+            assert!(SwarmKey::parse(file.as_bytes()).is_ok(), "{file:?}");
+        }
+        for second in [&hex, &base64, &bin] {
+            let two = format!("{file}\n{second}\n");
+            assert_eq!(SwarmKey::parse(two.as_bytes()), Err(KeyError::SecondKey));
+        }
+        for (rest, bytes) in [("\n# mine", 6), ("ab", 2), ("\n\0", 1)] {
+            assert_eq!(
+                SwarmKey::parse(format!("{file}{rest}").as_bytes()),
+                Err(KeyError::Trailing { bytes }),
+                "{rest:?}"
+            );
+        }
+    }
+    let corpus = corpus();
+    for name in ["base16-junk", "base16-glued-junk", "bin-junk"] {
+        let (_, file) = corpus.iter().find(|(found, _)| found == name).unwrap();
+        assert!(
+            matches!(SwarmKey::parse(file), Err(KeyError::Trailing { .. })),
+            "{name}"
+        );
+    }
 }
 
 #[test]

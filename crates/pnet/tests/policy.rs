@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use gemba_pnet::{
-    KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey, Written,
+    KeyError, KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey, Written,
     policy::{FORCE_VARIABLE, ForceSource},
 };
 
@@ -428,22 +428,84 @@ fn a_different_key_is_never_overwritten_unless_told() {
     );
     assert_eq!(
         decide(dir.path(), &[], false).unwrap(),
-        Network::Private(old)
+        Network::Private(old.clone())
     );
-    assert_eq!(file.write(&new, Replace::Yes).unwrap(), Written::Replaced);
+    let name = format!("swarm.key.{}.old", &old.fingerprint().to_string()[..8]);
+    let kept = dir.path().join(&name);
+    let replaced = |old: &SwarmKey, kept: &Path| Written::Replaced {
+        old: Some(old.fingerprint()),
+        kept: kept.to_owned(),
+    };
+    assert_eq!(
+        file.write(&new, Replace::Yes).unwrap(),
+        replaced(&old, &kept)
+    );
     assert_eq!(
         decide(dir.path(), &[], false).unwrap(),
-        Network::Private(new)
+        Network::Private(new.clone())
     );
-    let names: Vec<_> = std::fs::read_dir(dir.path())
+    let mut names: Vec<_> = std::fs::read_dir(dir.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
+    names.sort();
     assert_eq!(
         names,
-        ["swarm.key"],
+        ["swarm.key", &name],
         "no temporary file with the secret stays"
     );
+
+    // The way back and forth again: what is kept already is kept once.
+    let back = KeyFile::read_for_import(&kept).unwrap();
+    assert_eq!(back, old);
+    file.write(&back, Replace::Yes).unwrap();
+    assert_eq!(
+        file.write(&new, Replace::Yes).unwrap(),
+        replaced(&old, &kept)
+    );
+    // A file of somebody else is not overwritten, and then nothing is.
+    file.write(&back, Replace::Yes).unwrap();
+    std::fs::write(&kept, "mine").unwrap();
+    let refused = file.write(&new, Replace::Yes).unwrap_err();
+    assert!(matches!(refused, KeyFileError::KeptNameTaken { .. }));
+    assert_eq!(std::fs::read(&kept).unwrap(), b"mine");
+    assert_eq!(
+        decide(dir.path(), &[], false).unwrap(),
+        Network::Private(old)
+    );
+}
+
+/// Two keys in one file are no key; replaced, they are kept, for one of them is the right one.
+#[test]
+fn pnet_k6_a_replaced_file_that_is_no_key_is_kept_too() {
+    let dir = folder();
+    let (one, two) = (SwarmKey::from_bytes([1; 32]), SwarmKey::from_bytes([2; 32]));
+    let both = format!("{}{}", *one.to_file_text(), *two.to_file_text());
+    put(dir.path(), "swarm.key", both.as_bytes());
+    assert!(matches!(
+        decide(dir.path(), &[], false),
+        Err(PolicyError::BadKey {
+            cause: KeyError::SecondKey,
+            ..
+        })
+    ));
+    let kept = dir.path().join("swarm.key.notakey.old");
+    let written = KeyFile::in_repo(dir.path())
+        .write(&two, Replace::Yes)
+        .unwrap();
+    assert_eq!(
+        written,
+        Written::Replaced {
+            old: None,
+            kept: kept.clone()
+        }
+    );
+    assert_eq!(std::fs::read(&kept).unwrap(), both.as_bytes());
+    put(dir.path(), "swarm.key", &[b'x'; 5000]);
+    assert!(matches!(
+        KeyFile::in_repo(dir.path()).write(&two, Replace::Yes),
+        Err(KeyFileError::NotAKey { .. })
+    ));
 }
 
 #[test]
@@ -468,6 +530,18 @@ fn s0_53_a_written_key_is_readable_by_its_owner_only() {
         .unwrap();
     let mode = || std::fs::metadata(file.path()).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(), 0o600);
+    let replaced = file
+        .write(&SwarmKey::from_bytes([2; 32]), Replace::Yes)
+        .unwrap();
+    let Written::Replaced { kept, .. } = replaced else {
+        panic!("{replaced:?}")
+    };
+    assert_eq!(
+        std::fs::metadata(kept).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    file.write(&SwarmKey::from_bytes([1; 32]), Replace::Yes)
+        .unwrap();
     set_mode(&file.path(), 0o644);
     assert_eq!(
         file.write(&SwarmKey::from_bytes([1; 32]), Replace::Never)
