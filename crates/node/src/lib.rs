@@ -17,6 +17,7 @@ pub mod files;
 pub mod meta;
 pub mod metrics;
 pub mod repo;
+pub mod text;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -1,7 +1,11 @@
 //! What is small and transactional: the pins, in `meta/meta.redb`.
 //!
 //! Every commit is two-phase and carries what redb needs for a quick repair, so that an unclean stop costs neither a pin nor a long start.
+//!
+//! redb trusts its file: where bytes were changed by a disk or a person it may panic instead of failing. Every call into it is marked
+//! ([`marked`]), so that the program can end with the cause and the way out ([`fail_of_panic`]) instead of a stack trace.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use gemba_pins::{Change, DesiredSet};
@@ -32,6 +36,8 @@ enum Db {
     Read(ReadOnlyDatabase),
     /// A reader's copy, repaired in memory: the file is the business of the next writer.
     Copy(Database),
+    /// Being dropped.
+    Closed,
 }
 
 impl Meta {
@@ -47,7 +53,7 @@ impl Meta {
             Err(e) => return Err(Fail::io(&path, &e)),
         }
         let meta = Self {
-            db: Db::Write(builder().create(&path).map_err(|e| broken(&path, &e))?),
+            db: Db::Write(builder().create(&path).map_err(|e| broken(&path, e))?),
             path,
         };
         meta.write(|_| Ok(()))?;
@@ -61,15 +67,7 @@ impl Meta {
     /// [`Code::Integrity`] for damage, [`Code::Conflict`] for a newer format.
     pub fn open(dir: &Path, access: Access) -> Result<Self, Fail> {
         let path = dir.join(FILE);
-        let fail = |e| broken(&path, &e);
-        let db = match access {
-            Access::Write => Db::Write(builder().open(&path).map_err(fail)?),
-            Access::Read => match builder().open_read_only(&path) {
-                Ok(db) => Db::Read(db),
-                Err(DatabaseError::RepairAborted) => Db::Copy(repaired_copy(&path)?),
-                Err(e) => return Err(fail(e)),
-            },
-        };
+        let db = marked(&path, || open_db(&path, access))?;
         Ok(Self { path, db })
     }
 
@@ -78,30 +76,35 @@ impl Meta {
     /// # Errors
     /// A record that cannot be read; nothing is skipped, for a pin that is overlooked is a pin whose blocks are collected.
     pub fn pins(&self) -> Result<DesiredSet, Fail> {
+        marked(&self.path, || self.read_pins())
+    }
+
+    fn read_pins(&self) -> Result<DesiredSet, Fail> {
         let read = match &self.db {
             Db::Write(db) | Db::Copy(db) => db.begin_read(),
             Db::Read(db) => db.begin_read(),
+            Db::Closed => return Err(Fail::new(Code::Failure, "the metadata is closed")),
         };
-        let table = match read.map_err(|e| self.fail(&e))?.open_table(PINS) {
+        let table = match read.map_err(|e| self.fail(e))?.open_table(PINS) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) => return Ok(DesiredSet::new()),
-            Err(e) => return Err(self.fail(&e)),
+            Err(e) => return Err(self.fail(e)),
         };
         let mut failed = None;
         let rows = table
             .iter()
-            .map_err(|e| self.fail(&e))?
+            .map_err(|e| self.fail(e))?
             .map_while(|row| match row {
                 Ok((key, value)) => Some((key.value().to_vec(), value.value().to_vec())),
                 Err(e) => {
-                    failed = Some(self.fail(&e));
+                    failed = Some(self.fail(e));
                     None
                 }
             });
         let set = DesiredSet::load(rows);
         match failed {
             Some(fail) => Err(fail),
-            None => set.map_err(|e| record_fail(&e)),
+            None => set.map_err(|e| record_fail(&self.path, &e)),
         }
     }
 
@@ -126,7 +129,7 @@ impl Meta {
                         .map(drop),
                     None => table.remove(change.key().as_slice()).map(drop),
                 }
-                .map_err(|e| self.fail(&e))?;
+                .map_err(|e| self.fail(e))?;
             }
             Ok(())
         })
@@ -139,16 +142,39 @@ impl Meta {
         let Db::Write(db) = &self.db else {
             return Err(Fail::new(Code::Failure, "the metadata was opened to read"));
         };
-        let mut transaction = db.begin_write().map_err(|e| self.fail(&e))?;
-        transaction.set_two_phase_commit(true);
-        transaction.set_quick_repair(true);
-        edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(&e))?)?;
-        transaction.commit().map_err(|e| self.fail(&e))
+        marked(&self.path, || {
+            let mut transaction = db.begin_write().map_err(|e| self.fail(e))?;
+            transaction.set_two_phase_commit(true);
+            transaction.set_quick_repair(true);
+            edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(e))?)?;
+            transaction.commit().map_err(|e| self.fail(e))
+        })
     }
 
-    fn fail(&self, error: &dyn std::fmt::Display) -> Fail {
-        Fail::new(Code::Failure, format!("{}: {error}", self.path.display()))
+    fn fail(&self, error: impl Into<redb::Error>) -> Fail {
+        redb_fail(&self.path, &error.into())
     }
+}
+
+impl Drop for Meta {
+    /// redb writes and checks when it is closed, too.
+    fn drop(&mut self) {
+        marked(&self.path, || {
+            drop(std::mem::replace(&mut self.db, Db::Closed));
+        });
+    }
+}
+
+fn open_db(path: &Path, access: Access) -> Result<Db, Fail> {
+    let fail = |e| broken(path, e);
+    Ok(match access {
+        Access::Write => Db::Write(builder().open(path).map_err(fail)?),
+        Access::Read => match builder().open_read_only(path) {
+            Ok(db) => Db::Read(db),
+            Err(DatabaseError::RepairAborted) => Db::Copy(repaired_copy(path)?),
+            Err(e) => return Err(fail(e)),
+        },
+    })
 }
 
 fn builder() -> redb::Builder {
@@ -179,31 +205,88 @@ fn repaired_copy(path: &Path) -> Result<Database, Fail> {
         .map_err(|e| Fail::io(path, &e))?;
     builder()
         .create_with_backend(memory)
-        .map_err(|e| broken(path, &e))
+        .map_err(|e| broken(path, e))
 }
 
-fn broken(path: &Path, error: &DatabaseError) -> Fail {
+fn broken(path: &Path, error: DatabaseError) -> Fail {
+    redb_fail(path, &error.into())
+}
+
+fn redb_fail(path: &Path, error: &redb::Error) -> Fail {
+    use std::io::ErrorKind as Kind;
     let at = |code| Fail::new(code, format!("{}: {error}", path.display()));
     match error {
-        DatabaseError::DatabaseAlreadyOpen => {
-            at(Code::Conflict).hint("another process has it open")
-        }
-        DatabaseError::UpgradeRequired(_) => {
+        redb::Error::DatabaseAlreadyOpen => at(Code::Conflict).hint("another process has it open"),
+        redb::Error::UpgradeRequired(_) => {
             at(Code::Conflict).hint("it was written by another version of gemba: run that one")
         }
-        DatabaseError::Storage(redb::StorageError::Io(e)) => Fail::io(path, e),
-        DatabaseError::Storage(redb::StorageError::Corrupted(_)) => at(Code::Integrity)
-            .hint("restore the file from a copy; the blocks themselves are not affected"),
+        // The repository is there and this file belongs to it: that it is missing, empty or something else is damage.
+        redb::Error::Io(e)
+            if matches!(
+                e.kind(),
+                Kind::NotFound | Kind::InvalidData | Kind::InvalidInput | Kind::UnexpectedEof
+            ) =>
+        {
+            damaged(path, e)
+        }
+        redb::Error::Io(e) => Fail::io(path, e),
+        redb::Error::Corrupted(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. }
+        | redb::Error::RepairAborted => damaged(path, error),
         _ => at(Code::Failure),
     }
 }
 
-fn record_fail(error: &gemba_pins::RecordError) -> Fail {
+/// The list of pins cannot be read. The blocks are somewhere else, and so is all that cannot be had again.
+fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fail {
+    let version = path
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new(""))
+        .join("version");
+    Fail::new(
+        Code::Integrity,
+        format!("{} is damaged: {cause}", path.display()),
+    )
+    .hint(format!(
+        "it holds only which roots are pinned; keys, settings and blocks are not affected. Put a copy of it back, or begin a new list: \
+         stop the daemon, move {} away, delete {}, run `gemba init`, which finishes what is missing, and pin again (`gemba pin add CID`)",
+        path.display(),
+        version.display()
+    ))
+}
+
+fn record_fail(path: &Path, error: &gemba_pins::RecordError) -> Fail {
     match error {
         gemba_pins::RecordError::Newer { .. } => Fail::new(Code::Conflict, error),
-        _ => Fail::new(Code::Integrity, error)
-            .hint("restore meta/meta.redb from a copy; the blocks themselves are not affected"),
+        _ => damaged(path, error),
     }
+}
+
+thread_local! {
+    /// The database that this thread is in a call of.
+    static INSIDE: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// Runs a call into redb.
+fn marked<T>(path: &Path, call: impl FnOnce() -> T) -> T {
+    /// Also when the call panics.
+    struct Back(Option<PathBuf>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            INSIDE.set(self.0.take());
+        }
+    }
+    let _back = Back(INSIDE.replace(Some(path.to_owned())));
+    call()
+}
+
+/// For a panic hook: the failure to end the program with, if the panic is redb's over a damaged file.
+#[must_use]
+pub fn fail_of_panic(cause: &str) -> Option<Fail> {
+    INSIDE.with_borrow(|inside| inside.as_ref().map(|path| damaged(path, &cause)))
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use gemba_pnet::{KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey};
+use gemba_pnet::{KeyError, KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey};
 use gemba_store::{OpenError, Store, StoreError};
 use libp2p_identity::Keypair;
 
+use crate::client::ApiFile;
 use crate::config::{Config, Origin};
 use crate::error::{Code, Fail};
 use crate::files;
@@ -126,6 +127,14 @@ impl Layout {
         })
     }
 
+    /// Whether there is a repository of a version that this program reads. Takes no lock.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] if there is none, [`Code::Conflict`] if a newer gemba wrote it.
+    pub fn check(&self) -> Result<(), Fail> {
+        check_version(self)
+    }
+
     /// The facts about swarm key, folder and environment that decide which network this node may join.
     #[must_use]
     pub fn policy(&self, config: &Config) -> Policy {
@@ -137,6 +146,67 @@ impl Layout {
         }
         policy
     }
+
+    /// The network this node may join: private with a good key, public only if asked for in so many words (`public_flag` is
+    /// `--public-network`, or the setting). `LIBP2P_FORCE_PNET` and the misspelt names of key and variable are honoured.
+    ///
+    /// # Errors
+    /// [`Code::Permission`] with the whole reason, and who set what.
+    pub fn network(&self, config: &Config, public_flag: bool) -> Result<Network, Fail> {
+        let mut policy = self.policy(config);
+        policy.public_network = public_flag || config.network.public_network;
+        policy
+            .decide()
+            .map_err(|e| policy_fail(&e, config, public_flag))
+    }
+}
+
+/// The policy knows of flags only; here it is known which file or variable said what.
+fn policy_fail(error: &PolicyError, config: &Config, public_flag: bool) -> Fail {
+    let wish = match config.origin("network.public_network") {
+        _ if public_flag => "`--public-network`".to_owned(),
+        origin => said_by("network.public_network = true", &origin),
+    };
+    let take_back = if public_flag {
+        "leave the flag out".to_owned()
+    } else {
+        format!("take {wish} back")
+    };
+    match error {
+        PolicyError::KeyAndPublic { path } => Fail::new(
+            Code::Permission,
+            format!("there is a swarm key at {path}, and {wish} asks for the public network: a node is in one of them"),
+        )
+        .hint(format!("{take_back}, or move the key out of the repository")),
+        PolicyError::PublicForbidden { .. } => {
+            let origin = config.origin("network.force_private");
+            Fail::new(
+                Code::Permission,
+                format!(
+                    "{wish} asks for the public network, and {} forbids it",
+                    said_by("network.force_private = true", &origin)
+                ),
+            )
+            .hint(format!("{take_back}, or take the other back; a private swarm needs neither, only its key: `gemba swarm-key import FILE`"))
+        }
+        PolicyError::BadKey {
+            cause: KeyError::SecondKey | KeyError::Trailing { .. },
+            ..
+        } => Fail::new(Code::Permission, error)
+            .hint("`gemba swarm-key import --replace FILE` takes the right key from a file that holds it alone, and keeps this one beside it"),
+        _ => Fail::new(Code::Permission, error),
+    }
+}
+
+/// A setting together with whoever set it.
+fn said_by(setting: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::Flag if setting.starts_with("network.force_private") => {
+            "`--force-private`".to_owned()
+        }
+        Origin::Environment(name) => format!("the environment variable {name}"),
+        Origin::Default | Origin::File | Origin::Flag => format!("`{setting}` in {origin}"),
+    }
 }
 
 /// What a command is going to do to the repository.
@@ -146,6 +216,17 @@ pub enum Access {
     Read,
     /// Writes: alone.
     Write,
+}
+
+/// What the lock is wanted for: decides what is advised when somebody else has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A command that a running daemon does for the caller: it came here because none answered.
+    Beside,
+    /// A command that no daemon does: it must be stopped.
+    Alone,
+    /// The daemon itself.
+    Daemon,
 }
 
 /// How a new repository comes to its swarm key.
@@ -187,16 +268,12 @@ impl Repo {
     /// [`Code::Conflict`] if there is one already, or if its lock is held; what is wrong with the key file.
     pub fn init(root: &Path, options: &InitOptions) -> Result<Self, Fail> {
         let layout = Layout::new(root);
+        // Before the lock: beside a running daemon the lock is not what is wrong.
+        refuse_second_init(&layout)?;
         let key = wanted_key(options)?;
         files::create_private_dir(root)?;
-        let lock = Lock::take(&layout, Access::Write)?;
-        if layout.is_initialised()? {
-            return Err(Fail::new(
-                Code::Conflict,
-                format!("{} already holds a repository", root.display()),
-            )
-            .hint("nothing was changed; `gemba swarm-key import FILE` sets its swarm key"));
-        }
+        let lock = Lock::take(&layout, Access::Write, Purpose::Alone)?;
+        refuse_second_init(&layout)?;
         if let Some(key) = key {
             KeyFile::in_repo(root)
                 .write(&key, Replace::Never)
@@ -239,9 +316,21 @@ impl Repo {
     /// [`Code::NotFound`] if there is none, [`Code::Conflict`] if another process holds the lock or a newer gemba wrote it, and what is wrong
     /// with the configuration.
     pub fn open(root: impl Into<PathBuf>, access: Access) -> Result<Self, Fail> {
+        Self::open_for(root, access, Purpose::Beside)
+    }
+
+    /// As [`Repo::open`], with the advice that fits the purpose if another process holds the lock.
+    ///
+    /// # Errors
+    /// As [`Repo::open`].
+    pub fn open_for(
+        root: impl Into<PathBuf>,
+        access: Access,
+        purpose: Purpose,
+    ) -> Result<Self, Fail> {
         let layout = Layout::new(root);
-        check_version(&layout)?;
-        let lock = Lock::take(&layout, access)?;
+        layout.check()?;
+        let lock = Lock::take(&layout, access, purpose)?;
         let config = Config::load(&layout)?;
         Ok(Self {
             layout,
@@ -265,15 +354,12 @@ impl Repo {
         self.layout.read_identity()
     }
 
-    /// The network this node may join: private with a good key, public only if asked for in so many words (`--public-network`, or the
-    /// setting). `LIBP2P_FORCE_PNET` and the misspelt names of key and variable are honoured.
+    /// See [`Layout::network`].
     ///
     /// # Errors
     /// [`Code::Permission`] with the whole reason.
     pub fn network(&self, public_network: bool) -> Result<Network, Fail> {
-        let mut policy = self.layout.policy(&self.config);
-        policy.public_network = public_network || self.config.network.public_network;
-        policy.decide().map_err(|e| self.policy_fail(&e))
+        self.layout.network(&self.config, public_network)
     }
 
     /// The blocks. With [`Access::Read`] nothing is written, not even a repair.
@@ -297,33 +383,27 @@ impl Repo {
     pub fn meta(&self) -> Result<Meta, Fail> {
         Meta::open(&self.layout.meta(), self.access)
     }
-
-    fn policy_fail(&self, error: &PolicyError) -> Fail {
-        let fail = Fail::new(Code::Permission, error);
-        match error {
-            PolicyError::PublicForbidden { .. } => fail.hint(format!(
-                "network.force_private comes from {}",
-                self.config.origin("network.force_private")
-            )),
-            PolicyError::KeyAndPublic { .. } if self.config.network.public_network => {
-                fail.hint(format!(
-                    "network.public_network comes from {}",
-                    self.config.origin("network.public_network")
-                ))
-            }
-            _ => fail,
-        }
-    }
 }
 
 /// What is wrong with a key file, with the code scripts expect.
 pub fn key_file_fail(error: KeyFileError) -> Fail {
     let code = match &error {
-        KeyFileError::DifferentKey { .. } | KeyFileError::NotAKey { .. } => Code::Conflict,
+        KeyFileError::DifferentKey { .. }
+        | KeyFileError::NotAKey { .. }
+        | KeyFileError::KeptNameTaken { .. } => Code::Conflict,
         KeyFileError::Io { source, .. } => Fail::io("", source).code,
         _ => Code::Permission,
     };
-    Fail::new(code, error)
+    let fail = Fail::new(code, &error);
+    match error {
+        KeyFileError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            fail.hint("the key to take over is the file `swarm.key` in the repository of any member")
+        }
+        KeyFileError::BadKey { .. } => fail.hint(
+            "copy the file `swarm.key` from the repository of any member again, as it is; nothing was changed here",
+        ),
+        _ => fail,
+    }
 }
 
 /// What the store failed with, with the code scripts expect.
@@ -381,6 +461,20 @@ fn write_identity(layout: &Layout) -> Result<(), Fail> {
     files::write_new(&layout.identity_key(), &bytes)
 }
 
+fn refuse_second_init(layout: &Layout) -> Result<(), Fail> {
+    if !layout.is_initialised()? {
+        return Ok(());
+    }
+    let fail = Fail::new(
+        Code::Conflict,
+        format!("{} already holds a repository", layout.root().display()),
+    );
+    Err(match layout.swarm_key().symlink_metadata() {
+        Ok(_) => fail.hint("nothing was changed; it has a swarm key: `gemba swarm-key show` gives its fingerprint. Another node on this machine needs a folder of its own: --repo DIR"),
+        Err(_) => fail.hint("nothing was changed; it has no swarm key yet: `gemba swarm-key new` makes one on the first node of a swarm, `gemba swarm-key import FILE` takes it over on every other"),
+    })
+}
+
 fn check_version(layout: &Layout) -> Result<(), Fail> {
     let path = layout.version();
     let text = match fs::read_to_string(&path) {
@@ -398,16 +492,23 @@ fn check_version(layout: &Layout) -> Result<(), Fail> {
         Ok(VERSION) => Ok(()),
         Ok(newer) if newer > VERSION => Err(Fail::new(
             Code::Conflict,
-            format!("the repository has version {newer}, this gemba reads up to {VERSION}"),
+            format!(
+                "the repository {} has version {newer}, this gemba ({}) reads up to version {VERSION}",
+                layout.root().display(),
+                env!("CARGO_PKG_VERSION")
+            ),
         )
-        .hint("run the newer gemba that wrote it; nothing was changed")),
+        .hint("nothing was changed; run the newer gemba that wrote it (`gemba --version` tells which one this is), or another repository: --repo DIR")),
         _ => Err(Fail::new(
             Code::Integrity,
             format!("{} does not hold a version", path.display()),
         )
-        .hint(format!("it should hold the line {VERSION}"))),
+        .hint(format!("it should hold the line {VERSION}: write that into it if no newer gemba ever ran here"))),
     }
 }
+
+/// Stands in `repo.lock` behind the process id of a daemon.
+const DAEMON_MARK: &str = "daemon";
 
 /// The kernel's lock on `repo.lock`.
 #[derive(Debug)]
@@ -417,7 +518,7 @@ struct Lock {
 }
 
 impl Lock {
-    fn take(layout: &Layout, access: Access) -> Result<Self, Fail> {
+    fn take(layout: &Layout, access: Access, purpose: Purpose) -> Result<Self, Fail> {
         let path = layout.lock();
         let file = open_lock_file(&path, access)?;
         let taken = match access {
@@ -426,13 +527,20 @@ impl Lock {
         };
         match taken {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(lock_held(layout, file)),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Holder::of(layout, file).fail(layout, purpose));
+            }
             Err(TryLockError::Error(e)) => return Err(Fail::io(path, &e)),
         }
         let mut lock = Self { file, access };
         if access == Access::Write {
+            let mark = if purpose == Purpose::Daemon {
+                format!(" {DAEMON_MARK}")
+            } else {
+                String::new()
+            };
             // For messages only, so a failure to write it is no failure.
-            let _ = lock.note(&std::process::id().to_string());
+            let _ = lock.note(&format!("{}{mark}", std::process::id()));
         }
         Ok(lock)
     }
@@ -467,15 +575,67 @@ fn open_lock_file(path: &Path, access: Access) -> Result<File, Fail> {
     }
 }
 
-fn lock_held(layout: &Layout, mut file: File) -> Fail {
-    let mut text = String::new();
-    let _ = file
-        .rewind()
-        .and_then(|()| file.take(MAX_LOCK_TEXT).read_to_string(&mut text));
-    let holder = text
-        .trim()
-        .parse::<u32>()
-        .map_or("another process".to_owned(), |pid| format!("process {pid}"));
-    Fail::new(Code::Conflict, format!("the repository {} is in use by {holder}", layout.root().display()))
-        .hint("if that is the daemon, it has not opened its API yet or does not answer; wait for it, or end it")
+/// Who has the lock, as far as it can be told.
+#[derive(Debug, PartialEq, Eq)]
+enum Holder {
+    /// A daemon that takes commands, or did: its API is open.
+    Daemon(u32),
+    /// A daemon without an API: it is starting or ending.
+    DaemonWithoutApi(u32),
+    /// A command that writes.
+    Command(u32),
+    /// Commands that read, or one that did not say who it is.
+    Unknown,
+}
+
+impl Holder {
+    fn of(layout: &Layout, mut file: File) -> Self {
+        // Readers leave no note; what is written there is from a writer that was killed.
+        if file.try_lock_shared().is_ok() {
+            return Self::Unknown;
+        }
+        let mut text = String::new();
+        let _ = file
+            .rewind()
+            .and_then(|()| file.take(MAX_LOCK_TEXT).read_to_string(&mut text));
+        let mut words = text.split_whitespace();
+        let Some(pid) = words.next().and_then(|word| word.parse().ok()) else {
+            return Self::Unknown;
+        };
+        if words.next() != Some(DAEMON_MARK) {
+            return Self::Command(pid);
+        }
+        // A killed daemon leaves its file behind, with its own process id in it.
+        match ApiFile::read(&layout.api()) {
+            Ok(Some(api)) if api.pid == pid => Self::Daemon(pid),
+            _ => Self::DaemonWithoutApi(pid),
+        }
+    }
+
+    fn fail(&self, layout: &Layout, purpose: Purpose) -> Fail {
+        let root = layout.root().display();
+        let held = |by: String| {
+            Fail::new(
+                Code::Conflict,
+                format!("the repository {root} is in use by {by}"),
+            )
+        };
+        match (self, purpose) {
+            (Self::Daemon(pid) | Self::DaemonWithoutApi(pid), Purpose::Daemon) => Fail::new(
+                Code::Conflict,
+                format!("a daemon runs on the repository {root} already (process {pid})"),
+            )
+            .hint("`gemba status` tells how it is; a second node on this machine needs a repository and addresses of its own: `gemba --repo DIR daemon --listen /ip4/0.0.0.0/tcp/0 --api 127.0.0.1:0`"),
+            (Self::Daemon(pid), Purpose::Alone) => held(format!("the daemon (process {pid})"))
+                .hint(format!("this command needs the repository for itself: stop the daemon first (Ctrl-C where it runs, or `kill {pid}`), then repeat the command")),
+            (Self::Daemon(pid), Purpose::Beside) => held(format!("the daemon (process {pid}), whose API does not answer"))
+                .hint(format!("repeat the command; if that does not help look at the daemon's log, and stop it with `kill {pid}`")),
+            (Self::DaemonWithoutApi(pid), _) => held(format!("the daemon (process {pid}), which is starting or ending"))
+                .hint("repeat the command in a few seconds; the daemon prints `ready` when it takes commands"),
+            (Self::Command(pid), _) => held(format!("another gemba command (process {pid})"))
+                .hint("wait until it is done, or end it; beside a running daemon commands do not wait for each other"),
+            (Self::Unknown, _) => held("other gemba commands".to_owned())
+                .hint("wait until they are done; beside a running daemon commands do not wait for each other"),
+        }
+    }
 }

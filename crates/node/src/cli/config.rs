@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 use crate::config;
-use crate::error::{Code, Fail};
-use crate::repo::Access;
+use crate::error::Fail;
 
 /// What can be done with the settings.
 #[derive(Debug, Subcommand)]
@@ -34,11 +33,9 @@ pub enum Command {
 /// Runs one of them.
 ///
 /// # Errors
-/// [`Code::Usage`] for names and values that cannot be.
+/// [`Code::Usage`](crate::error::Code::Usage) for names and values that cannot be.
 pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
-    if !context.layout.is_initialised()? {
-        context.repo(Access::Read)?;
-    }
+    context.layout.check()?;
     match command {
         Command::Show { key, origin } => show(context, key.as_deref(), *origin),
         Command::Set { key, values } => {
@@ -91,11 +88,7 @@ fn show(context: &Context, key: Option<&str>, with_origin: bool) -> Result<(), F
 /// The same decision that the daemon takes at its start, without opening a socket.
 fn check(context: &Context) -> Result<(), Fail> {
     let config = context.config()?;
-    let mut policy = context.layout.policy(&config);
-    policy.public_network = config.network.public_network;
-    let network = policy
-        .decide()
-        .map_err(|e| Fail::new(Code::Permission, e))?;
+    let network = context.layout.network(&config, false)?;
     context.layout.read_identity()?;
     let fingerprint = network.key().map(|key| key.fingerprint().to_string());
     context.out.result(

@@ -10,7 +10,7 @@ use super::Context;
 use crate::config::Config;
 use crate::daemon::{self, Options, Ready};
 use crate::error::{Code, Fail};
-use crate::repo::Access;
+use crate::repo::{Access, Purpose};
 
 /// Worker threads of the runtime: connections decode, hash and encrypt on them.
 const WORKERS: usize = 4;
@@ -47,7 +47,7 @@ pub struct Args {
 /// # Errors
 /// Whatever keeps it from starting.
 pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
-    let repo = context.repo(Access::Write)?;
+    let repo = context.repo_for(Access::Write, Purpose::Daemon)?;
     log_to_stderr(&repo.config, context.verbose);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(WORKERS)))

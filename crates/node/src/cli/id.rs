@@ -3,7 +3,6 @@
 use super::Context;
 use crate::api::types::Id;
 use crate::error::Fail;
-use crate::repo::Access;
 
 /// The agent string that peers see.
 pub const AGENT: &str = concat!("gemba/", env!("CARGO_PKG_VERSION"));
@@ -30,9 +29,7 @@ pub fn run(context: &Context) -> Result<(), Fail> {
 }
 
 fn offline(context: &Context) -> Result<Id, Fail> {
-    if !context.layout.is_initialised()? {
-        context.repo(Access::Read)?;
-    }
+    context.layout.check()?;
     let id = context
         .layout
         .read_identity()?

@@ -129,6 +129,7 @@ pub fn main() -> ExitCode {
         Err(e) => return output::usage(&e),
     };
     let json = cli.json;
+    output::end_cleanly_on_damage(json);
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => output::failed(&fail, json),

@@ -1,7 +1,6 @@
 //! Commands about the swarm: `peers`, `connect`, `ping`, `status`, `why`.
 
 use futures::StreamExt as _;
-use gemba_pnet::PolicyError;
 use hyper::Method;
 
 use super::Context;
@@ -150,9 +149,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
     let stat = repo.store()?.stat();
     let pins = repo.meta()?.pins()?;
     let whole = pins.iter().filter(|pin| pin.complete).count() as u64;
-    let mut policy = repo.layout.policy(&repo.config);
-    policy.public_network = repo.config.network.public_network;
-    let network = policy.decide();
+    let network = repo.network(false);
     Ok(Status {
         id: repo.identity()?.public().to_peer_id().to_string(),
         peers: 0,
@@ -191,13 +188,13 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
     })
 }
 
-fn key_trouble(layout: &Layout, error: &PolicyError) -> Trouble {
+fn key_trouble(layout: &Layout, error: &Fail) -> Trouble {
     Trouble {
         address: layout.swarm_key().display().to_string(),
         peer: None,
         direction: "out".to_owned(),
         kind: "swarm_key".to_owned(),
-        cause: error.to_string(),
+        cause: error.cause.clone(),
         age_s: 0,
         count: 1,
         retry_in_s: None,

@@ -166,6 +166,28 @@ pub fn failed(fail: &Fail, json: bool) -> ExitCode {
     ExitCode::from(fail.code.exit())
 }
 
+/// A database that is damaged makes its library panic: the command, or the daemon, ends with the cause and its exit code then.
+/// In a hook, because a release build does not unwind.
+pub fn end_cleanly_on_damage(json: bool) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let cause = panic.payload_as_str().unwrap_or("it contradicts itself");
+        match crate::meta::fail_of_panic(cause) {
+            Some(fail) => end_now(&fail, json),
+            None => usual(panic),
+        }
+    }));
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the library panics and nothing of it may run again; the kernel gives the lock back"
+)]
+fn end_now(fail: &Fail, json: bool) -> ! {
+    let _printed = failed(fail, json);
+    std::process::exit(i32::from(fail.code.exit()))
+}
+
 /// Prints what is wrong with the command line, or the help that was asked for.
 #[must_use]
 pub fn usage(error: &clap::Error) -> ExitCode {

@@ -12,7 +12,7 @@ use super::{Command, Context, interrupt};
 use crate::client::Client;
 use crate::config::{Config, Value};
 use crate::error::{Code, Fail};
-use crate::repo::{Access, Repo};
+use crate::repo::{Access, Purpose, Repo};
 
 /// A daemon that answers, and the runtime to talk to it. Neither is made for a command that finds no `api` file.
 #[derive(Debug)]
@@ -46,21 +46,26 @@ impl Context {
     /// # Errors
     /// [`Code::NoDaemon`], or [`Code::NotFound`] if there is not even a repository.
     pub fn require_daemon(&self) -> Result<Daemon, Fail> {
-        if !self.layout.is_initialised()? {
-            // Says so, with what to do.
-            Repo::open(self.layout.root(), Access::Read)?;
-        }
+        self.layout.check()?;
         let runtime = runtime()?;
         let client = runtime.block_on(Client::require(&self.layout))?;
         Ok(Daemon { client, runtime })
     }
 
-    /// The repository itself.
+    /// The repository itself, for a command that found no daemon to do it.
     ///
     /// # Errors
     /// See [`Repo::open`].
     pub fn repo(&self, access: Access) -> Result<Repo, Fail> {
-        let mut repo = Repo::open(self.layout.root(), access)?;
+        self.repo_for(access, Purpose::Beside)
+    }
+
+    /// The repository itself, to write, for what no running daemon does.
+    ///
+    /// # Errors
+    /// See [`Repo::open`].
+    pub fn repo_for(&self, access: Access, purpose: Purpose) -> Result<Repo, Fail> {
+        let mut repo = Repo::open_for(self.layout.root(), access, purpose)?;
         self.apply_flags(&mut repo.config)?;
         Ok(repo)
     }

@@ -3,19 +3,19 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use gemba_pnet::{KeyFile, Replace, SwarmKey, Written};
+use gemba_pnet::{KeyFile, Network, PolicyError, Replace, SwarmKey, Written};
 use serde::Serialize;
 
 use super::{Context, init};
 use crate::error::{Code, Fail};
-use crate::repo::{self, Access};
+use crate::repo::{self, Access, Purpose};
 
 /// What can be done with the swarm key.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a new key: on the first node of a swarm only
     New {
-        /// Replace the key of another swarm
+        /// Replace the key of another swarm, which is kept as swarm.key.….old
         #[arg(long)]
         replace: bool,
     },
@@ -26,7 +26,7 @@ pub enum Command {
         /// The key file
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Replace the key of another swarm
+        /// Replace the key of another swarm, which is kept as swarm.key.….old
         #[arg(long)]
         replace: bool,
     },
@@ -35,6 +35,16 @@ pub enum Command {
 #[derive(Serialize)]
 struct Shown {
     fingerprint: String,
+    /// The key that was here before, and where it is kept now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaced: Option<Replaced>,
+}
+
+#[derive(Serialize)]
+struct Replaced {
+    /// Null if what was there was no key.
+    fingerprint: Option<String>,
+    path: String,
 }
 
 /// Runs one of them.
@@ -45,40 +55,45 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
     match command {
         Command::Show => show(context),
         Command::New { replace } => {
-            let _repo = context.repo(Access::Write)?;
+            let _repo = context.repo_for(Access::Write, Purpose::Alone)?;
             if !replace && context.layout.swarm_key().symlink_metadata().is_ok() {
                 return Err(Fail::new(Code::Conflict, format!("{} is there already", context.layout.swarm_key().display()))
-                    .hint("all nodes of a swarm share one key: a new one is for the first node of a new swarm; --replace leaves the old swarm"));
+                    .hint("all nodes of a swarm share one key: a new one is for the first node of a new swarm; --replace leaves the old swarm, and keeps its key beside the new one"));
             }
             let key = repo::generate_key()?;
-            write(context, &key, *replace)?;
-            tell(context, &key)?;
+            let written = write(context, &key, *replace)?;
+            tell(context, &key, &written)?;
             context.out.text(&init::copy_to_all(&context.layout))
         }
         Command::Import { file, replace } => {
-            let _repo = context.repo(Access::Write)?;
+            let _repo = context.repo_for(Access::Write, Purpose::Alone)?;
             let key = KeyFile::read_for_import(file).map_err(repo::key_file_fail)?;
-            match write(context, &key, *replace)? {
-                Written::AlreadyThere => context.out.text("this key was there already")?,
-                Written::Created | Written::Replaced => {}
+            let written = write(context, &key, *replace)?;
+            if written == Written::AlreadyThere {
+                context.out.text("this key was there already")?;
             }
-            tell(context, &key)
+            tell(context, &key, &written)
         }
     }
 }
 
 /// Shows what the node would use, by the rules it would use it by.
 fn show(context: &Context) -> Result<(), Fail> {
-    if !context.layout.is_initialised()? {
-        context.repo(Access::Read)?;
-    }
+    context.layout.check()?;
     let config = context.config()?;
     match context.layout.policy(&config).decide() {
-        Ok(gemba_pnet::Network::Private(key)) => tell(context, &key),
-        Ok(gemba_pnet::Network::Public(_)) => {
-            Err(Fail::new(Code::NotFound, "there is no swarm key"))
-        }
-        Err(e @ gemba_pnet::PolicyError::NoKey { .. }) => Err(Fail::new(Code::NotFound, e)),
+        Ok(Network::Private(key)) => context.out.result(
+            &Shown {
+                fingerprint: key.fingerprint().to_string(),
+                replaced: None,
+            },
+            |shown| shown.fingerprint.clone(),
+        ),
+        Ok(Network::Public(_)) | Err(PolicyError::NoKey { .. }) => Err(Fail::new(
+            Code::NotFound,
+            format!("there is no swarm key at {}", context.layout.swarm_key().display()),
+        )
+        .hint("`gemba swarm-key new` makes one on the first node of a swarm, `gemba swarm-key import FILE` takes it over on every other")),
         Err(e) => Err(Fail::new(Code::Permission, e)),
     }
 }
@@ -94,11 +109,26 @@ fn write(context: &Context, key: &SwarmKey, replace: bool) -> Result<Written, Fa
         .map_err(repo::key_file_fail)
 }
 
-fn tell(context: &Context, key: &SwarmKey) -> Result<(), Fail> {
-    context.out.result(
-        &Shown {
-            fingerprint: key.fingerprint().to_string(),
-        },
-        |shown| shown.fingerprint.clone(),
-    )
+/// Tells which key is here now, and which one was before: to replace one by mistake costs a device its swarm.
+fn tell(context: &Context, key: &SwarmKey, written: &Written) -> Result<(), Fail> {
+    let replaced = match written {
+        Written::Replaced { old, kept } => Some(Replaced {
+            fingerprint: old.map(|old| old.to_string()),
+            path: kept.display().to_string(),
+        }),
+        Written::Created | Written::AlreadyThere => None,
+    };
+    let shown = Shown {
+        fingerprint: key.fingerprint().to_string(),
+        replaced,
+    };
+    context.out.result(&shown, |shown| {
+        let mut text = format!("swarm key  {} (fingerprint)", shown.fingerprint);
+        if let Some(replaced) = &shown.replaced {
+            let old = replaced.fingerprint.as_deref().unwrap_or("none: the file held no key");
+            text.push_str(&format!("\nreplaced   {old} (fingerprint), kept as {}", replaced.path));
+            text.push_str("\na device with the old key does not reach this one any more");
+        }
+        text
+    })
 }
