@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use gemba_pnet::KeyFile;
 use gemba_pnet::policy::{FORCE_VARIABLE, ForceSource};
@@ -22,6 +23,8 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const ENVIRONMENT_PREFIX: &str = "GEMBA_";
 /// Names farther away than this many edits are not offered as what was meant.
 const MAX_EDITS: usize = 4;
+/// The words for how much is logged, from much to nothing.
+const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
 
 /// All settings, resolved.
 #[derive(Clone, Debug)]
@@ -71,7 +74,7 @@ pub struct Store {
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,gemba_node=debug`.
+    /// `error`, `warn`, `info`, `debug`, `trace`, `off`, or a filter such as `info,gemba_node=debug`.
     pub level: String,
     /// `text` or `json`.
     pub format: String,
@@ -220,7 +223,7 @@ const SETTINGS: &[Setting] = &[
         key: "log.level",
         kind: Kind::Text(is_level),
         default: || Value::Text("info".into()),
-        about: "error, warn, info, debug, trace, or a filter such as info,gemba_node=debug",
+        about: "error, warn, info, debug, trace, off, or a filter such as info,gemba_node=debug",
     },
     Setting {
         key: "log.format",
@@ -237,20 +240,15 @@ impl Config {
     /// [`Code::Usage`]: an unknown name, or a value that cannot be.
     pub fn load(layout: &Layout) -> Result<Self, Fail> {
         let path = layout.config();
-        let text = match files::read_limited(&path, MAX_FILE_BYTES) {
-            Ok(bytes) => String::from_utf8(bytes)
-                .map_err(|_| Fail::new(Code::Usage, format!("{} is not UTF-8", path.display())))?,
-            Err(fail) if fail.code == Code::NotFound => String::new(),
-            Err(fail) => return Err(fail),
-        };
+        let text = read_file(&path)?;
         let environment = std::env::vars_os().map(|(name, value)| {
             (
                 name.to_string_lossy().into_owned(),
                 value.to_string_lossy().into_owned(),
             )
         });
-        let mut config =
-            Self::resolve(&text, environment).map_err(|fail| fail.during(path.display()))?;
+        let values = from_file(&text).map_err(|fail| fail.during(path.display()))?;
+        let mut config = Self::over_defaults(values, environment)?;
         config.note_force_variable(layout);
         Ok(config)
     }
@@ -263,8 +261,15 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Fail> {
+        Self::over_defaults(from_file(text)?, environment)
+    }
+
+    fn over_defaults(
+        file: Vec<(&'static str, Value)>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Fail> {
         let mut values = defaults();
-        for (key, value) in from_file(text)? {
+        for (key, value) in file {
             values.insert(key, (value, Origin::File));
         }
         for (name, text) in environment {
@@ -360,8 +365,9 @@ impl Config {
 /// The text that `init` writes: every setting with its default, as comments.
 #[must_use]
 pub fn initial_text(public_network: bool) -> String {
-    let mut text =
-        String::from("# gemba's settings. Every line that begins with `#` shows a default.\n");
+    let mut text = String::from(
+        "# gemba's settings. A line such as `# mdns = true` shows a default: to change it, remove the `#`.\n",
+    );
     let mut section = "";
     for setting in SETTINGS {
         let (of, name) = split(setting.key);
@@ -375,7 +381,9 @@ pub fn initial_text(public_network: bool) -> String {
                 text.push_str(&format!("{name} = true\n"));
             }
             Some(value) => text.push_str(&format!("# {name} = {}\n", value.to_string().trim())),
-            None => text.push_str(&format!("# {name} = true\n")),
+            None => text.push_str(&format!(
+                "# not set by default: neither `{name} = true` nor `{name} = false`\n"
+            )),
         }
     }
     text
@@ -389,13 +397,21 @@ pub fn initial_text(public_network: bool) -> String {
 pub fn set_in_file(layout: &Layout, key: &str, words: &[String]) -> Result<(), Fail> {
     let setting = known(key)?;
     let value = from_words(setting, words)?;
+    edit_file(layout, setting, Some(value))
+}
+
+/// Takes a setting out of the file, so that its default counts again.
+///
+/// # Errors
+/// As [`set_in_file`].
+pub fn unset_in_file(layout: &Layout, key: &str) -> Result<(), Fail> {
+    edit_file(layout, known(key)?, None)
+}
+
+fn edit_file(layout: &Layout, setting: &Setting, value: Option<Value>) -> Result<(), Fail> {
     let path = layout.config();
-    let text = match files::read_limited(&path, MAX_FILE_BYTES) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(fail) if fail.code == Code::NotFound => String::new(),
-        Err(fail) => return Err(fail),
-    };
-    let mut document = parse(&text)?;
+    let in_file = |fail: Fail| fail.during(path.display());
+    let mut document = parse(&read_file(&path)?).map_err(in_file)?;
     let (section, name) = split(setting.key);
     let table = document.entry(section).or_insert_with(toml_edit::table);
     let Some(table) = table.as_table_like_mut() else {
@@ -404,13 +420,34 @@ pub fn set_in_file(layout: &Layout, key: &str, words: &[String]) -> Result<(), F
             format!("`{section}` in {} is not a section", path.display()),
         ));
     };
-    match value.to_toml() {
+    match value.and_then(|value| value.to_toml()) {
         Some(value) => drop(table.insert(name, Item::Value(value))),
         None => drop(table.remove(name)),
     }
     let text = document.to_string();
-    from_file(&text)?;
+    // What else is wrong in it would keep the daemon from starting all the same.
+    from_file(&text).map_err(in_file)?;
     files::replace(&path, text.as_bytes())
+}
+
+/// The file's text; of a missing one, none.
+fn read_file(path: &Path) -> Result<String, Fail> {
+    match files::read_limited(path, MAX_FILE_BYTES) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| {
+            Fail::new(Code::Usage, format!("{} is not UTF-8", path.display()))
+                .hint("save it as UTF-8, or move it away: every setting has a default")
+        }),
+        Err(fail) if fail.code == Code::NotFound => Ok(String::new()),
+        Err(fail) => Err(fail),
+    }
+}
+
+/// Checks a text from somewhere else as if it were the value of a setting.
+///
+/// # Errors
+/// [`Code::Usage`] with what is allowed.
+pub fn check_text(key: &str, text: &str) -> Result<(), Fail> {
+    check(known(key)?, &Value::Text(text.to_owned()))
 }
 
 fn defaults() -> BTreeMap<&'static str, (Value, Origin)> {
@@ -514,7 +551,8 @@ fn from_words(setting: &Setting, words: &[String]) -> Result<Value, Fail> {
 
 fn check(setting: &Setting, value: &Value) -> Result<(), Fail> {
     let said = |text: &str, cause: String| {
-        Fail::new(Code::Usage, format!("{} = {text:?}: {cause}", setting.key)).hint(setting.about)
+        Fail::new(Code::Usage, format!("{} = {text:?}: {cause}", setting.key))
+            .hint(format!("{} is: {}", setting.key, setting.about))
     };
     match (setting.kind, value) {
         (Kind::Bool, Value::Bool(_)) => Ok(()),
@@ -536,7 +574,7 @@ fn wrong_kind(setting: &Setting, given: &str) -> Fail {
         Code::Usage,
         format!("{} = {given}: {wanted} is wanted", setting.key),
     )
-    .hint(setting.about)
+    .hint(format!("{} is: {}", setting.key, setting.about))
 }
 
 /// The failure for a name that is no setting.
@@ -611,7 +649,23 @@ fn is_loopback_socket(text: &str) -> Result<(), String> {
     }
 }
 
+/// A level, or a filter of them. A word that is none would be taken for the name of a part of the program, and hide all others.
 fn is_level(text: &str) -> Result<(), String> {
+    let is_word = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    if text.contains(char::is_whitespace) {
+        return Err("no blanks: the parts of a filter are put together with commas alone".into());
+    }
+    for directive in text.split(',') {
+        let level = directive
+            .rsplit_once('=')
+            .map_or(directive, |(_, level)| level);
+        if !is_word(level) {
+            return Err(format!(
+                "`{directive}` is no level: {} are, and PART=LEVEL for a part of the program, as in info,gemba_node=debug",
+                LEVELS.join(", ")
+            ));
+        }
+    }
     text.parse::<tracing_subscriber::EnvFilter>()
         .map(drop)
         .map_err(|e| e.to_string())
@@ -719,6 +773,10 @@ mod tests {
             ("[api]\naddress = \"0.0.0.0:1\"", "loopback"),
             ("[api]\naddress = \"127.0.0.1\"", "port"),
             ("[log]\nformat = \"xml\"", "json"),
+            ("[log]\nlevel = \"trace2\"", "trace, debug, info"),
+            ("[log]\nlevel = \"info,gemba_node\"", "gemba_node"),
+            ("[log]\nlevel = \"gemba_node=loud\"", "loud"),
+            ("[log]\nlevel = \"\"", "no level"),
             ("[network]\nsite = \"\"", "64"),
             ("network = 1", "section"),
             ("[network", ""),
@@ -732,6 +790,21 @@ mod tests {
     }
 
     #[test]
+    fn levels_and_filters_are_taken() {
+        for level in [
+            "error",
+            "TRACE",
+            "off",
+            "info,gemba_node=debug",
+            "warn,libp2p_swarm=off",
+            "gemba_exchange::core=trace",
+        ] {
+            let text = format!("[log]\nlevel = \"{level}\"");
+            assert_eq!(resolve(&text, &[]).unwrap().log.level, level);
+        }
+    }
+
+    #[test]
     fn the_initial_file_changes_nothing_but_what_was_asked_for() {
         let config = resolve(&initial_text(false), &[]).unwrap();
         assert!(
@@ -741,10 +814,30 @@ mod tests {
         );
         let config = resolve(&initial_text(true), &[]).unwrap();
         assert!(config.network.public_network);
-        let uncommented = initial_text(false)
-            .replace("# mdns", "mdns")
-            .replace("# listen", "listen");
-        assert!(resolve(&uncommented, &[]).unwrap().network.mdns);
+        // Every line that looks like a setting is the default of one: without its `#` nothing changes.
+        let uncommented: String = initial_text(false)
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(setting)
+                    if setting
+                        .split(" = ")
+                        .next()
+                        .is_some_and(|name| SETTINGS.iter().any(|s| split(s.key).1 == name)) =>
+                {
+                    format!("{setting}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let all = resolve(&uncommented, &[]).unwrap();
+        for (key, value, origin) in all.entries() {
+            assert_eq!(*value, (known(key).unwrap().default)(), "{key}");
+            assert_eq!(
+                *origin == Origin::File,
+                key != "network.force_private",
+                "{key}"
+            );
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use gemba_pnet::{KeyError, KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey};
+use gemba_pnet::{
+    KeyError, KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey,
+};
 use gemba_store::{OpenError, Store, StoreError};
 use libp2p_identity::Keypair;
 

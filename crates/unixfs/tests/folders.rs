@@ -10,7 +10,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use common::Memory;
-use gemba_unixfs::fs::{ExportError, ExportOptions, ExportReport, ImportOptions, export, import};
+use gemba_unixfs::fs::{
+    ExportError, ExportOptions, ExportReport, ImportOptions, export, import, partial_path,
+};
 use gemba_unixfs::{Cid, ImportError, Profile};
 
 fn import_into(path: &Path, profile: &Profile, options: &ImportOptions, store: &mut Memory) -> Cid {
@@ -279,6 +281,60 @@ fn u_exp_3_an_interrupted_export_resumes_without_rewriting() {
     .unwrap();
     assert_eq!(report.resumed_files, 0);
     assert_eq!(fs::read(target.join("00")).unwrap(), vec![9; 5000]);
+}
+
+/// What stays of an export that failed is what the next one needs, and nothing else.
+#[test]
+fn u_exp_3_only_what_helps_the_next_try_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("d");
+    fs::create_dir(&at).unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(at.join(name), name.repeat(5000)).unwrap();
+    }
+    let mut whole = Memory::default();
+    let root = import_into(
+        &at,
+        &Profile::default(),
+        &ImportOptions::default(),
+        &mut whole,
+    );
+    let target = dir.path().join("out");
+    let partial = partial_path(&target).unwrap();
+    assert_eq!(partial, dir.path().join(".out.gemba-partial"));
+    let get = |blocks: &Memory, options: ExportOptions| {
+        export(&mut blocks.clone(), root, &target, &options, &mut go)
+    };
+    let without = |content: &str| {
+        let mut some = whole.clone();
+        let leaf = *gemba_block::Block::raw(content.repeat(5000)).unwrap().cid();
+        assert!(some.blocks.remove(&leaf).is_some());
+        some
+    };
+    let few = || ExportOptions {
+        max_bytes: 7000,
+        ..ExportOptions::default()
+    };
+
+    // Nothing was finished: nothing to go on from.
+    assert!(matches!(
+        get(&without("a"), ExportOptions::default()),
+        Err(ExportError::Source { .. })
+    ));
+    assert!(!partial.exists());
+    // The limit would stop the next one, too.
+    assert!(matches!(get(&whole, few()), Err(ExportError::Quota { .. })));
+    assert!(!partial.exists());
+    // A finished file is kept, also by an export with a limit.
+    assert!(get(&without("b"), ExportOptions::default()).is_err());
+    assert!(partial.join("tree/a").exists());
+    assert!(get(&whole, few()).is_err());
+    assert!(partial.join("tree/a").exists());
+    assert_eq!(
+        get(&whole, ExportOptions::default()).unwrap().resumed_files,
+        1
+    );
+    assert!(!partial.exists());
 }
 
 #[test]

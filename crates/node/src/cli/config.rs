@@ -1,4 +1,4 @@
-//! `gemba config show|set|check`
+//! `gemba config show|set|unset|check`
 
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
@@ -26,6 +26,11 @@ pub enum Command {
         #[arg(value_name = "VALUE")]
         values: Vec<String>,
     },
+    /// Take a setting out of config.toml, so that its default counts again
+    Unset {
+        /// Which, as `network.site`
+        key: String,
+    },
     /// Tell whether settings, environment and swarm key let the daemon start
     Check,
 }
@@ -40,20 +45,28 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
         Command::Show { key, origin } => show(context, key.as_deref(), *origin),
         Command::Set { key, values } => {
             config::set_in_file(&context.layout, key, values)?;
-            let config = context.config()?;
-            let from = config.origin(key);
-            context.out.result(
-                &json!({ "key": key, "origin": from.to_string() }),
-                |_| match from {
-                    config::Origin::File | config::Origin::Default => {
-                        format!("{key} is set; a running daemon takes it at its next start")
-                    }
-                    stronger => format!("{key} is set in config.toml, but {stronger} overrides it"),
-                },
-            )
+            tell(context, key, "is set")
+        }
+        Command::Unset { key } => {
+            config::unset_in_file(&context.layout, key)?;
+            tell(context, key, "has its default again")
         }
         Command::Check => check(context),
     }
+}
+
+/// Says what came of a change; that something stronger overrides it, above all.
+fn tell(context: &Context, key: &str, done: &str) -> Result<(), Fail> {
+    let from = context.config()?.origin(key);
+    context.out.result(
+        &json!({ "key": key, "origin": from.to_string() }),
+        |_| match from {
+            config::Origin::File | config::Origin::Default => {
+                format!("{key} {done}; a running daemon takes it at its next start")
+            }
+            stronger => format!("{key} {done} in config.toml, but {stronger} overrides it"),
+        },
+    )
 }
 
 fn show(context: &Context, key: Option<&str>, with_origin: bool) -> Result<(), Fail> {

@@ -7,7 +7,7 @@ use multiaddr::Multiaddr;
 use tracing_subscriber::EnvFilter;
 
 use super::Context;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::daemon::{self, Options, Ready};
 use crate::error::{Code, Fail};
 use crate::repo::{Access, Purpose};
@@ -48,7 +48,13 @@ pub struct Args {
 /// Whatever keeps it from starting.
 pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
     let repo = context.repo_for(Access::Write, Purpose::Daemon)?;
-    log_to_stderr(&repo.config, context.verbose);
+    log_to_stderr(&repo.config, context.verbose)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        repository = %repo.layout.root().display(),
+        process = std::process::id(),
+        "the daemon starts"
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().min(WORKERS)))
         .max_blocking_threads(BLOCKING)
@@ -145,17 +151,22 @@ pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Fail> {
 }
 
 /// The daemon logs by its settings (`[log]`, `GEMBA_LOG`), more with `-v`.
-fn log_to_stderr(config: &Config, verbose: u8) {
+///
+/// # Errors
+/// [`Code::Usage`] for a level or format that is none.
+fn log_to_stderr(config: &Config, verbose: u8) -> Result<(), Fail> {
     let level = match verbose {
-        0 => std::env::var("GEMBA_LOG")
-            .or_else(|_| std::env::var("RUST_LOG"))
-            .unwrap_or_else(|_| config.log.level.clone()),
+        0 => quiet_libraries(&level(config)?),
         1 => "info".to_owned(),
         2 => "debug".to_owned(),
         _ => "trace".to_owned(),
     };
-    let format = std::env::var("GEMBA_LOG_FORMAT").unwrap_or_else(|_| config.log.format.clone());
-    let filter = EnvFilter::try_new(&level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let format = match from_environment("GEMBA_LOG_FORMAT", "log.format")? {
+        Some(format) => format,
+        None => config.log.format.clone(),
+    };
+    let filter = EnvFilter::try_new(&level)
+        .map_err(|e| Fail::new(Code::Usage, format!("log level {level:?}: {e}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
@@ -166,4 +177,55 @@ fn log_to_stderr(config: &Config, verbose: u8) {
     } else {
         subscriber.try_init()
     };
+    Ok(())
+}
+
+/// `GEMBA_LOG`, else `RUST_LOG` if it is a filter at all (it may be meant for another program), else the setting.
+fn level(config: &Config) -> Result<String, Fail> {
+    if let Some(level) = from_environment("GEMBA_LOG", "log.level")? {
+        return Ok(level);
+    }
+    let rust_log = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|text| !text.trim().is_empty() && EnvFilter::try_new(text).is_ok());
+    Ok(rust_log.unwrap_or_else(|| config.log.level.clone()))
+}
+
+/// A variable that stands for a setting, checked like one. An empty one is none.
+fn from_environment(variable: &str, key: &str) -> Result<Option<String>, Fail> {
+    let Some(text) = std::env::var_os(variable).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let text = text.to_string_lossy().into_owned();
+    config::check_text(key, &text)
+        .map_err(|fail| fail.during(format!("environment variable {variable}")))?;
+    Ok(Some(text))
+}
+
+/// At the level `info` a node tells of itself, and its libraries only what is wrong, unless the filter names them.
+fn quiet_libraries(filter: &str) -> String {
+    let mut parts = filter.split(',').map(str::trim);
+    let tells_info = parts.clone().any(|part| part.eq_ignore_ascii_case("info"));
+    if tells_info && !parts.any(|part| part.starts_with("libp2p")) {
+        return format!("{filter},libp2p=warn");
+    }
+    filter.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quiet_unless_asked_for() {
+        for (filter, used) in [
+            ("info", "info,libp2p=warn"),
+            ("info,gemba_node=debug", "info,gemba_node=debug,libp2p=warn"),
+            ("info,libp2p_swarm=info", "info,libp2p_swarm=info"),
+            ("debug", "debug"),
+            ("warn", "warn"),
+        ] {
+            assert_eq!(quiet_libraries(filter), used);
+        }
+    }
 }

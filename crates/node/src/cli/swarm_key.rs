@@ -125,8 +125,14 @@ fn tell(context: &Context, key: &SwarmKey, written: &Written) -> Result<(), Fail
     context.out.result(&shown, |shown| {
         let mut text = format!("swarm key  {} (fingerprint)", shown.fingerprint);
         if let Some(replaced) = &shown.replaced {
-            let old = replaced.fingerprint.as_deref().unwrap_or("none: the file held no key");
-            text.push_str(&format!("\nreplaced   {old} (fingerprint), kept as {}", replaced.path));
+            let old = replaced
+                .fingerprint
+                .as_deref()
+                .unwrap_or("none: the file held no key");
+            text.push_str(&format!(
+                "\nreplaced   {old} (fingerprint), kept as {}",
+                replaced.path
+            ));
             text.push_str("\na device with the old key does not reach this one any more");
         }
         text

@@ -87,7 +87,8 @@ pub struct ExportReport {
     pub resumed_files: u64,
 }
 
-/// Why an export stopped. What it finished stays in the temporary folder for the next try, except where it says so.
+/// Why an export stopped. Files that it finished stay in the temporary folder ([`partial_path`]) for the next try; where a next
+/// try cannot succeed, or would begin anew all the same, nothing stays.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
@@ -158,6 +159,28 @@ pub enum ExportError {
     Cancelled,
 }
 
+impl ExportError {
+    /// Whether the same DAG fails again however often it is tried.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            ExportError::UnsafeName { .. }
+                | ExportError::Clash { .. }
+                | ExportError::Symlink { .. }
+                | ExportError::Read { .. }
+        )
+    }
+}
+
+/// Where an export to `target` keeps what is not whole yet; `None` if the target has no name of its own.
+#[must_use]
+pub fn partial_path(target: &Path) -> Option<PathBuf> {
+    let name = Name::new(target.file_name()?.as_bytes())?;
+    let partial = partial_name(&name);
+    Some(target.with_file_name(std::ffi::OsStr::from_bytes(partial.as_c_str().to_bytes())))
+}
+
 /// Writes the file, folder or symlink at `root` to `target`.
 ///
 /// Blocks are asked for in the order of the DAG, and ahead of need. `progress` is called after each entry and each
@@ -182,10 +205,16 @@ pub fn export(
         folders: Vec::new(),
         path: Vec::new(),
         report: ExportReport::default(),
+        finished_files: 0,
         root_stat: None,
     };
-    export.run(root)?;
-    let (report, root_stat) = (export.report, export.root_stat.take());
+    let run = export.run(root);
+    let (report, finished) = (export.report, export.finished_files);
+    let root_stat = export.root_stat.take();
+    if let Err(error) = run {
+        partial.give_up(&place, &error, finished);
+        return Err(error);
+    }
     place.finish(&partial, options, root_stat)?;
     Ok(report)
 }
@@ -228,16 +257,6 @@ impl Place {
         Ok(stat.is_some())
     }
 
-    /// `.NAME.gemba-partial`; a name too long for that is shortened to its hash.
-    fn partial_name(&self) -> Name {
-        let name = self.name.as_c_str().to_bytes();
-        let whole = [b".", name, b".gemba-partial"].concat();
-        Name::new(&whole).unwrap_or_else(|| {
-            let short = format!(".{:016x}.gemba-partial", crate::hamt::hash(name));
-            Name::new(short.as_bytes()).expect("a short plain name")
-        })
-    }
-
     fn finish(
         &self,
         partial: &Partial,
@@ -278,10 +297,22 @@ impl Place {
     }
 }
 
+/// `.NAME.gemba-partial`; a name too long for that is shortened to its hash.
+fn partial_name(name: &Name) -> Name {
+    let name = name.as_c_str().to_bytes();
+    let whole = [b".", name, b".gemba-partial"].concat();
+    Name::new(&whole).unwrap_or_else(|| {
+        let short = format!(".{:016x}.gemba-partial", crate::hamt::hash(name));
+        Name::new(short.as_bytes()).expect("a short plain name")
+    })
+}
+
 /// The temporary folder.
 struct Partial {
     folder: Folder,
     name: Name,
+    /// An earlier export of the same root left it: it may hold finished files.
+    resumed: bool,
     tree: Name,
     part: Name,
     /// Files smaller than this are not trusted: they may have lost their bytes in a power cut.
@@ -290,9 +321,10 @@ struct Partial {
 
 impl Partial {
     fn open(place: &Place, root: Cid) -> Result<Self, ExportError> {
-        let name = place.partial_name();
+        let name = partial_name(&place.name);
         let boot = boot_id();
         let mut trust_from = SYNC_BYTES;
+        let mut resumed = false;
         let (mut folder, new) = place
             .parent
             .make(&name)
@@ -300,6 +332,7 @@ impl Partial {
         if !new {
             match read_origin(&folder) {
                 Some((begun, in_boot)) if begun == root.to_string() => {
+                    resumed = true;
                     if boot.is_some() && boot == in_boot {
                         trust_from = 0;
                     }
@@ -319,6 +352,7 @@ impl Partial {
         let partial = Partial {
             folder,
             name,
+            resumed,
             tree: plain("tree"),
             part: plain("part"),
             trust_from,
@@ -336,6 +370,20 @@ impl Partial {
         writeln!(file, "{root}\n{}", boot.unwrap_or_default())?;
         file.sync_all()?;
         rename_over(&self.folder, &new, &origin)
+    }
+
+    /// Leaves what helps the next try, and only that (U-EXP-3): finished files of a DAG that can be whole one day.
+    fn give_up(&self, place: &Place, error: &ExportError, finished_files: u64) {
+        let helps = match error {
+            error if error.is_final() => false,
+            // The same limit stops it again; what an earlier export had begun without it is not this one's to remove.
+            ExportError::Quota { .. } => self.resumed,
+            _ => self.resumed || finished_files > 0,
+        };
+        if !helps {
+            // The export's own failure says more than one to clean up after it.
+            let _left = self.remove(place);
+        }
     }
 
     fn remove(&self, place: &Place) -> Result<(), ExportError> {
@@ -385,6 +433,8 @@ struct Export<'a> {
     /// Where in the DAG, for errors.
     path: Vec<u8>,
     report: ExportReport,
+    /// Files that have their name and content, now or from an earlier export.
+    finished_files: u64,
     /// Attributes of the root, if it is a folder.
     root_stat: Option<Stat>,
 }
@@ -487,6 +537,7 @@ impl Export<'_> {
             let file = self.write_part(cid, root, ahead)?;
             self.finish_part(file, &name, stat)?;
         }
+        self.finished_files += 1;
         self.path.truncate(path_len);
         Ok(())
     }

@@ -7,5 +7,5 @@ mod confined;
 mod export;
 mod import;
 
-pub use export::{ExportError, ExportOptions, ExportReport, Symlinks, export};
+pub use export::{ExportError, ExportOptions, ExportReport, Symlinks, export, partial_path};
 pub use import::{ImportOptions, import};

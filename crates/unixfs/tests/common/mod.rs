@@ -7,7 +7,7 @@ use gemba_unixfs::{
     Block, BoxError, Bytes, Cid, ImportSink, Imported, Part, Profile, import_reader,
 };
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Memory {
     pub blocks: HashMap<Cid, Bytes>,
     pub entries: Vec<Imported>,
