@@ -570,11 +570,15 @@ fn wrong_kind(setting: &Setting, given: &str) -> Fail {
         Kind::Text(_) => "one text",
         Kind::Texts(_) => "a list of texts",
     };
-    Fail::new(
-        Code::Usage,
-        format!("{} = {given}: {wanted} is wanted", setting.key),
-    )
-    .hint(format!("{} is: {}", setting.key, setting.about))
+    let cause = if given.is_empty() {
+        format!("{} has no value: {wanted} is wanted", setting.key)
+    } else {
+        format!("{} = {given}: {wanted} is wanted", setting.key)
+    };
+    Fail::new(Code::Usage, cause).hint(format!(
+        "{} is: {}; `gemba config unset` brings a default back",
+        setting.key, setting.about
+    ))
 }
 
 /// The failure for a name that is no setting.

@@ -96,7 +96,10 @@ impl Fail {
             Kind::TimedOut => Code::Timeout,
             _ => Code::Failure,
         };
-        let fail = Self::new(code, format!("{}: {error}", path.as_ref().display()));
+        let fail = Self::new(
+            code,
+            format!("{}: {error}", crate::text::path(path.as_ref())),
+        );
         match error.kind() {
             Kind::StorageFull => fail.hint(
                 "the disk is full: free space, or move the repository (--repo) to a larger disk",

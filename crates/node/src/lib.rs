@@ -18,6 +18,7 @@ pub mod meta;
 pub mod metrics;
 pub mod repo;
 pub mod text;
+pub mod why;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -641,3 +641,77 @@ impl Holder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(root: &Path, purpose: Purpose) -> Fail {
+        let fail = Repo::open_for(root, Access::Write, purpose).unwrap_err();
+        assert_eq!(fail.code, Code::Conflict);
+        fail
+    }
+
+    /// Whoever finds the repository locked is told by whom, and what to do about that one.
+    #[test]
+    fn the_holder_of_the_lock_is_named_for_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("repo");
+        let own = std::process::id().to_string();
+        drop(Repo::init(&root, &InitOptions::default()).unwrap());
+
+        let command = Repo::open(&root, Access::Write).unwrap();
+        let fail = refusal(&root, Purpose::Beside);
+        assert!(
+            fail.cause.contains("another gemba command") && fail.cause.contains(&own),
+            "{fail}"
+        );
+        drop(command);
+
+        // A note that a killed daemon left says nothing of the readers of today.
+        fs::write(root.join("repo.lock"), "4711 daemon").unwrap();
+        let reader = Repo::open(&root, Access::Read).unwrap();
+        let fail = refusal(&root, Purpose::Beside);
+        assert!(
+            fail.cause.contains("other gemba commands") && !fail.cause.contains("4711"),
+            "{fail}"
+        );
+        drop(reader);
+
+        let daemon = Repo::open_for(&root, Access::Write, Purpose::Daemon).unwrap();
+        let fail = refusal(&root, Purpose::Beside);
+        assert!(
+            fail.cause.contains("starting or ending") && fail.hint.contains("few seconds"),
+            "{fail}"
+        );
+        let api = |pid: u32| {
+            let text = format!("{{\"address\":\"127.0.0.1:1\",\"token\":\"t\",\"pid\":{pid}}}");
+            fs::write(root.join("api"), text).unwrap();
+        };
+        // Of a daemon that was killed before.
+        api(4711);
+        assert!(
+            refusal(&root, Purpose::Alone)
+                .cause
+                .contains("starting or ending")
+        );
+        api(std::process::id());
+        let fail = refusal(&root, Purpose::Alone);
+        assert!(
+            fail.hint.contains("stop the daemon") && fail.hint.contains(&format!("kill {own}")),
+            "{fail}"
+        );
+        assert!(
+            refusal(&root, Purpose::Beside)
+                .cause
+                .contains("does not answer")
+        );
+        assert!(
+            refusal(&root, Purpose::Daemon)
+                .cause
+                .contains("a daemon runs")
+        );
+        drop(daemon);
+        Repo::open(&root, Access::Write).unwrap();
+    }
+}

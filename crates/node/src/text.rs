@@ -31,12 +31,42 @@ pub fn peers(number: u64) -> String {
     count(number, "peer", "peers")
 }
 
-/// A time span as people say it: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 days`.
+/// That nobody of those who were asked has a block.
+#[must_use]
+pub fn nobody_has(cid: &cid::Cid, asked: usize) -> String {
+    match asked {
+        0 => format!("nobody could be asked for block {cid}"),
+        1 => format!("the only peer asked does not have block {cid}"),
+        _ => format!("none of the {asked} peers asked has block {cid}"),
+    }
+}
+
+/// Rows with their columns one below the other, two blanks apart. The last column is not padded.
+#[must_use]
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..rows.iter().map(Vec::len).max().unwrap_or(0))
+        .map(width)
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A time span as people say it: `less than 1 s`, `12 s`, `3 min`, `5 h`, `2 days`.
 #[must_use]
 pub fn span(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     match seconds {
-        0 => format!("{}.{} s", seconds, milliseconds % 1000 / 100),
+        0 => "less than 1 s".to_owned(),
         1..120 => format!("{seconds} s"),
         120..7_200 => format!("{} min", seconds / 60),
         7_200..172_800 => format!("{} h", seconds / 3600),
@@ -50,10 +80,10 @@ pub fn shown(name: &str) -> Cow<'_, str> {
     escaped(name, |_| false)
 }
 
-/// As [`shown`], for a whole text of ours: its line ends stay.
+/// As [`shown`], for a whole text of ours: its line ends and tabs stay.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, |c| c == '\n')
+    escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
 /// As [`shown`], for bytes that need not be UTF-8.
@@ -148,11 +178,17 @@ mod tests {
     }
 
     #[test]
+    fn columns_stand_below_each_other() {
+        let rows = [["id", "rtt", "agent"], ["ä", "12 ms", ""]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&rows), "id  rtt    agent\nä   12 ms");
+    }
+
+    #[test]
     fn counts_and_spans_read_as_people_say_them() {
         assert_eq!((peers(1), peers(0)), ("1 peer".into(), "0 peers".into()));
         for (milliseconds, said) in [
-            (0, "0.0 s"),
-            (420, "0.4 s"),
+            (0, "less than 1 s"),
             (12_900, "12 s"),
             (119_999, "119 s"),
             (200_000, "3 min"),

@@ -35,7 +35,10 @@ fn init_twice_changes_nothing() {
     let node = Node::new();
     let before = node.json(&["id"]);
     let failure = node.fails(&["init", "--new-swarm-key"], 7);
-    assert!(failure.cause.contains("already"), "{failure:?}");
+    assert!(
+        failure.cause.contains("already") && failure.hint.contains("swarm-key show"),
+        "{failure:?}"
+    );
     assert_eq!(node.json(&["id"]), before);
 }
 
@@ -71,17 +74,167 @@ fn commands_without_a_repository_say_how_to_make_one() {
     assert!(!node.repo.exists());
 }
 
+/// Also by the commands that take no lock, such as `id`.
 #[test]
 fn a_newer_repository_is_refused() {
     let node = Node::new();
-    std::fs::write(node.repo.join("version"), "2\n").unwrap();
-    let failure = node.fails(&["repo", "stat"], 7);
-    assert!(
-        failure.cause.contains("version 2") && failure.hint.contains("newer"),
-        "{failure:?}"
-    );
+    let file = node.write("f", "x");
+    std::fs::write(node.repo.join("version"), "9\n").unwrap();
+    for args in [
+        &["repo", "stat"][..],
+        &["id"],
+        &["status"],
+        &["peers"],
+        &["swarm-key", "show"],
+        &["swarm-key", "new", "--replace"],
+        &["config", "show"],
+        &["config", "set", "network.mdns", "false"],
+        &["add", file.to_str().unwrap()],
+        &["daemon", "--no-mdns"],
+    ] {
+        let failure = node.fails(args, 7);
+        assert!(
+            failure.cause.contains("version 9") && failure.cause.contains("up to version 1"),
+            "{args:?}: {failure:?}"
+        );
+        assert!(failure.hint.contains("newer gemba"), "{failure:?}");
+    }
     std::fs::write(node.repo.join("version"), "one\n").unwrap();
     node.fails(&["repo", "stat"], 8);
+    node.fails(&["id"], 8);
+}
+
+/// The list of pins can be lost without anything else, and there is a way back.
+#[test]
+fn damaged_metadata_is_damage_and_the_hint_mends_it() {
+    let node = Node::new();
+    let file = node.write("f", "x");
+    let root = node.add(&file, &[]);
+    let identity = node.json(&["id"]);
+    let key = node.json(&["swarm-key", "show"]);
+    let path = node.repo.join("meta/meta.redb");
+    let sound = std::fs::read(&path).unwrap();
+    let overwritten = |from: usize| {
+        let mut bytes = sound.clone();
+        let to = (from + 64).min(bytes.len());
+        bytes[from..to].fill(0xa5);
+        bytes
+    };
+    let damages = [
+        Vec::new(),
+        common::noise(1, 5000),
+        sound[..sound.len() / 2].to_vec(),
+        overwritten(0),
+        overwritten(128),
+    ];
+    for damage in &damages {
+        std::fs::write(&path, damage).unwrap();
+        for args in [&["pin", "ls"][..], &["add", "f"], &["status", "--json"]] {
+            let failure = node.fails(args, 8);
+            assert!(
+                failure.cause.contains("meta.redb") && failure.hint.contains("gemba init"),
+                "{args:?}: {failure:?}"
+            );
+        }
+    }
+    // Damage anywhere is damage or goes unnoticed, and never a stack trace.
+    for page in 1..sound.len() / 4096 {
+        for offset in [0, 8, 40] {
+            std::fs::write(&path, overwritten(page * 4096 + offset)).unwrap();
+            for args in [&["pin", "ls"][..], &["pin", "rm", &root]] {
+                let done = node.run(args);
+                let code = done.status.code();
+                assert!(
+                    matches!(code, Some(0 | 3 | 7 | 8)) && !done.stderr.contains("panicked"),
+                    "page {page}: {done:?}"
+                );
+            }
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
+    node.fails(&["pin", "ls"], 8);
+
+    // What the hint says.
+    std::fs::remove_file(node.repo.join("version")).unwrap();
+    node.ok(&["init"]);
+    assert_eq!(node.json(&["id"]), identity);
+    assert_eq!(node.json(&["swarm-key", "show"]), key);
+    assert_eq!(node.ok(&["cat", &root]), "x");
+    assert_eq!(node.ok(&["pin", "ls"]), "");
+    node.ok(&["pin", "add", &root]);
+}
+
+/// Kubo takes the first of two keys without a word; then a device is in one of two swarms, and nobody knows in which.
+#[test]
+fn two_keys_in_one_file_are_refused_everywhere() {
+    let (node, other) = (Node::new(), Node::new());
+    let key = |node: &Node| std::fs::read_to_string(node.repo.join("swarm.key")).unwrap();
+    let two = node.write("two.key", key(&node) + &key(&other));
+    let spaced = node.write("spaced.key", format!("{}\n \r\n", key(&node)));
+    let commented = node.write("commented.key", format!("{}# hall 3\n", key(&node)));
+    let fresh = Node::bare();
+    for args in [
+        ["init", "--swarm-key", two.to_str().unwrap()],
+        ["swarm-key", "import", two.to_str().unwrap()],
+    ] {
+        let node = if args[0] == "init" { &fresh } else { &node };
+        let failure = node.fails(&args, 6);
+        assert!(
+            failure.cause.contains("second key") && failure.hint.contains("swarm.key"),
+            "{failure:?}"
+        );
+    }
+    assert!(!fresh.repo.exists());
+    let failure = node.fails(&["swarm-key", "import", commented.to_str().unwrap()], 6);
+    assert!(failure.cause.contains("follows the key"), "{failure:?}");
+    node.ok(&["swarm-key", "import", spaced.to_str().unwrap()]);
+
+    // One that lies in the repository keeps the daemon from starting.
+    let both = std::fs::read(&two).unwrap();
+    std::fs::write(node.repo.join("swarm.key"), both).unwrap();
+    for args in [&["daemon", "--no-mdns"][..], &["config", "check"]] {
+        let failure = node.fails(args, 6);
+        assert!(
+            failure.cause.contains("second key") && failure.hint.contains("--replace"),
+            "{failure:?}"
+        );
+    }
+    let text = format!("{:?}", node.run(&["config", "check"]));
+    for node in [&node, &other] {
+        let digits = key(node).lines().nth(2).unwrap().to_owned();
+        assert!(!text.contains(&digits));
+    }
+}
+
+#[test]
+fn a_replaced_key_is_kept_and_both_are_named() {
+    let (node, other) = (Node::new(), Node::new());
+    let fingerprint = |node: &Node| node.ok(&["swarm-key", "show"]).trim().to_owned();
+    let first = fingerprint(&node);
+    let content = std::fs::read(node.repo.join("swarm.key")).unwrap();
+    let kept = node.repo.join(format!("swarm.key.{}.old", &first[..8]));
+    let said = node.ok(&[
+        "swarm-key",
+        "import",
+        "--replace",
+        other.repo.join("swarm.key").to_str().unwrap(),
+    ]);
+    assert!(
+        [first.as_str(), &fingerprint(&other), kept.to_str().unwrap()]
+            .iter()
+            .all(|part| said.contains(part)),
+        "{said}"
+    );
+    assert_eq!(std::fs::read(&kept).unwrap(), content);
+    assert_eq!(mode(&kept), 0o600);
+    let second = fingerprint(&node);
+    let said = node.json(&["swarm-key", "new", "--replace"]);
+    assert_eq!(said["fingerprint"], fingerprint(&node));
+    assert_eq!(said["replaced"]["fingerprint"], second);
+    // The way back.
+    let said = node.json(&["swarm-key", "import", "--replace", kept.to_str().unwrap()]);
+    assert_eq!(said["fingerprint"], first);
+    node.ok(&["config", "check"]);
 }
 
 /// People generate a key a node and wonder why nothing syncs: making one says what to do with it, and joining takes it over.
@@ -173,7 +326,11 @@ fn s0_48_a_node_without_key_opens_no_socket() {
     );
     assert!(!node.repo.join("api").exists());
     node.fails(&["config", "check"], 6);
-    node.fails(&["swarm-key", "show"], 3);
+    for args in [&["swarm-key", "show"][..], &["init", "--new-swarm-key"]] {
+        let done = node.run(args);
+        let failure = done.fails(if args[0] == "init" { 7 } else { 3 });
+        assert!(failure.hint.contains("gemba swarm-key new"), "{failure:?}");
+    }
     // Reading and adding need no network.
     let file = node.write("f", "x");
     node.add(&file, &[]);
@@ -243,6 +400,35 @@ fn s0_48_the_public_network_must_be_asked_for_and_allowed() {
     ]);
     let failure = node.fails(&["config", "check"], 6);
     assert!(failure.cause.contains("public"), "{failure:?}");
+}
+
+/// Who asked for the public network is named as it is: the file, the variable, or the flag.
+#[test]
+fn s0_55_the_wish_for_the_public_network_is_named_after_its_source() {
+    let node = Node::new();
+    let failure = node.fails(&["daemon", "--no-mdns", "--public-network"], 6);
+    assert!(failure.cause.contains("`--public-network`"), "{failure:?}");
+    let mut variable = node.command(&["config", "check"]);
+    variable.env("GEMBA_NETWORK__PUBLIC_NETWORK", "yes");
+    let failure = common::Done::of(variable, &[]).fails(6);
+    assert!(
+        failure.cause.contains("GEMBA_NETWORK__PUBLIC_NETWORK")
+            && !failure.cause.contains("--public-network"),
+        "{failure:?}"
+    );
+    node.ok(&["config", "set", "network.public_network", "true"]);
+    for args in [&["daemon", "--no-mdns"][..], &["config", "check"]] {
+        let failure = node.fails(args, 6);
+        assert!(
+            failure
+                .cause
+                .contains("`network.public_network = true` in config.toml")
+                && !failure.cause.contains("--public-network"),
+            "{failure:?}"
+        );
+    }
+    let status = node.ok(&["status"]);
+    assert!(status.contains("in config.toml"), "{status}");
 }
 
 #[test]

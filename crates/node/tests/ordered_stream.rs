@@ -9,7 +9,7 @@ use cid::Cid;
 use common::{noise, tree};
 use gemba_node::content::add::{AddObserver, Entry, add};
 use gemba_node::content::car::{OrderedSource, export_in_order};
-use gemba_node::content::folder::{WalkOptions, walk};
+use gemba_node::content::folder::{LeftOut, WalkOptions, walk};
 use gemba_node::content::{StoreSource, read};
 use gemba_node::error::{Code, Fail};
 use gemba_store::{Config, Store};
@@ -50,6 +50,7 @@ fn stored(dir: &std::path::Path, profile: &Profile) -> (Store, Cid) {
             &mut WalkOptions {
                 hidden: true,
                 check: &mut || Ok(()),
+                left_out: &mut LeftOut::default(),
             },
         )
     });
@@ -161,7 +162,7 @@ fn an_entry_is_told_when_its_blocks_are_stored() {
     struct InStore(Store, u64);
     impl AddObserver for InStore {
         fn entry(&mut self, entry: &Entry) -> Result<(), Fail> {
-            assert!(self.0.has(&entry.cid), "{} was told too early", entry.name);
+            assert!(self.0.has(&entry.cid), "{entry:?} was told too early");
             self.1 += 1;
             Ok(())
         }
@@ -178,11 +179,12 @@ fn an_entry_is_told_when_its_blocks_are_stored() {
             &mut WalkOptions {
                 hidden: true,
                 check: &mut || Ok(()),
+                left_out: &mut LeftOut::default(),
             },
         )
     });
     let root = root.unwrap();
-    assert_eq!((observer.1, root.name.as_str()), (507, "f"));
+    assert_eq!((observer.1, root.name.as_slice()), (507, &b"f"[..]));
     let mut blocks = 0;
     store
         .for_each_cid(|_, _| {
@@ -218,6 +220,7 @@ fn a_failing_observer_ends_the_add_with_its_failure() {
             &mut WalkOptions {
                 hidden: true,
                 check: &mut || Ok(()),
+                left_out: &mut LeftOut::default(),
             },
         )
     });

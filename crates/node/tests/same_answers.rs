@@ -123,6 +123,20 @@ fn adding_and_reading() {
         // Failures have the same exit code.
         &["cat", &root],
         &["ls", &format!("{root}/none")],
+        &["ls", &format!("{root}/a.txt/x")],
+        &["get", &root, "-o", "-"],
+        &["get", &root, "-o", "x", "--max-bytes", "3"],
+        &["get", &format!("{root}/a.txt"), "-o", "-"],
+        &[
+            "get",
+            &format!("{root}/a.txt"),
+            "-o",
+            "-",
+            "--max-bytes",
+            "3",
+        ],
+        &["why", &root],
+        &["why", &root, "--json"],
         &["dag", "get", &format!("{root}/none")],
         &["pin", "rm", &root],
         &["pin", "status", &root],
@@ -233,9 +247,11 @@ fn timeouts_end_with_4_and_a_cause() {
     let failure = both.with.fails(&["cat", absent, "--timeout", "300ms"], 4);
     assert!(failure.hint.contains("why"), "{failure:?}");
     assert!(
-        both.with.ok(&["why", absent]).contains("not here")
-            || both.with.ok(&["why", absent]).contains("wanted")
+        both.with
+            .ok(&["why", absent])
+            .contains("nobody is connected")
     );
+    assert!(both.with.ok(&["peers"]).contains("no peer is connected"));
     both.with.fails(&["ping", "nonsense"], 2);
     both.with.fails(&["connect", "nonsense"], 2);
 }
@@ -244,13 +260,33 @@ fn timeouts_end_with_4_and_a_cause() {
 #[test]
 fn one_daemon_a_repository() {
     let both = Both::new();
+    let process = both._daemon.child.id().to_string();
     let failure = both.with.fails(&["daemon", "--no-mdns"], 7);
     assert!(
-        failure.cause.contains(&both._daemon.child.id().to_string()),
+        failure.cause.contains("a daemon runs")
+            && failure.cause.contains(&process)
+            && failure.hint.contains("--repo DIR"),
         "{failure:?}"
     );
     both.with.ok(&["id"]);
-    both.with.fails(&["swarm-key", "new", "--replace"], 7);
+    // What no daemon does for the caller is told so, and what to do: nothing is wrong with the API.
+    let key = both.without.repo.join("swarm.key");
+    for args in [
+        &["swarm-key", "new", "--replace"][..],
+        &["swarm-key", "import", key.to_str().unwrap()],
+    ] {
+        let failure = both.with.fails(args, 7);
+        assert!(
+            failure
+                .cause
+                .contains(&format!("the daemon (process {process})"))
+                && failure.hint.contains("stop the daemon")
+                && !failure.hint.contains("API"),
+            "{failure:?}"
+        );
+    }
+    let failure = both.with.fails(&["init"], 7);
+    assert!(failure.cause.contains("already holds"), "{failure:?}");
     // The token lies where only its owner can read it.
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &both.with.repo.join("api").metadata().unwrap().permissions(),

@@ -88,6 +88,76 @@ fn settings_are_shown_set_and_refused() {
     );
 }
 
+/// A word that is no level was taken for the name of a part of the program, and nothing was logged any more.
+#[test]
+fn levels_that_are_none_are_refused_with_the_allowed_ones() {
+    let node = Node::new();
+    let before = std::fs::read(node.repo.join("config.toml")).unwrap();
+    for level in ["trace2", "loud", "info,gemba_node", ""] {
+        let failure = node.fails(&["config", "set", "log.level", level], 2);
+        for word in ["error", "warn", "info", "debug", "trace"] {
+            assert!(failure.cause.contains(word), "{failure:?}");
+        }
+    }
+    assert_eq!(
+        std::fs::read(node.repo.join("config.toml")).unwrap(),
+        before
+    );
+    for level in ["trace", "info,gemba_node=debug"] {
+        node.ok(&["config", "set", "log.level", level]);
+    }
+    // Also in a file that was written by hand, and in the variables that only the daemon reads.
+    std::fs::write(node.repo.join("config.toml"), "[log]\nlevel = \"trace2\"\n").unwrap();
+    let failure = node.fails(&["status"], 2);
+    assert!(failure.cause.contains("config.toml"), "{failure:?}");
+    node.ok(&["config", "unset", "log.level"]);
+    for variable in ["GEMBA_LOG", "GEMBA_LOG_FORMAT"] {
+        let mut command = node.command(&["daemon", "--no-mdns"]);
+        command.env(variable, "trace2");
+        let failure = Done::of(command, &[]).fails(2);
+        assert!(failure.cause.contains(variable), "{failure:?}");
+    }
+}
+
+/// A wrong variable is not a wrong file.
+#[test]
+fn s0_55_errors_name_the_source_they_come_from() {
+    let node = Node::new();
+    let mut command = node.command(&["config", "show"]);
+    command.env("GEMBA_NETWORK__MDNS", "maybe");
+    let failure = Done::of(command, &[]).fails(2);
+    assert!(
+        failure.cause.contains("GEMBA_NETWORK__MDNS") && !failure.cause.contains("config.toml"),
+        "{failure:?}"
+    );
+    std::fs::write(node.repo.join("config.toml"), "[network]\nmdns = 3\n").unwrap();
+    let failure = node.fails(&["config", "show"], 2);
+    assert!(failure.cause.contains("config.toml"), "{failure:?}");
+    let failure = node.fails(&["config", "set", "network.site", "hall-1"], 2);
+    assert!(
+        failure.cause.contains("config.toml") && failure.cause.contains("network.mdns"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn a_setting_can_be_taken_back() {
+    let node = Node::new();
+    node.ok(&["config", "set", "network.force_private", "true"]);
+    let said = node.ok(&["config", "unset", "network.force_private"]);
+    assert!(said.contains("default"), "{said}");
+    assert_eq!(
+        node.json(&["config", "show", "network.force_private"])["network.force_private"],
+        serde_json::Value::Null
+    );
+    node.fails(&["config", "unset", "network.forceprivate"], 2);
+    let failure = node.fails(&["config", "set", "network.mdns"], 2);
+    assert!(
+        failure.cause.contains("no value") && failure.hint.contains("unset"),
+        "{failure:?}"
+    );
+}
+
 #[test]
 fn a_wrong_file_is_refused_by_every_command_with_the_place() {
     let node = Node::new();

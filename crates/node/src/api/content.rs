@@ -256,7 +256,8 @@ pub(super) struct LsQuery {
 pub(super) async fn ls(Extract(state): Node, Query(query): Query<LsQuery>) -> Response {
     answer::lines_blocking(move |lines| {
         let path = content::read::parse_path(&query.path)?;
-        content::read::ls(&mut state.source(), &path, query.long, &mut |entry| {
+        let kinds = content::read::Kinds::of(query.long, &state.store);
+        content::read::ls(&mut state.source(), &path, &kinds, &mut |entry| {
             lines.send(&Listed::from(entry))
         })
     })
@@ -377,10 +378,6 @@ struct Entries<'a> {
 impl content::add::AddObserver for Entries<'_> {
     fn entry(&mut self, entry: &content::add::Entry) -> Result<(), Fail> {
         debug_assert!(self.store.has(&entry.cid) || entry.cid.hash().code() == 0);
-        self.lines.send(&Added {
-            name: entry.name.clone(),
-            cid: entry.cid.to_string(),
-            size: entry.size,
-        })
+        self.lines.send(&Added::from(entry))
     }
 }

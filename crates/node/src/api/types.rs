@@ -4,6 +4,7 @@ use gemba_unixfs::{CidVersion, Profile, ProfileError, StatKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Fail};
+use crate::text;
 
 /// `id`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -181,12 +182,26 @@ pub struct Pong {
 /// One entry of `add`; the root comes last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Added {
-    /// Path below what was added.
+    /// Path below what was added; bytes that are no UTF-8 are replaced by U+FFFD.
     pub name: String,
     /// The entry's CID.
     pub cid: String,
     /// Content bytes of a file; the sum below a folder.
     pub size: u64,
+    /// The path as it is, in base64; only where `name` cannot hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_bytes: Option<String>,
+}
+
+impl From<&crate::content::add::Entry> for Added {
+    fn from(entry: &crate::content::add::Entry) -> Self {
+        Self {
+            name: String::from_utf8_lossy(&entry.name).into_owned(),
+            cid: entry.cid.to_string(),
+            size: entry.size,
+            name_bytes: text::name_bytes(&entry.name),
+        }
+    }
 }
 
 /// `pin add`
@@ -312,18 +327,24 @@ impl ImportChoice {
 /// One line of `ls`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
-    /// Name in its folder.
+    /// Name in its folder; bytes that are no UTF-8 are replaced by U+FFFD.
     pub name: String,
+    /// The name as it is, in base64; only where `name` cannot hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_bytes: Option<String>,
     /// The entry's CID.
     pub cid: String,
-    /// `file`, `directory` or `symlink`; null unless asked for (`long`).
+    /// `file`, `directory` or `symlink`. Without `long`, null where neither the link nor a block that is here tells it at little cost.
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    /// Content bytes of a file; null unless asked for.
+    /// Content bytes of a file; null where `type` is.
     pub size: Option<u64>,
-    /// Where a symbolic link points to.
+    /// Where a symbolic link points to; bytes that are no UTF-8 are replaced by U+FFFD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// The target as it is, in base64; only where `target` cannot hold it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<String>,
     /// Bytes of the blocks below it, as the folder claims.
     #[serde(default)]
     pub tsize: Option<u64>,
@@ -338,20 +359,19 @@ impl From<crate::content::read::Listed> for Listed {
             None => (None, None),
             Some(StatKind::File) => (Some("file"), None),
             Some(StatKind::Directory { .. }) => (Some("directory"), None),
-            Some(StatKind::Symlink { target }) => (
-                Some("symlink"),
-                Some(String::from_utf8_lossy(target).into_owned()),
-            ),
+            Some(StatKind::Symlink { target }) => (Some("symlink"), Some(target)),
         };
         Self {
-            name: entry.name,
+            name: String::from_utf8_lossy(&entry.name).into_owned(),
+            name_bytes: text::name_bytes(&entry.name),
             cid: entry.cid.to_string(),
             kind: kind.map(str::to_owned),
             size: entry
                 .stat
                 .as_ref()
                 .and_then(|stat| matches!(stat.kind, StatKind::File).then_some(stat.size)),
-            target,
+            target: target.map(|target| String::from_utf8_lossy(target).into_owned()),
+            target_bytes: target.and_then(|target| text::name_bytes(target)),
             tsize: entry.tsize,
             mode: entry.stat.as_ref().and_then(|stat| stat.mode),
         }

@@ -2,21 +2,24 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
 use gemba_store::Store;
 use gemba_unixfs::Meta;
+use serde::Serialize;
 
 use super::progress::Progress;
 use super::session::{self, Daemon};
-use super::{Context, interrupt};
+use super::{Context, interrupt, output};
 use crate::api::types::{Added, ImportChoice};
 use crate::content::add::{AddObserver, Checked, Entry, add};
-use crate::content::folder::{self, TreeVisitor, WalkOptions};
+use crate::content::folder::{self, LeftOut, TreeVisitor, WalkOptions};
 use crate::content::pins;
 use crate::content::tree_stream::TreeWriter;
 use crate::error::{Code, Fail};
 use crate::repo::Access;
+use crate::text;
 
 /// What `add` takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -136,11 +139,11 @@ fn offline(context: &Context, args: &Args, progress: &Progress) -> Result<(), Fa
         // Nothing of it is collected before the pin holds it.
         let _guard = store.guard();
         let name = args.name.as_deref().map(pins::parse_name).transpose()?;
-        let root = add_here(context, args, &paths, Some(&store), progress)?;
+        let (root, left_out) = add_here(context, args, &paths, Some(&store), progress)?;
         if args.pin {
             pins::record_whole(&meta, root.cid, gemba_pins::Kind::Recursive, name)?;
         }
-        show_root(context, args, &added(&root), progress)?;
+        show_root(context, args, (&root).into(), &left_out, progress)?;
     }
     Ok(())
 }
@@ -152,20 +155,21 @@ fn add_here(
     paths: &[PathBuf],
     store: Option<&Store>,
     progress: &Progress,
-) -> Result<Entry, Fail> {
+) -> Result<(Entry, LeftOut), Fail> {
     let mut shown = Shown {
         context,
         args,
         progress,
         held: None,
     };
+    let mut left_out = LeftOut::default();
     let root = add(store, &args.choice().profile()?, &mut shown, |visitor| {
-        walk_all(args, paths, visitor)
+        walk_all(args, paths, visitor, &mut left_out)
     })?;
     if store.is_none() {
-        show_root(context, args, &added(&root), progress)?;
+        show_root(context, args, (&root).into(), &left_out, progress)?;
     }
-    Ok(root)
+    Ok((root, left_out))
 }
 
 /// Shows entries as they come, always one behind: the last one is the root.
@@ -178,7 +182,7 @@ struct Shown<'a> {
 
 impl AddObserver for Shown<'_> {
     fn entry(&mut self, entry: &Entry) -> Result<(), Fail> {
-        match self.held.replace(added(entry)) {
+        match self.held.replace(entry.into()) {
             Some(entry) => show(self.context, self.args, &entry, self.progress),
             None => Ok(()),
         }
@@ -187,14 +191,6 @@ impl AddObserver for Shown<'_> {
     fn progress(&mut self, bytes: u64) -> Result<(), Fail> {
         self.progress.add(bytes);
         interrupt::check()
-    }
-}
-
-fn added(entry: &Entry) -> Added {
-    Added {
-        name: entry.name.clone(),
-        cid: entry.cid.to_string(),
-        size: entry.size,
     }
 }
 
@@ -207,11 +203,16 @@ fn through(
     context.talk(daemon, async |client| {
         for paths in args.trees() {
             let (url, writing, bar) = (add_url(args)?, args.clone(), progress.clone());
+            let left_out = Arc::new(Mutex::new(LeftOut::default()));
+            let left = Arc::clone(&left_out);
             let mut lines = client
                 .upload::<Added, _>(&url, move |out| {
                     let mut counted = Counted { out, bar };
                     let mut writer = TreeWriter::new(&mut counted)?;
-                    walk_all(&writing, &paths, &mut writer)?;
+                    let mut walked = LeftOut::default();
+                    walk_all(&writing, &paths, &mut writer, &mut walked)?;
+                    // Before the end of the tree is sent: the answer's root follows upon it.
+                    *left.lock().unwrap_or_else(PoisonError::into_inner) = walked;
                     writer.finish()
                 })
                 .await?;
@@ -224,7 +225,11 @@ fn through(
             let root = held.ok_or_else(|| {
                 Fail::new(Code::Failure, "the daemon's answer ended without a root")
             })?;
-            show_root(context, args, &root, progress)?;
+            let left_out = left_out
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            show_root(context, args, root, &left_out, progress)?;
         }
         Ok(())
     })
@@ -251,12 +256,17 @@ fn add_url(args: &Args) -> Result<String, Fail> {
 }
 
 /// Tells of all paths as one tree.
-fn walk_all(args: &Args, paths: &[PathBuf], visitor: &mut dyn TreeVisitor) -> Result<(), Fail> {
+fn walk_all(
+    args: &Args,
+    paths: &[PathBuf],
+    visitor: &mut dyn TreeVisitor,
+    left_out: &mut LeftOut,
+) -> Result<(), Fail> {
     if args.wrap {
         visitor.enter_dir(b"", &Meta::default())?;
     }
     for path in paths {
-        walk_one(args, path, visitor)?;
+        walk_one(args, path, visitor, left_out)?;
     }
     if args.wrap {
         visitor.leave_dir()?;
@@ -264,7 +274,12 @@ fn walk_all(args: &Args, paths: &[PathBuf], visitor: &mut dyn TreeVisitor) -> Re
     Ok(())
 }
 
-fn walk_one(args: &Args, path: &Path, visitor: &mut dyn TreeVisitor) -> Result<(), Fail> {
+fn walk_one(
+    args: &Args,
+    path: &Path,
+    visitor: &mut dyn TreeVisitor,
+    left_out: &mut LeftOut,
+) -> Result<(), Fail> {
     if path == Path::new("-") {
         let name: &[u8] = if args.wrap { b"stdin" } else { b"" };
         let mut input = Checked(std::io::stdin().lock(), interrupt::check_io);
@@ -273,6 +288,7 @@ fn walk_one(args: &Args, path: &Path, visitor: &mut dyn TreeVisitor) -> Result<(
     let mut options = WalkOptions {
         hidden: args.hidden,
         check: &mut interrupt::check_io,
+        left_out,
     };
     folder::walk(path, &folder::name_of(path)?, visitor, &mut options)
 }
@@ -283,36 +299,74 @@ fn show(context: &Context, args: &Args, entry: &Added, progress: &Progress) -> R
     }
     progress.suspend(|| match (args.quiet, context.out.json) {
         (true, false) => context.out.plain(&entry.cid),
-        _ => context
-            .out
-            .entry(entry, |entry| format!("added {} {}", entry.cid, entry.name)),
+        _ => context.out.entry(entry, line),
     })
+}
+
+fn line(entry: &Added) -> String {
+    let name = text::shown_json(&entry.name, entry.name_bytes.as_deref());
+    format!("added {} {name}", entry.cid).trim_end().to_owned()
+}
+
+/// The root with what was left out of its tree.
+#[derive(Serialize)]
+struct Root {
+    #[serde(flatten)]
+    entry: Added,
+    /// Entries whose names begin with a dot.
+    hidden: u64,
+    /// Sockets, named pipes and devices.
+    skipped: u64,
 }
 
 /// The root is shown when it is stored and pinned, and alone with `-Q`.
 fn show_root(
     context: &Context,
     args: &Args,
-    root: &Added,
+    mut entry: Added,
+    left_out: &LeftOut,
     progress: &Progress,
 ) -> Result<(), Fail> {
+    let quiet = args.quiet || args.quieter;
+    // What has no name, as standard input, is known by its CID.
+    if entry.name.is_empty() && !args.wrap {
+        entry.name.clone_from(&entry.cid);
+    }
+    let root = Root {
+        entry,
+        hidden: left_out.hidden,
+        skipped: left_out.special,
+    };
     progress.suspend(|| {
-        match (args.quiet || args.quieter, context.out.json) {
-            (true, false) => context.out.plain(&root.cid),
-            // What has no name, as standard input, is known by its CID.
-            _ if root.name.is_empty() && !args.wrap => context.out.entry(
-                &Added {
-                    name: root.cid.clone(),
-                    ..root.clone()
-                },
-                |entry| format!("added {} {}", entry.cid, entry.name),
-            ),
-            _ => context
-                .out
-                .entry(root, |entry| format!("added {} {}", entry.cid, entry.name)),
-        }?;
-        context.out.flush()
+        if quiet && !context.out.json {
+            context.out.plain(&root.entry.cid)?;
+        } else {
+            context.out.entry(&root, |root| line(&root.entry))?;
+        }
+        context.out.flush()?;
+        warn_of_special(left_out);
+        if left_out.hidden > 0 && !quiet && !context.out.json {
+            let hidden = text::count(left_out.hidden, "hidden entry", "hidden entries");
+            output::note(&format!(
+                "left out {hidden} (the name begins with a dot): --hidden takes them too"
+            ));
+        }
+        Ok(())
     })
+}
+
+/// Told in every form of output: the copy lacks what the folder has.
+fn warn_of_special(left_out: &LeftOut) {
+    for (path, what) in &left_out.named {
+        output::note(&format!(
+            "warning: {} is a {what} and was skipped: it has no content to add",
+            text::path(path)
+        ));
+    }
+    let more = left_out.special.saturating_sub(left_out.named.len() as u64);
+    if more > 0 {
+        output::note(&format!("warning: and {more} more were skipped"));
+    }
 }
 
 /// Counts what goes out for the bar.

@@ -22,6 +22,7 @@ use crate::content::parse_cid;
 use crate::content::{StoreSource, blocks, dag, io_fail, pins, read};
 use crate::error::{Code, Fail};
 use crate::repo::Access;
+use crate::text;
 
 /// What can be done with single blocks.
 #[derive(Debug, Subcommand)]
@@ -331,8 +332,9 @@ fn import(context: &Context, file: &Path, pin_roots: bool) -> Result<(), Fail> {
             })
             .collect();
         lines.push(format!(
-            "{} blocks, {} bytes",
-            imported.blocks, imported.bytes
+            "{}, {}",
+            text::blocks(imported.blocks),
+            text::bytes(imported.bytes)
         ));
         lines.join("\n")
     })
@@ -349,11 +351,9 @@ fn import_offline(context: &Context, file: &Path, pin_roots: bool) -> Result<Imp
         for root in &imported.roots {
             pins::add(&store, &meta, *root, Kind::Recursive, None).map_err(|fail| {
                 match fail.code {
-                    Code::NoDaemon => Fail {
-                        code: Code::Timeout,
-                        ..fail
-                    }
-                    .during(format!("the blocks are stored, root {root} is not pinned")),
+                    Code::NotFound => fail.during(format!(
+                        "the archive's blocks are stored, but it does not hold the whole of {root}, which is not pinned"
+                    )),
                     _ => fail,
                 }
             })?;

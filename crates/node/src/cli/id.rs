@@ -22,7 +22,7 @@ pub fn run(context: &Context) -> Result<(), Fail> {
             text.push_str(&format!("\naddress   {address}"));
         }
         if id.addresses.is_empty() {
-            text.push_str("\naddress   none: no daemon runs on this repository");
+            text.push_str("\naddress   none: no daemon answers on this repository");
         }
         text
     })

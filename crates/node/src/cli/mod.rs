@@ -16,6 +16,7 @@ pub mod read;
 pub mod repo;
 pub mod session;
 pub mod swarm_key;
+pub mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,7 +41,7 @@ pub struct Cli {
     /// The repository [default: `gemba` in the user's data directory]
     #[arg(long, global = true, env = "GEMBA_PATH", value_name = "DIR")]
     pub repo: Option<PathBuf>,
-    /// Print JSON: one object, or one a line
+    /// Print JSON: one object, or one a line; commands that print content do so as ever, and their failures as JSON
     #[arg(long, global = true)]
     pub json: bool,
     /// Log to standard error; -vv says more
@@ -80,7 +81,7 @@ pub enum Command {
     /// Show how this node is
     Status,
     /// Tell why a block is or is not here
-    Why(network::WhyArgs),
+    Why(why::Args),
     /// Add files and folders
     Add(add::Args),
     /// Write a file or folder to disk
@@ -159,7 +160,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Connect(args) => network::connect(&context, &args),
         Command::Ping(args) => network::ping(&context, &args),
         Command::Status => network::status(&context),
-        Command::Why(args) => network::why(&context, &args),
+        Command::Why(args) => why::run(&context, &args),
         Command::Add(args) => add::run(&context, &args),
         Command::Get(args) => read::get(&context, &args),
         Command::Cat(args) => read::cat(&context, &args),

@@ -1,6 +1,6 @@
-//! Commands about the swarm: `peers`, `connect`, `ping`, `status`, `why`.
+//! Commands about the swarm: `peers`, `connect`, `ping`, `status`.
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use hyper::Method;
 
 use super::Context;
@@ -8,9 +8,12 @@ use crate::api::types::{
     ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, RepoSize, Status, Transfer,
     Trouble,
 };
-use crate::content::parse_cid;
 use crate::error::{Code, Fail};
 use crate::repo::{Access, Layout};
+use crate::text;
+
+/// The kind of trouble that keeps a node from starting.
+const KEY_TROUBLE: &str = "swarm_key";
 
 /// What `connect` takes.
 #[derive(Debug, clap::Args)]
@@ -29,36 +32,48 @@ pub struct PingArgs {
     count: u32,
 }
 
-/// What `why` takes.
-#[derive(Debug, clap::Args)]
-pub struct WhyArgs {
-    /// The block
-    cid: String,
-}
-
 /// Lists the connected peers.
 ///
 /// # Errors
 /// [`Code::NoDaemon`].
 pub fn peers(context: &Context) -> Result<(), Fail> {
     let daemon = context.require_daemon()?;
-    context.talk(daemon, async |client| {
-        let mut lines = client
+    let peers: Vec<Peer> = context.talk(daemon, async |client| {
+        let lines = client
             .lines::<(), Peer>(Method::GET, "/v1/peers", None)
             .await?;
-        while let Some(peer) = lines.next().await {
-            context.out.entry(&peer?, |peer| {
-                let rtt = peer
-                    .rtt_ms
-                    .map_or("-".to_owned(), |rtt| format!("{rtt:.1} ms"));
-                format!(
-                    "{} {} {rtt} in {} out {} {}",
-                    peer.id, peer.address, peer.bytes_in, peer.bytes_out, peer.agent
-                )
-            })?;
-        }
-        Ok(())
-    })
+        lines.try_collect().await
+    })?;
+    if context.out.json {
+        return peers
+            .iter()
+            .try_for_each(|peer| context.out.entry(peer, |_| String::new()));
+    }
+    if peers.is_empty() {
+        return context.out.text(
+            "no peer is connected: `gemba status` tells what went wrong lately, `gemba connect MULTIADDR` dials one",
+        );
+    }
+    context.out.text(&text::columns(&peer_rows(&peers)))
+}
+
+fn peer_rows(peers: &[Peer]) -> Vec<Vec<String>> {
+    let head = ["PEER", "ADDRESS", "RTT", "BYTES IN", "BYTES OUT", "AGENT"];
+    let row = |peer: &Peer| {
+        vec![
+            peer.id.clone(),
+            peer.address.clone(),
+            peer.rtt_ms
+                .map_or("-".to_owned(), |rtt| format!("{rtt:.1} ms")),
+            peer.bytes_in.to_string(),
+            peer.bytes_out.to_string(),
+            // What the other side says of itself.
+            text::shown(&peer.agent).into_owned(),
+        ]
+    };
+    std::iter::once(head.map(str::to_owned).to_vec())
+        .chain(peers.iter().map(row))
+        .collect()
 }
 
 /// Connects to a peer.
@@ -102,32 +117,6 @@ pub fn ping(context: &Context, args: &PingArgs) -> Result<(), Fail> {
                 .result(&pong?, |pong| format!("{} {:.2} ms", pong.seq, pong.rtt_ms))?;
         }
         Ok(())
-    })
-}
-
-/// Tells why a block is or is not here.
-///
-/// # Errors
-/// [`Code::NoDaemon`].
-pub fn why(context: &Context, args: &WhyArgs) -> Result<(), Fail> {
-    let cid = parse_cid(&args.cid)?;
-    let daemon = context.require_daemon()?;
-    let answer: serde_json::Value = context.talk(daemon, async |client| {
-        client.get_json(&format!("/v1/why/{cid}")).await
-    })?;
-    context.out.result(&answer, |answer| {
-        let mut text = answer["summary"].as_str().unwrap_or_default().to_owned();
-        for part in ["why", "pin", "troubles"] {
-            let told = &answer[part];
-            let is_empty = told.is_null() || told.as_array().is_some_and(Vec::is_empty);
-            if !is_empty {
-                text.push_str(&format!(
-                    "\n{part}: {}",
-                    serde_json::to_string_pretty(told).unwrap_or_default()
-                ));
-            }
-        }
-        text
     })
 }
 
@@ -193,7 +182,7 @@ fn key_trouble(layout: &Layout, error: &Fail) -> Trouble {
         address: layout.swarm_key().display().to_string(),
         peer: None,
         direction: "out".to_owned(),
-        kind: "swarm_key".to_owned(),
+        kind: KEY_TROUBLE.to_owned(),
         cause: error.cause.clone(),
         age_s: 0,
         count: 1,
@@ -205,10 +194,16 @@ fn status_text(status: &Status) -> String {
     let swarm = match (&status.fingerprint, status.private) {
         (Some(fingerprint), _) => format!("private, key {fingerprint} (fingerprint)"),
         (None, true) => "private".to_owned(),
-        (None, false) => "no swarm key".to_owned(),
+        (None, false) if status.health == "refused" => {
+            "none: this node does not start, see below".to_owned()
+        }
+        (None, false) => "public, without a swarm key".to_owned(),
     };
     let daemon = if status.daemon {
-        format!("running for {} s", status.uptime_s)
+        format!(
+            "running for {}",
+            text::span(status.uptime_s.saturating_mul(1000))
+        )
     } else {
         "not running".to_owned()
     };
@@ -219,8 +214,10 @@ fn status_text(status: &Status) -> String {
         format!("swarm     {swarm}"),
         format!("peers     {}", status.peers),
         format!(
-            "blocks    {} ({} bytes, {} on disk)",
-            status.repo.blocks, status.repo.bytes, status.repo.disk_bytes
+            "blocks    {} ({}, {} on disk)",
+            status.repo.blocks,
+            text::bytes(status.repo.bytes),
+            status.repo.disk_bytes
         ),
         format!(
             "pins      {} whole, {} under way, {} waiting, {} in error",
@@ -231,15 +228,27 @@ fn status_text(status: &Status) -> String {
             status.transfer.bytes_in, status.transfer.bytes_out
         ),
     ];
-    for trouble in &status.troubles {
-        let retry = trouble
-            .retry_in_s
-            .map(|seconds| format!(", next try in {seconds} s"))
-            .unwrap_or_default();
-        lines.push(format!(
-            "trouble   {} {}: {} ({} times, {} s ago{retry})",
-            trouble.direction, trouble.address, trouble.cause, trouble.count, trouble.age_s
-        ));
-    }
+    lines.extend(status.troubles.iter().map(trouble_line));
     lines.join("\n")
+}
+
+/// What went wrong with a peer or address, on one line.
+pub(super) fn trouble_line(trouble: &Trouble) -> String {
+    // Not something that happened with a peer, but how this node is.
+    if trouble.kind == KEY_TROUBLE {
+        return format!("trouble   {}", trouble.cause);
+    }
+    let times = match trouble.count {
+        1 => "once".to_owned(),
+        count => format!("{count} times"),
+    };
+    let ago = text::span(trouble.age_s.saturating_mul(1000));
+    let retry = trouble
+        .retry_in_s
+        .map(|seconds| format!(", next try in {}", text::span(seconds.saturating_mul(1000))))
+        .unwrap_or_default();
+    format!(
+        "trouble   {} {}: {} ({times}, {ago} ago{retry})",
+        trouble.direction, trouble.address, trouble.cause
+    )
 }

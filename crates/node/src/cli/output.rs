@@ -1,7 +1,8 @@
 //! The only place that writes to standard output and standard error.
 //!
 //! Results go to standard output, for people or as JSON; failures and logs to standard error. A reader that goes away
-//! (`gemba ls … | head`) ends the command quietly.
+//! (`gemba ls … | head`) ends the command quietly. What people read holds no control characters, whoever made it up: names, agents of
+//! peers and causes come from others.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::cell::RefCell;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::Serialize;
 
 use crate::error::{Code, Fail};
+use crate::text;
 
 /// Bytes gathered before they are written.
 const BUFFER: usize = 64 * 1024;
@@ -44,9 +46,9 @@ impl Output {
     pub fn result<T: Serialize>(
         &self,
         value: &T,
-        text: impl FnOnce(&T) -> String,
+        people: impl FnOnce(&T) -> String,
     ) -> Result<(), Fail> {
-        self.entry(value, text)?;
+        self.entry(value, people)?;
         self.flush()
     }
 
@@ -57,12 +59,12 @@ impl Output {
     pub fn entry<T: Serialize>(
         &self,
         value: &T,
-        text: impl FnOnce(&T) -> String,
+        people: impl FnOnce(&T) -> String,
     ) -> Result<(), Fail> {
         let mut line = if self.json {
             serde_json::to_string(value).map_err(|e| Fail::new(Code::Failure, e))?
         } else {
-            text(value)
+            text::printable(&people(value)).into_owned()
         };
         line.push('\n');
         self.bytes(line.as_bytes())
@@ -76,7 +78,7 @@ impl Output {
         if self.json {
             return Ok(());
         }
-        self.bytes(line.as_bytes()).and_then(|()| self.bytes(b"\n"))
+        self.plain(&text::printable(line))
     }
 
     /// A line in both forms, for `-q` and the like.
@@ -145,8 +147,8 @@ pub fn stdout_is_terminal() -> bool {
 }
 
 /// A word to the person beside the result.
-pub fn note(text: &str) {
-    eprintln!("{text}");
+pub fn note(line: &str) {
+    eprintln!("{}", text::printable(line));
 }
 
 /// Prints a failure and gives its exit code.
@@ -158,9 +160,9 @@ pub fn failed(fail: &Fail, json: bool) -> ExitCode {
     if json {
         eprintln!("{}", fail.to_json());
     } else {
-        eprintln!("error: {}", fail.cause);
+        note(&format!("error: {}", fail.cause));
         if !fail.hint.is_empty() {
-            eprintln!("hint: {}", fail.hint);
+            note(&format!("hint: {}", fail.hint));
         }
     }
     ExitCode::from(fail.code.exit())

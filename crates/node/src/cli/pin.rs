@@ -17,6 +17,7 @@ use crate::content::parse_cid;
 use crate::content::pins;
 use crate::error::{Code, Fail};
 use crate::repo::{Access, Repo};
+use crate::text;
 
 /// The daemon's own deadline ends the wait; this much later the command gives up on the daemon.
 const GRACE: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ pub enum Command {
 /// Runs one of them.
 ///
 /// # Errors
-/// [`Code::NotFound`] for what is not pinned, [`Code::NoDaemon`] for what must be fetched, [`Code::Timeout`].
+/// [`Code::NotFound`] for what is not pinned, and for blocks that only a daemon could fetch; [`Code::Timeout`].
 pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
     match command {
         Command::Add { cid, name, direct } => {
@@ -95,8 +96,11 @@ fn add(context: &Context, cid: Cid, name: Option<&str>, kind: Kind) -> Result<()
     };
     context.out.result(&done, |done| {
         format!(
-            "pinned {} {} ({} blocks, {} bytes)",
-            done.cid, done.kind, done.blocks_done, done.bytes_done
+            "pinned {} {} ({}, {})",
+            done.cid,
+            done.kind,
+            text::blocks(done.blocks_done),
+            text::bytes(done.bytes_done)
         )
     })
 }
@@ -214,8 +218,10 @@ fn show(
         &json!({ "cid": cid, "kind": kind, "name": name, "status": status }),
         |_| {
             format!(
-                "{cid} {kind} {status}{}",
-                name.map(|name| format!(" {name}")).unwrap_or_default()
+                "{cid} {kind} {}{}",
+                state(status),
+                name.map(|name| format!(" {}", text::shown(name)))
+                    .unwrap_or_default()
             )
         },
     )
@@ -230,8 +236,12 @@ fn status(context: &Context, cid: Cid) -> Result<(), Fail> {
     };
     context.out.result(&status, |status: &PinStatus| {
         let mut text = format!(
-            "{} {} {}: {} blocks, {} bytes",
-            status.cid, status.kind, status.status, status.blocks_done, status.bytes_done
+            "{} {} {}: {}, {}",
+            status.cid,
+            status.kind,
+            state(&status.status),
+            text::blocks(status.blocks_done),
+            text::bytes(status.bytes_done)
         );
         if let Some(cause) = &status.cause {
             text.push_str(&format!("\n  {cause}"));
@@ -241,7 +251,7 @@ fn status(context: &Context, cid: Cid) -> Result<(), Fail> {
 }
 
 /// Derived from the desired set and the store, as every status is (S1.12).
-fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> {
+pub(super) fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> {
     let set = repo.meta()?.pins()?;
     let pin = set.get(cid).ok_or_else(|| {
         Fail::new(Code::NotFound, format!("{cid} is not pinned"))
@@ -255,12 +265,25 @@ fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> {
             let cause = if whole {
                 "no daemon runs to finish it".to_owned()
             } else {
-                format!("{missing} blocks are missing, and no daemon runs to fetch them")
+                format!(
+                    "{} missing, and no daemon runs to fetch what is missing",
+                    text::count(missing as u64, "block is", "blocks are")
+                )
             };
             ("pin_queued", Some(cause))
         }
     };
     Ok(status_of(pin, status, presence.progress, cause))
+}
+
+/// The status words of the JSON, which are IPFS Cluster's, in plain ones.
+pub(super) fn state(status: &str) -> &str {
+    match status {
+        "pinning" => "fetching",
+        "pin_queued" => "waiting",
+        "pin_error" => "retrying",
+        other => other,
+    }
 }
 
 fn status_of(

@@ -1,5 +1,6 @@
 //! `gemba get`, `cat` and `ls`
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use cid::Cid;
@@ -15,16 +16,18 @@ use super::session::{self, Daemon};
 use super::{Context, interrupt};
 use crate::api::types::Listed;
 use crate::content::car::OrderedSource;
+use crate::content::read::Kinds;
 use crate::content::{StoreSource, io_fail, read};
-use crate::error::Fail;
+use crate::error::{Code, Fail};
 use crate::repo::Access;
+use crate::text;
 
 /// What `get` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct GetArgs {
     /// `CID`, or a path below it
     path: String,
-    /// Where to write it; with a slash at the end, into that folder [default: the last name of the path, or the CID]
+    /// Where to write it; with a slash at the end, into that folder; `-` prints a file [default: the last name of the path, or the CID]
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Replace what is there, once the new one is whole
@@ -72,18 +75,14 @@ struct Got {
 /// # Errors
 /// What is not there, not sound, or cannot be written.
 pub fn get(context: &Context, args: &GetArgs) -> Result<(), Fail> {
+    if args.output.as_deref() == Some(Path::new("-")) {
+        return get_to_stdout(context, args);
+    }
     let target = target(args)?;
     let progress = Progress::bytes("getting", None);
-    let (cid, report) = match context.daemon()? {
-        Some(daemon) => get_through(context, args, daemon, &target, &progress)?,
-        None => {
-            interrupt::watch();
-            let mut source = StoreSource(context.repo(Access::Read)?.store()?);
-            let root = read::resolve(&mut source, &read::parse_path(&args.path)?)?;
-            (root, export(&mut source, root, args, &target, &progress)?)
-        }
-    };
+    let outcome = get_to(context, args, &target, &progress);
     progress.finish();
+    let (cid, report) = outcome.map_err(|fail| read::with_partial(fail, &target))?;
     let got = Got {
         cid: cid.to_string(),
         path: target.display().to_string(),
@@ -93,10 +92,71 @@ pub fn get(context: &Context, args: &GetArgs) -> Result<(), Fail> {
     };
     context.out.result(&got, |got| {
         format!(
-            "saved {} ({} entries, {} bytes)",
-            got.path, got.entries, got.bytes
+            "saved {} ({}, {})",
+            text::path(&target),
+            text::count(got.entries, "entry", "entries"),
+            text::bytes(got.bytes)
         )
     })
+}
+
+fn get_to(
+    context: &Context,
+    args: &GetArgs,
+    target: &Path,
+    progress: &Progress,
+) -> Result<(Cid, ExportReport), Fail> {
+    if let Some(daemon) = context.daemon()? {
+        return get_through(context, args, daemon, target, progress);
+    }
+    interrupt::watch();
+    let mut source = StoreSource(context.repo(Access::Read)?.store()?);
+    let root = read::resolve(&mut source, &read::parse_path(&args.path)?)?;
+    export(&mut source, root, args, target, progress).map(|report| (root, report))
+}
+
+/// `-o -`: a file's bytes, as `cat` prints them.
+fn get_to_stdout(context: &Context, args: &GetArgs) -> Result<(), Fail> {
+    let whole = CatArgs {
+        path: args.path.clone(),
+        offset: 0,
+        length: None,
+    };
+    let out = AtMost {
+        out: Content::new(),
+        left: args.max_bytes.unwrap_or(u64::MAX),
+    };
+    print(context, &whole, out).map_err(|fail| {
+        if fail.code == Code::Usage && fail.cause.ends_with("is a folder") {
+            return fail.hint("only a file can be written to standard output: name a place with -o PATH, or make an archive with `gemba dag export`");
+        }
+        fail
+    })
+}
+
+/// Refuses more bytes than were allowed.
+struct AtMost {
+    out: Content,
+    left: u64,
+}
+
+impl Write for AtMost {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let Some(left) = self.left.checked_sub(bytes.len() as u64) else {
+            let fail = Fail::new(
+                Code::Usage,
+                "the file has more bytes than --max-bytes allows",
+            );
+            return Err(std::io::Error::other(fail));
+        };
+        let written = self.out.write(bytes)?;
+        self.left = left + (bytes.len() - written) as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// The daemon sends the blocks in the order in which the export asks for them.
@@ -164,14 +224,21 @@ fn target(args: &GetArgs) -> Result<PathBuf, Fail> {
 /// # Errors
 /// As [`get`].
 pub fn cat(context: &Context, args: &CatArgs) -> Result<(), Fail> {
+    print(context, args, Content::new())
+}
+
+fn print(
+    context: &Context,
+    args: &CatArgs,
+    mut out: impl Write + Send + 'static,
+) -> Result<(), Fail> {
     let path = read::parse_path(&args.path)?;
     let Some(daemon) = context.daemon()? else {
         interrupt::watch();
         let mut store = StoreSource(context.repo(Access::Read)?.store()?);
         let mut source = read::Checked(&mut store, interrupt::check_io);
-        let mut out = Content::new();
         read::cat(&mut source, &path, args.offset, args.length, &mut out)?;
-        return std::io::Write::flush(&mut out).map_err(io_fail);
+        return out.flush().map_err(io_fail);
     };
     context.talk(daemon, async |client| {
         let (offset, length) = (
@@ -182,9 +249,8 @@ pub fn cat(context: &Context, args: &CatArgs) -> Result<(), Fail> {
         query.extend(length.as_deref().map(|length| ("length", length)));
         let mut stream = client.reader(&session::url("/v1/cat", &query)).await?;
         session::blocking(move || {
-            let mut out = Content::new();
             std::io::copy(&mut stream, &mut out).map_err(io_fail)?;
-            std::io::Write::flush(&mut out).map_err(io_fail)
+            out.flush().map_err(io_fail)
         })
         .await
     })
@@ -198,9 +264,11 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<(), Fail> {
     let path = read::parse_path(&args.path)?;
     let Some(daemon) = context.daemon()? else {
         interrupt::watch();
-        let mut store = StoreSource(context.repo(Access::Read)?.store()?);
-        let mut source = read::Checked(&mut store, interrupt::check_io);
-        return read::ls(&mut source, &path, args.long, &mut |entry| {
+        let store = context.repo(Access::Read)?.store()?;
+        let mut blocks = StoreSource(store.clone());
+        let mut source = read::Checked(&mut blocks, interrupt::check_io);
+        let kinds = Kinds::of(args.long, &store);
+        return read::ls(&mut source, &path, &kinds, &mut |entry| {
             show(context, args, &entry.into())
         });
     };
@@ -220,8 +288,13 @@ pub fn ls(context: &Context, args: &LsArgs) -> Result<(), Fail> {
 fn show(context: &Context, args: &LsArgs, entry: &Listed) -> Result<(), Fail> {
     context.out.entry(entry, |entry| {
         let size = entry.size.map_or("-".to_owned(), |size| size.to_string());
+        let mut name = text::shown_json(&entry.name, entry.name_bytes.as_deref());
+        // As `ls -F`: it can be told from a file, and be typed on.
+        if entry.kind.as_deref() == Some("directory") {
+            name.push('/');
+        }
         if !args.long {
-            return format!("{} {size} {}", entry.cid, entry.name);
+            return format!("{} {size} {name}", entry.cid);
         }
         let kind = entry.kind.as_deref().unwrap_or("other");
         let mode = entry
@@ -230,11 +303,13 @@ fn show(context: &Context, args: &LsArgs, entry: &Listed) -> Result<(), Fail> {
         let target = entry
             .target
             .as_deref()
-            .map(|target| format!(" -> {target}"))
+            .map(|target| {
+                format!(
+                    " -> {}",
+                    text::shown_json(target, entry.target_bytes.as_deref())
+                )
+            })
             .unwrap_or_default();
-        format!(
-            "{kind:9} {mode:>4} {size:>12} {} {}{target}",
-            entry.cid, entry.name
-        )
+        format!("{kind:9} {mode:>4} {size:>12} {} {name}{target}", entry.cid)
     })
 }

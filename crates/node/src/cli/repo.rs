@@ -16,6 +16,7 @@ use crate::content::pins;
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::repo::{Access, Repo, store_fail};
+use crate::text;
 
 /// What can be done with the repository as a whole.
 #[derive(Debug, Subcommand)]
@@ -69,18 +70,18 @@ fn verify(context: &Context) -> Result<(), Fail> {
     context.out.result(&report, |report| {
         let mut lines: Vec<String> = report.corrupt.iter().map(damage_text).collect();
         lines.push(format!(
-            "{} blocks checked, {} bytes, {} damaged",
-            report.checked,
-            report.bytes,
+            "{} checked, {}, {} damaged",
+            text::blocks(report.checked),
+            text::bytes(report.bytes),
             report.corrupt.len()
         ));
         lines.join("\n")
     })?;
     match report.corrupt.first() {
-        None if report.pins_struck > 0 => Err(Fail::new(Code::Integrity, format!("{} pins miss blocks and are not whole any more", report.pins_struck))
+        None if report.pins_struck > 0 => Err(Fail::new(Code::Integrity, format!("{} blocks and not whole any more", text::count(report.pins_struck, "pin is missing", "pins are missing")))
             .hint("a running daemon fetches them again; without one start it: `gemba daemon`")),
         None => Ok(()),
-        Some(first) => Err(Fail::new(Code::Integrity, format!("{} places are damaged, the first: {}", report.corrupt.len(), damage_text(first)))
+        Some(first) => Err(Fail::new(Code::Integrity, format!("{} damaged, the first: {}", text::count(report.corrupt.len() as u64, "place is", "places are"), damage_text(first)))
             .hint("a daemon fetches the blocks again when a pin needs them (`gemba pin add CID`); check the disk")),
     }
 }

@@ -25,8 +25,8 @@ const MAX_WORKERS: usize = 4;
 /// A finished entry of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Path from what was added down; bytes that are not UTF-8 are replaced.
-    pub name: String,
+    /// Path from what was added down, any bytes.
+    pub name: Vec<u8>,
     /// Its root.
     pub cid: Cid,
     /// Bytes of content; of a folder, the sum below it.
@@ -244,7 +244,7 @@ impl Sums {
         };
         self.open[depth] += size;
         let entry = Entry {
-            name: String::from_utf8_lossy(&imported.path).into_owned(),
+            name: imported.path.clone(),
             cid: imported.part.cid,
             size,
             is_dir: imported.is_dir,

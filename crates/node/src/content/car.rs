@@ -22,6 +22,8 @@ const KEPT: usize = 4;
 /// # Errors
 /// A block that does not come; the output's.
 pub fn export(source: &mut dyn BlockSource, root: Cid, out: &mut dyn Write) -> Result<u64, Fail> {
+    // Before the header: an archive of nothing is no archive.
+    super::read::block(source, &root)?;
     export_dag(source, root, out, Dups::Skip).map_err(walk_fail)
 }
 

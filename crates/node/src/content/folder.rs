@@ -8,6 +8,7 @@ use gemba_unixfs::Meta;
 use gemba_unixfs::dagpb::Mtime;
 
 use crate::error::{Code, Fail};
+use crate::text;
 
 /// Deepest nesting of folders. PATH_MAX allows about 2,000.
 const MAX_DEPTH: usize = 4096;
@@ -45,12 +46,37 @@ pub struct WalkOptions<'a> {
     pub hidden: bool,
     /// Called often; an error ends the walk.
     pub check: &'a mut dyn FnMut() -> std::io::Result<()>,
+    /// Hears of what was left out.
+    pub left_out: &'a mut LeftOut,
 }
 
-/// Tells `visitor` of everything at `path`, entries of a folder sorted by name.
+/// What a walk did not take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Entries whose names begin with a dot; what lies in such a folder is not counted.
+    pub hidden: u64,
+    /// Sockets, named pipes and devices.
+    pub special: u64,
+    /// The first [`MAX_NAMED`] of these, and what each is.
+    pub named: Vec<(PathBuf, &'static str)>,
+}
+
+/// Special files that are named; the others are only counted.
+const MAX_NAMED: usize = 100;
+
+impl LeftOut {
+    fn special(&mut self, path: &Path, what: &'static str) {
+        self.special += 1;
+        if self.named.len() < MAX_NAMED {
+            self.named.push((path.to_owned(), what));
+        }
+    }
+}
+
+/// Tells `visitor` of everything at `path`, entries of a folder sorted by name. Sockets, named pipes and devices in it are left out.
 ///
 /// # Errors
-/// What cannot be read is named; a socket, fifo or device is refused.
+/// What cannot be read is named; `path` itself must not be a socket, named pipe or device.
 pub fn walk(
     path: &Path,
     name: &[u8],
@@ -62,11 +88,15 @@ pub fn walk(
     loop {
         if let Some((name, path)) = next.take() {
             (options.check)().map_err(super::io_fail)?;
-            if let Some(entries) = visit(&name, &path, visitor, options)? {
+            let is_top = open.is_empty();
+            if let Some(entries) = visit(&name, &path, is_top, visitor, options)? {
                 if open.len() >= MAX_DEPTH {
                     return Err(Fail::new(
                         Code::Usage,
-                        format!("{} lies more than {MAX_DEPTH} folders deep", path.display()),
+                        format!(
+                            "{} lies more than {MAX_DEPTH} folders deep",
+                            text::path(&path)
+                        ),
                     ));
                 }
                 open.push(entries.into_iter());
@@ -97,7 +127,7 @@ pub fn total_bytes(path: &Path, hidden: bool) -> u64 {
     while let Some(path) = open.pop() {
         match fs::symlink_metadata(&path) {
             Ok(metadata) if metadata.is_dir() => open.extend(
-                list(&path, hidden)
+                list(&path, hidden, &mut LeftOut::default())
                     .unwrap_or_default()
                     .into_iter()
                     .map(|(_, path)| path),
@@ -113,6 +143,7 @@ pub fn total_bytes(path: &Path, hidden: bool) -> u64 {
 fn visit(
     name: &[u8],
     path: &Path,
+    is_top: bool,
     visitor: &mut dyn TreeVisitor,
     options: &mut WalkOptions<'_>,
 ) -> Result<Option<Vec<Child>>, Fail> {
@@ -121,23 +152,27 @@ fn visit(
     if kind.is_dir() {
         refuse_repository(path)?;
         visitor.enter_dir(name, &meta(&metadata))?;
-        return list(path, options.hidden).map(Some);
+        return list(path, options.hidden, options.left_out).map(Some);
     }
     if kind.is_symlink() {
         let target = fs::read_link(path).map_err(|e| Fail::io(path, &e))?;
         visitor.symlink(name, &bytes_of(target.as_os_str()), &meta(&metadata))?;
         return Ok(None);
     }
-    if !kind.is_file() {
+    if !kind.is_file() && is_top {
         return Err(Fail::new(
             Code::Usage,
             format!(
                 "{} is a {}: it has no end",
-                path.display(),
+                text::path(path),
                 special(&metadata)
             ),
         )
-        .hint("only files, folders and symbolic links can be added"));
+        .hint("files, folders and symbolic links can be added; what comes through a pipe is added with `gemba add -`"));
+    }
+    if !kind.is_file() {
+        options.left_out.special(path, special(&metadata));
+        return Ok(None);
     }
     let file = File::open(path).map_err(|e| Fail::io(path, &e))?;
     let mut reader = super::add::Checked(file, &mut *options.check);
@@ -155,7 +190,7 @@ fn refuse_repository(path: &Path) -> Result<(), Fail> {
             Code::Usage,
             format!(
                 "{} is a gemba repository with its secret keys; it is not added",
-                path.display()
+                text::path(path)
             ),
         )
         .hint("add the folders beside it, or move the repository elsewhere (--repo)"));
@@ -166,20 +201,20 @@ fn refuse_repository(path: &Path) -> Result<(), Fail> {
 /// A failure while a file was read says which one.
 fn named(fail: Fail, path: &Path) -> Fail {
     match fail.code {
-        Code::Failure if !fail.cause.contains(&*path.to_string_lossy()) => {
-            fail.during(path.display())
-        }
+        Code::Failure if !fail.cause.contains(&text::path(path)) => fail.during(text::path(path)),
         _ => fail,
     }
 }
 
-fn list(path: &Path, hidden: bool) -> Result<Vec<Child>, Fail> {
+fn list(path: &Path, hidden: bool, left_out: &mut LeftOut) -> Result<Vec<Child>, Fail> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(path).map_err(|e| Fail::io(path, &e))? {
         let entry = entry.map_err(|e| Fail::io(path, &e))?;
         let name = bytes_of(&entry.file_name());
         if hidden || !name.starts_with(b".") {
             entries.push((name, entry.path()));
+        } else {
+            left_out.hidden += 1;
         }
     }
     entries.sort_unstable();
@@ -198,7 +233,7 @@ pub fn name_of(path: &Path) -> Result<Vec<u8>, Fail> {
     match whole.file_name() {
         Some(name) => Ok(bytes_of(name)),
         None => Err(
-            Fail::new(Code::Usage, format!("{} has no name", path.display()))
+            Fail::new(Code::Usage, format!("{} has no name", text::path(path)))
                 .hint("add the folders in it"),
         ),
     }
@@ -288,13 +323,19 @@ mod tests {
     }
 
     fn notes(path: &Path, hidden: bool) -> Result<Vec<String>, Fail> {
+        noted(path, hidden).map(|(notes, _)| notes)
+    }
+
+    fn noted(path: &Path, hidden: bool) -> Result<(Vec<String>, LeftOut), Fail> {
         let mut notes = Notes::default();
+        let mut left_out = LeftOut::default();
         let mut options = WalkOptions {
             hidden,
             check: &mut || Ok(()),
+            left_out: &mut left_out,
         };
         walk(path, b"top", &mut notes, &mut options)?;
-        Ok(notes.0)
+        Ok((notes.0, left_out))
     }
 
     #[cfg(unix)]
@@ -326,18 +367,32 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_has_no_end_is_refused_with_its_name() {
+    fn what_has_no_end_is_left_out_and_named_and_refused_at_the_top() {
         let dir = tempfile::tempdir().unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
-        let fail = notes(dir.path(), false).unwrap_err();
-        assert!(
-            fail.code == Code::Usage && fail.cause.contains("socket") && fail.cause.contains("/s"),
-            "{fail}"
-        );
+        let socket = dir.path().join("s");
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        fs::write(dir.path().join("a"), "1").unwrap();
+        fs::write(dir.path().join(".b"), "2").unwrap();
+        let (notes_of_all, left_out) = noted(dir.path(), false).unwrap();
+        assert_eq!(notes_of_all, ["top/", "a=1", ".."]);
         assert_eq!(
-            notes(Path::new("/dev/null"), false).unwrap_err().code,
-            Code::Usage
+            left_out,
+            LeftOut {
+                hidden: 1,
+                special: 1,
+                named: vec![(socket.clone(), "socket")],
+            }
         );
+        for (path, what) in [
+            (socket.as_path(), "socket"),
+            (Path::new("/dev/null"), "device"),
+        ] {
+            let fail = notes(path, false).unwrap_err();
+            assert!(
+                fail.code == Code::Usage && fail.cause.contains(what),
+                "{fail}"
+            );
+        }
     }
 
     #[test]

@@ -16,10 +16,12 @@ use cid::Cid;
 use gemba_block::Block;
 use gemba_store::Store;
 use gemba_unixfs::car::{CarReadError, WalkError};
+use gemba_unixfs::dagpb::Kind;
 use gemba_unixfs::{BlockSource, BoxError, DriveError, ImportError, ReadError, SourceError};
 
 use crate::error::{Code, Fail};
 use crate::repo::store_fail;
+use crate::text;
 
 /// Most blocks of one durable write.
 pub(crate) const BATCH_BLOCKS: usize = 256;
@@ -48,8 +50,20 @@ impl BlockSource for StoreSource {
 pub fn parse_cid(text: &str) -> Result<Cid, Fail> {
     let bare = text.strip_prefix("/ipfs/").unwrap_or(text);
     let cid = gemba_block::parse_cid(bare).map_err(|e| {
-        Fail::new(Code::Usage, format!("{text:?} is no CID: {e}"))
-            .hint("a CID begins with bafy…, bafk… or Qm…")
+        let fail = |cause: String| Fail::new(Code::Usage, cause);
+        let shown = text::shown(text);
+        match (bare.split_once('/'), e) {
+            (Some((root, _)), _) if gemba_block::parse_cid(root).is_ok() => {
+                fail(format!("{shown} is a path: this command takes a CID alone"))
+                    .hint("`gemba ls` shows the CID of everything in a folder")
+            }
+            (_, gemba_block::ParseCidError::Trailing(_)) => {
+                fail(format!("{shown} is a CID with something behind it"))
+                    .hint("it was copied together with what follows: a CID ends where its letters and digits end")
+            }
+            _ => fail(format!("{shown} is no CID"))
+                .hint("a CID begins with bafy…, bafk… or Qm…; was it copied as a whole? `gemba add` and `gemba pin ls` print them"),
+        }
     })?;
     gemba_block::check_cid(&cid).map_err(|e| Fail::new(Code::Usage, format!("{text}: {e}")))?;
     Ok(cid)
@@ -96,14 +110,25 @@ pub fn read_fail(error: &ReadError) -> Fail {
         ReadError::NotFound { .. } => {
             Fail::new(Code::NotFound, error).hint("`gemba ls` shows what is there")
         }
-        ReadError::WrongKind { kind, wanted, .. } => {
-            Fail::new(Code::Usage, error).hint(match *wanted {
-                "a file" if format!("{kind:?}").contains("Symlink") => {
-                    "it is a symbolic link: `gemba ls --long` on its folder shows the target"
-                }
-                "a file" => "it is a folder: `gemba ls` lists it, `gemba get` writes it to disk",
-                _ => "it is a file: `gemba cat` prints it, `gemba get` writes it to disk",
-            })
+        // A shard that is none is damage of the folder; all else is the caller asking for the wrong thing.
+        ReadError::WrongKind { cid, kind, wanted }
+            if matches!(*wanted, "a file" | "a directory") =>
+        {
+            let (is, hint) = match kind {
+                Kind::Directory | Kind::HamtShard => (
+                    "a folder",
+                    "`gemba ls` lists it, `gemba get` writes it to disk",
+                ),
+                Kind::Symlink => (
+                    "a symbolic link",
+                    "`gemba ls --long` on its folder shows where it points",
+                ),
+                _ => (
+                    "a file",
+                    "`gemba cat` prints it, `gemba get` writes it to disk",
+                ),
+            };
+            Fail::new(Code::Usage, format!("{cid} is {is}")).hint(hint)
         }
         ReadError::Codec { .. } => {
             Fail::new(Code::Usage, error).hint("`gemba dag get` reads blocks that are not files")

@@ -134,7 +134,7 @@ pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> R
 /// Pins what is here already.
 ///
 /// # Errors
-/// [`Code::NoDaemon`] if blocks are missing: only a daemon can fetch them.
+/// [`Code::NotFound`] if blocks are missing, as for every command that does not find one here: only a daemon can fetch them.
 pub fn add(
     store: &Store,
     meta: &Meta,
@@ -144,16 +144,30 @@ pub fn add(
 ) -> Result<(Pin, Progress), Fail> {
     let presence = presence(store, &root, kind)?;
     if !presence.is_whole() {
-        let missing = presence.missing.len();
-        let more = if missing >= MAX_MISSING {
-            "at least "
-        } else {
-            ""
-        };
-        return Err(Fail::new(Code::NoDaemon, format!("{more}{missing} of its blocks are not on this device, and no daemon runs to fetch them"))
-            .hint("start one with `gemba daemon`, then pin again"));
+        return Err(missing_fail(&root, &presence));
     }
     Ok((record_whole(meta, root, kind, name)?, presence.progress))
+}
+
+fn missing_fail(root: &Cid, presence: &Presence) -> Fail {
+    let missing = presence.missing.len();
+    let more = if missing >= MAX_MISSING {
+        "at least "
+    } else {
+        ""
+    };
+    let cause = match presence.missing.as_slice() {
+        [only] if only == root => format!("block {root} is not on this device"),
+        [only] => format!("one of its blocks, {only}, is not on this device"),
+        _ => format!("{more}{missing} of its blocks are not on this device"),
+    };
+    Fail::new(
+        Code::NotFound,
+        format!("{cause}, and no daemon runs to fetch what is missing"),
+    )
+    .hint(format!(
+        "start one with `gemba daemon`, then `gemba pin add {root}`"
+    ))
 }
 
 /// Removes a pin. The blocks stay until they are collected.

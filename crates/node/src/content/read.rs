@@ -7,13 +7,17 @@ use std::path::Path as FsPath;
 use bytes::Bytes;
 use cid::Cid;
 use gemba_block::{Block, codec};
-use gemba_unixfs::fs::{ExportError, ExportOptions, ExportReport};
+use gemba_store::Store;
+use gemba_unixfs::dagpb::Kind;
+use gemba_unixfs::fs::{ExportError, ExportOptions, ExportReport, partial_path};
 use gemba_unixfs::{
-    BlockSource, DirEntry, LOOK_AHEAD, ListStep, Listing, Path, SourceError, Stat, StatKind,
+    BlockSource, DirEntry, DriveError, LOOK_AHEAD, ListStep, Listing, Path, ReadError, SourceError,
+    Stat, StatKind,
 };
 
-use super::{drive_fail, io_fail, read_fail, source_fail};
+use super::{StoreSource, drive_fail, io_fail, read_fail, source_fail};
 use crate::error::{Code, Fail};
+use crate::text;
 
 /// A path as people type it.
 ///
@@ -32,11 +36,37 @@ pub fn parse_path(text: &str) -> Result<Path, Fail> {
 /// What a path names.
 ///
 /// # Errors
-/// [`Code::NotFound`] for a name that is not there or a block that does not come.
+/// [`Code::NotFound`] for a name that is not there, one below a file, or a block that does not come.
 pub fn resolve(source: &mut dyn BlockSource, path: &Path) -> Result<Cid, Fail> {
     gemba_unixfs::resolve(source, path)
         .map(|resolved| resolved.cid)
-        .map_err(drive_fail)
+        .map_err(|error| match error {
+            // Only folders are looked into on the way: what was asked for is below something else, so it is not there.
+            DriveError::Read(ReadError::WrongKind {
+                cid,
+                kind,
+                wanted: "a directory",
+            }) => nothing_below(path, &cid, kind),
+            error => drive_fail(error),
+        })
+}
+
+fn nothing_below(path: &Path, cid: &Cid, kind: Kind) -> Fail {
+    let fail = |what: &str| {
+        Fail::new(
+            Code::NotFound,
+            format!(
+                "there is no {}: {cid} on the way is {what}",
+                text::shown(&path.to_string())
+            ),
+        )
+    };
+    match kind {
+        Kind::Symlink => fail("a symbolic link").hint(
+            "links are not followed inside a path: `gemba ls --long` on the folder shows where it points",
+        ),
+        _ => fail("a file").hint("nothing lies below a file; `gemba ls` shows what a folder holds"),
+    }
 }
 
 /// Writes the bytes of a file from `offset`, at most `length` of them; how many there were.
@@ -58,25 +88,44 @@ pub fn cat(
 /// An entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Name; bytes that are not UTF-8 are replaced.
-    pub name: String,
+    /// Name, any bytes.
+    pub name: Vec<u8>,
     /// Its root.
     pub cid: Cid,
-    /// What its block says, if that was asked for, or if the link alone tells.
+    /// What its block says, if that was asked for, or if it could be told cheaply.
     pub stat: Option<Stat>,
     /// Claimed size of all its blocks in bytes.
     pub tsize: Option<u64>,
 }
 
-/// Tells of every entry of a folder, or of the file itself if the path names one. With `long` the root block of each entry is
-/// read, which may fetch it.
+/// Where a listing learns what its entries are.
+pub enum Kinds<'a> {
+    /// From the root block of each, which may fetch it.
+    All,
+    /// From links, and from blocks that are here, as long as that costs little; the rest stay unknown.
+    Cheap(&'a Store),
+}
+
+impl<'a> Kinds<'a> {
+    /// All of them if that is asked for (`--long`).
+    #[must_use]
+    pub fn of(all: bool, store: &'a Store) -> Self {
+        if all { Self::All } else { Self::Cheap(store) }
+    }
+}
+
+/// Bytes of blocks that a listing reads in order to tell files from folders ([`Kinds::Cheap`]). Folders are small, and entries that are
+/// large files say so in their first block, which is small as well; old imports have files in one large block.
+const CHEAP_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Tells of every entry of a folder, or of the file itself if the path names one.
 ///
 /// # Errors
 /// As [`resolve`], and the callback's.
 pub fn ls(
     source: &mut dyn BlockSource,
     path: &Path,
-    long: bool,
+    kinds: &Kinds<'_>,
     each: &mut dyn FnMut(Listed) -> Result<(), Fail>,
 ) -> Result<(), Fail> {
     let root = resolve(source, path)?;
@@ -84,7 +133,7 @@ pub fn ls(
     if !matches!(own.kind, StatKind::Directory { .. }) {
         let name = path
             .file_name()
-            .map_or_else(|| root.to_string(), |name| lossy(name));
+            .map_or_else(|| root.to_string().into_bytes(), |name| name.to_vec());
         return each(Listed {
             name,
             cid: root,
@@ -93,6 +142,7 @@ pub fn ls(
         });
     }
     let mut listing = Listing::new(root);
+    let mut budget = CHEAP_BYTES;
     loop {
         match listing.poll().map_err(|e| read_fail(&e))? {
             ListStep::NeedBlock(cid) => {
@@ -100,35 +150,47 @@ pub fn ls(
                 let block = source.get(&cid).map_err(source_fail)?;
                 listing.block(&block).map_err(|e| read_fail(&e))?;
             }
-            ListStep::Entry(entry) => each(listed(source, entry, long)?)?,
+            ListStep::Entry(entry) => each(listed(source, entry, kinds, &mut budget)?)?,
             ListStep::End => return Ok(()),
         }
     }
 }
 
-fn listed(source: &mut dyn BlockSource, entry: DirEntry, long: bool) -> Result<Listed, Fail> {
-    let name = lossy(&entry.name);
-    let stat = match entry.tsize {
+fn listed(
+    source: &mut dyn BlockSource,
+    entry: DirEntry,
+    kinds: &Kinds<'_>,
+    budget: &mut u64,
+) -> Result<Listed, Fail> {
+    let stat = match (entry.tsize, kinds) {
         // A raw block is a file without links: the link to it says all.
-        Some(size) if entry.cid.codec() == codec::RAW => Some(Stat {
+        (Some(size), _) if entry.cid.codec() == codec::RAW => Some(Stat {
             kind: StatKind::File,
             size,
             mode: None,
             mtime: None,
         }),
-        _ if long => {
-            let block = block(source, &entry.cid).map_err(|fail| fail.during(&name))?;
+        (_, Kinds::All) => {
+            let block = block(source, &entry.cid)
+                .map_err(|fail| fail.during(text::shown_bytes(&entry.name)))?;
             // What is no file is shown without a kind: the folder that holds it is sound.
             Stat::of(&block).ok()
         }
-        _ => None,
+        (_, Kinds::Cheap(store)) => stat_if_cheap(store, &entry.cid, budget),
     };
     Ok(Listed {
-        name,
+        name: entry.name.to_vec(),
         cid: entry.cid,
         stat,
         tsize: entry.tsize,
     })
+}
+
+/// What a block says that is here. A damaged one says nothing: a listing of its folder needs none of it.
+fn stat_if_cheap(store: &Store, cid: &Cid, budget: &mut u64) -> Option<Stat> {
+    *budget = budget.checked_sub(store.size(cid)?)?;
+    let block = block(&mut StoreSource(store.clone()), cid).ok()?;
+    Stat::of(&block).ok()
 }
 
 /// What a root block says about itself.
@@ -181,31 +243,79 @@ pub fn export(
     );
     match (outcome, stopped) {
         (Err(ExportError::Cancelled), Some(fail)) => Err(fail),
-        (outcome, _) => outcome.map_err(export_fail),
+        (outcome, _) => outcome.map_err(|error| export_fail(error, target)),
     }
 }
 
 /// The failure for a target that is there already.
 #[must_use]
 pub fn exists(target: &FsPath) -> Fail {
-    Fail::new(Code::Conflict, format!("{} exists", target.display()))
-        .hint("name another place with -o, or replace what is there with --overwrite")
+    let fail = Fail::new(Code::Conflict, format!("{} exists", text::path(target)));
+    if target.is_dir() {
+        return fail.hint("name another place with -o (with a slash at the end, as in -o DIR/, what is got is put into that folder), or replace what is there with --overwrite");
+    }
+    fail.hint("name another place with -o, or replace what is there with --overwrite")
 }
 
-fn export_fail(error: ExportError) -> Fail {
+/// A failed export to `target`, with what stays of it.
+#[must_use]
+pub fn with_partial(fail: Fail, target: &FsPath) -> Fail {
+    // What a conflict or a wrong command line stopped was not begun.
+    if matches!(fail.code, Code::Conflict | Code::Usage) {
+        return fail;
+    }
+    let Some(partial) = partial_path(target).filter(|partial| partial.join("tree").exists()) else {
+        return fail;
+    };
+    let stays = format!(
+        "what is finished stays in {}, and the same command goes on where this one stopped",
+        text::path(&partial)
+    );
+    let hint = match fail.hint.as_str() {
+        "" => stays,
+        hint => format!("{hint}; {stays}"),
+    };
+    fail.hint(hint)
+}
+
+fn export_fail(error: ExportError, target: &FsPath) -> Fail {
     match error {
         ExportError::Exists(target) => exists(&target),
-        ExportError::Target(_) => Fail::new(Code::Usage, error),
+        ExportError::Target(_) => {
+            Fail::new(Code::Usage, error).hint("name a file or folder to make, as in -o out")
+        }
         ExportError::UnsafeName { .. }
         | ExportError::Clash { .. }
         | ExportError::Symlink { .. } => Fail::new(Code::Integrity, error)
             .hint("nothing outside the target was touched; `gemba ls` shows what the DAG holds"),
-        ExportError::Quota { .. } => {
-            Fail::new(Code::Failure, error).hint("--max-bytes allows more")
+        ExportError::Quota { path, limit, unit } => {
+            let hint = match unit {
+                "bytes" => "--max-bytes N allows more",
+                _ => "get its folders one by one: `gemba ls` lists them",
+            };
+            let stopped = match path.as_str() {
+                "" => String::new(),
+                path => format!("; stopped at {}", text::shown(path)),
+            };
+            Fail::new(
+                Code::Usage,
+                format!("there are more than {limit} {unit} to write{stopped}"),
+            )
+            .hint(hint)
         }
         ExportError::Read { path, source } => at(&path, read_fail(&source)),
         ExportError::Source { path, source } => at(&path, source_fail(source)),
-        ExportError::Write { path, source } => Fail::io(path, &source),
+        // Paths are those inside the DAG; what has none is the target itself.
+        ExportError::Write { path, source } if path.is_empty() => Fail::io(target, &source),
+        ExportError::Write { path, source } => {
+            let fail = Fail::io(path, &source).during(format!("writing {}", text::path(target)));
+            match source.kind() {
+                io::ErrorKind::NotFound => {
+                    fail.hint("the folder that it is to lie in must be there")
+                }
+                _ => fail,
+            }
+        }
         ExportError::Cancelled => Fail::new(Code::Interrupted, error),
         other => Fail::new(Code::Failure, other),
     }
@@ -215,12 +325,8 @@ fn at(path: &str, fail: Fail) -> Fail {
     if path.is_empty() {
         fail
     } else {
-        fail.during(path)
+        fail.during(text::shown(path))
     }
-}
-
-fn lossy(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
 }
 
 /// A source that ends a read when `check` says so.

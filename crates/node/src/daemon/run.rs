@@ -647,7 +647,7 @@ impl Node {
             "bytes": here,
             "summary": summary,
             "wanted": wanted.is_some(),
-            "why": wanted,
+            "why": wanted.map(|why| crate::why::with_ages(&why, self.swarm.behaviour().exchange.now())),
             "pin": pin,
             "peers": self.peers.connected(),
             "troubles": self.peers.troubles(self.now()),

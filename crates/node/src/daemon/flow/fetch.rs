@@ -228,10 +228,11 @@ impl Fetch {
         }
         match (&self.unavailable, peers) {
             (_, 0) => "no peer is connected".to_owned(),
-            (Some((cid, asked)), _) => format!("none of the {asked} peers asked has block {cid}"),
+            (Some((cid, asked)), _) => crate::text::nobody_has(cid, *asked),
             (None, _) => match self.walk.outstanding().next() {
                 Some(cid) => {
-                    format!("no byte of block {cid} arrived from {peers} connected peer(s)")
+                    let peers = crate::text::peers(peers as u64);
+                    format!("no byte of block {cid} arrived; {peers} connected")
                 }
                 None => "waiting for the disk".to_owned(),
             },

@@ -557,7 +557,7 @@ fn show(op: &Op) {
         view.blocks_pending = progress.pending;
         view.cause = fetch
             .unavailable
-            .map(|(cid, asked)| format!("none of the {asked} peers asked so far has block {cid}"));
+            .map(|(cid, asked)| format!("so far {}", crate::text::nobody_has(&cid, asked)));
         changed
     });
 }

@@ -174,16 +174,23 @@ fn not_found(cid: &Cid, asked: Option<usize>, peers: usize) -> Fail {
         .hint("`gemba connect MULTIADDR`, and `gemba status` for what keeps peers away"),
         (Some(asked), _) => Fail::new(
             Code::NotFound,
-            format!(
-                "block {cid} is not on this device, and none of the {asked} peers asked has it"
-            ),
+            match asked {
+                0 => format!("block {cid} is not on this device, and nobody could be asked"),
+                1 => format!(
+                    "block {cid} is not on this device, and the only peer asked does not have it"
+                ),
+                _ => format!(
+                    "block {cid} is not on this device, and none of the {asked} peers asked has it"
+                ),
+            },
         )
         .hint(format!("`gemba why {cid}` tells who was asked")),
         (None, _) => Fail::new(
             Code::Timeout,
             format!(
-                "block {cid} did not arrive in {} s from {peers} connected peer(s)",
-                STALL.as_secs()
+                "block {cid} did not arrive in {} s; {} connected",
+                STALL.as_secs(),
+                crate::text::peers(peers as u64)
             ),
         )
         .hint(format!("`gemba why {cid}` tells what is waited for")),
