@@ -14,6 +14,7 @@ use multiaddr::{Multiaddr, Protocol};
 use crate::{
     dialer::backoff::Class,
     error::{PskError, Silence},
+    foreign::OtherProtocol,
     key::Fingerprint,
     limits::{LimitExceeded, LimitKind},
     transport::SetupError,
@@ -41,6 +42,8 @@ pub enum DialCause {
     },
     /// It speaks libp2p without a swarm key.
     NotPrivate,
+    /// Something else than libp2p is spoken there.
+    NotLibp2p(OtherProtocol),
     /// Right key, but Noise or yamux did not come about.
     SecurityFailed(String),
     /// Another peer lives at that address.
@@ -131,6 +134,7 @@ impl DialCause {
             Self::WrongSwarmKey { .. } => "wrong_swarm_key",
             Self::ProbablyWrongSwarmKey { .. } => "probably_wrong_swarm_key",
             Self::NotPrivate => "not_private",
+            Self::NotLibp2p(_) => "not_libp2p",
             Self::SecurityFailed(_) => "security_failed",
             Self::WrongPeer { .. } => "wrong_peer",
             Self::Ourselves => "ourselves",
@@ -151,7 +155,10 @@ impl DialCause {
     /// How long to leave it alone.
     pub fn class(&self) -> Class {
         match self {
-            Self::WrongSwarmKey { .. } | Self::NotPrivate | Self::Ourselves => Class::Foreign,
+            Self::WrongSwarmKey { .. }
+            | Self::NotPrivate
+            | Self::NotLibp2p(_)
+            | Self::Ourselves => Class::Foreign,
             _ => Class::Transient,
         }
     }
@@ -207,6 +214,7 @@ impl DialCause {
                 Self::ProbablyWrongSwarmKey { ours: *ours }
             }
             PskError::NotPrivate => Self::NotPrivate,
+            PskError::NotLibp2p { spoken } => Self::NotLibp2p(*spoken),
             PskError::NoNonce { how } => Self::NoNonce(*how),
             PskError::Reflected | PskError::NoRandom => Self::SecurityFailed(error.to_string()),
             PskError::Io(kind) => {
@@ -245,7 +253,7 @@ impl DialCause {
     fn says(&self) -> u8 {
         match self {
             Self::WrongSwarmKey { .. } => 12,
-            Self::NotPrivate => 11,
+            Self::NotPrivate | Self::NotLibp2p(_) => 11,
             Self::WrongPeer { .. } => 10,
             Self::ProbablyWrongSwarmKey { .. } => 9,
             Self::SecurityFailed(_) => 8,
@@ -281,6 +289,9 @@ impl fmt::Display for DialCause {
                 "probably a wrong swarm key: reachable, but it stopped right after the nonces (ours has the fingerprint {ours})"
             ),
             Self::NotPrivate => write!(f, "{}", PskError::NotPrivate),
+            Self::NotLibp2p(spoken) => {
+                write!(f, "{}", PskError::NotLibp2p { spoken: *spoken })
+            }
             Self::SecurityFailed(why) => {
                 write!(f, "the key matches, but the secure channel failed: {why}")
             }

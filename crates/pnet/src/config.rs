@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::muxer::ReceiveBudget;
+use crate::{muxer::ReceiveBudget, stage::Stages};
 
 /// How connections are made and how long each stage may take.
 ///
@@ -28,6 +28,8 @@ pub struct TransportConfig {
     /// read. Clones of this configuration share it. 32 MiB by default: smaller slows peers down that are read slowly, larger is
     /// what hostile peers can take.
     pub receive: ReceiveBudget,
+    /// Tells where dials under way stand: keep a clone of it.
+    pub stages: Stages,
 }
 
 impl Default for TransportConfig {
@@ -39,6 +41,7 @@ impl Default for TransportConfig {
             max_streams: 512,
             max_addresses_per_name: 4,
             receive: ReceiveBudget::default(),
+            stages: Stages::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ use libp2p_core::transport::{DialOpts, ListenerId, Transport, TransportError, Tr
 use multiaddr::{Multiaddr, Protocol};
 use tokio::time::timeout;
 
-use crate::{TransportConfig, transport::SetupError};
+use crate::{TransportConfig, stage::Stage, transport::SetupError};
 
 /// TCP with name look-up and typed errors.
 pub(crate) struct Connect<T> {
@@ -68,11 +68,13 @@ where
         options: DialOpts,
     ) -> Result<Self::Dial, TransportError<Self::Error>> {
         let connect = self.config.connect;
+        let entered = self.config.stages.enter(&address, Stage::Connect);
         let Some(name) = first_name(&address) else {
             let dial = lock(&self.tcp)
                 .dial(address, options)
                 .map_err(|error| error.map(SetupError::from_connect))?;
             return Ok(Box::pin(async move {
+                let _entered = entered;
                 match timeout(connect, dial).await {
                     Ok(connected) => connected.map_err(SetupError::from_connect),
                     Err(_) => Err(SetupError::ConnectTimeout(connect)),
@@ -84,6 +86,7 @@ where
         }
         let (tcp, limit) = (self.tcp.clone(), self.config.max_addresses_per_name);
         Ok(Box::pin(async move {
+            let _entered = entered;
             let mut last = SetupError::Resolve {
                 name: name.text.clone(),
                 kind: io::ErrorKind::NotFound,

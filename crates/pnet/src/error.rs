@@ -2,7 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::key::Fingerprint;
+use crate::{foreign::OtherProtocol, key::Fingerprint};
 
 /// Why the private part of a connection's set-up failed.
 ///
@@ -31,6 +31,12 @@ pub enum PskError {
     /// The remote greeted us in plain text: it has no swarm key.
     #[error("it is a libp2p node without a swarm key: not in this private swarm")]
     NotPrivate,
+    /// The remote speaks another protocol.
+    #[error("no libp2p node answers there (looks like {spoken}): check address and port")]
+    NotLibp2p {
+        /// Which one.
+        spoken: OtherProtocol,
+    },
     /// Connected, but no 24 bytes of nonce.
     #[error(
         "connected, but the peer {how} before its nonce: something else listens there, a node without swarm key, or an overloaded one"

@@ -4,6 +4,8 @@
 //! XSalsa20. A wrong key shows only as garbage one layer above. But the first 20 bytes of that layer are always the
 //! same, so comparing them tells a wrong key at once (PNET-H3). The driver is [`PskStream`](crate::PskStream).
 
+use crate::foreign::OtherProtocol;
+
 /// Bytes that each side sends first, in the clear.
 pub const NONCE_LEN: usize = 24;
 /// Length of [`HEADER`].
@@ -11,7 +13,7 @@ pub const HEADER_LEN: usize = 20;
 /// What both sides send first above the cipher: the multistream-select header with its length prefix.
 pub const HEADER: [u8; HEADER_LEN] = *b"\x13/multistream/1.0.0\n";
 
-/// Watches the nonces of both directions go by (PNET-H1, H2, H5).
+/// Watches the nonces of both directions go by (PNET-H1, H2, H4, H5, H9).
 #[derive(Debug, Default)]
 pub struct NonceCheck {
     own: Prefix<NONCE_LEN>,
@@ -23,6 +25,8 @@ pub struct NonceCheck {
 pub enum NonceRefusal {
     /// It is the beginning of a plain multistream greeting: the remote has no swarm key at all.
     PlainText,
+    /// It is what another protocol says: nothing there speaks libp2p (PNET-H9).
+    Foreign(OtherProtocol),
     /// It is our own nonce sent back, which would make both key streams equal.
     Reflected,
 }
@@ -39,10 +43,18 @@ impl NonceCheck {
         if self.remote.bytes().starts_with(&HEADER) {
             return Err(NonceRefusal::PlainText);
         }
+        if let Some(spoken) = OtherProtocol::of(self.remote.bytes()) {
+            return Err(NonceRefusal::Foreign(spoken));
+        }
         if self.remote.is_full() && self.own.is_full() && self.own.bytes() == self.remote.bytes() {
             return Err(NonceRefusal::Reflected);
         }
         Ok(())
+    }
+
+    /// What the remote speaks if these bytes turn out to be no nonce.
+    pub fn suspected(&self) -> Option<OtherProtocol> {
+        OtherProtocol::suspected(self.remote.bytes())
     }
 
     /// How many bytes of the remote's nonce have arrived.
@@ -173,6 +185,21 @@ mod tests {
             check.on_received(&HEADER[19..]),
             Err(NonceRefusal::PlainText)
         );
+    }
+
+    /// Incident: dialing the port of a web server was told as a wrong swarm key.
+    #[test]
+    fn pnet_h9_another_protocol_is_no_nonce() {
+        let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
+        for split in 0..answer.len() {
+            let mut check = NonceCheck::default();
+            let first = check.on_received(&answer[..split]);
+            let refused = first.and_then(|()| check.on_received(&answer[split..]));
+            assert_eq!(refused, Err(NonceRefusal::Foreign(OtherProtocol::Http)));
+        }
+        let mut check = NonceCheck::default();
+        assert_eq!(check.on_received(b"ERR 1\r\n"), Ok(()));
+        assert_eq!(check.suspected(), Some(OtherProtocol::Text));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 pub mod cipher;
 pub mod dialer;
 pub mod discovery;
+pub mod foreign;
 pub mod handshake;
 pub mod limits;
 pub mod policy;
@@ -30,11 +31,14 @@ mod liveness;
 #[cfg(feature = "swarm")]
 mod muxer;
 #[cfg(feature = "swarm")]
+mod stage;
+#[cfg(feature = "swarm")]
 mod stream;
 #[cfg(feature = "swarm")]
 mod transport;
 
 pub use error::{PskError, Silence};
+pub use foreign::OtherProtocol;
 pub use key::{Fingerprint, KEY_LEN, KeyError, MAX_KEY_FILE_LEN, SwarmKey};
 pub use keyfile::{KeyFile, KeyFileError, Replace, Written};
 pub use limits::{LimitExceeded, LimitKind, Limits};
@@ -52,6 +56,8 @@ pub use discovery::{Discovery, DiscoveryConfig, DiscoveryEvent};
 pub use liveness::{Liveness, LivenessConfig, LivenessEvent};
 #[cfg(feature = "swarm")]
 pub use muxer::ReceiveBudget;
+#[cfg(feature = "swarm")]
+pub use stage::{Stage, Stages};
 #[cfg(feature = "swarm")]
 pub use stream::{KeyOutcome, PskStream, Side};
 #[cfg(feature = "swarm")]

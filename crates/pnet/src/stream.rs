@@ -8,7 +8,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::{
     cipher::XSalsa20,
     error::{PskError, Silence},
+    foreign::OtherProtocol,
     handshake::{HEADER, HeaderCheck, KeyVerdict, NONCE_LEN, NonceCheck, NonceRefusal},
     key::{Fingerprint, SwarmKey},
 };
@@ -68,17 +69,43 @@ enum State {
 
 /// The result of the key check, readable while the stream is buried in the layers above.
 #[derive(Clone, Debug, Default)]
-pub struct KeyOutcome(Arc<Mutex<Option<Result<(), PskError>>>>);
+pub struct KeyOutcome {
+    verdict: Arc<Mutex<Option<Result<(), PskError>>>>,
+    /// What the remote seems to speak, if its nonce looked like that.
+    suspected: Arc<Mutex<Option<OtherProtocol>>>,
+}
 
 impl KeyOutcome {
     /// `None` while fewer than 20 bytes have come.
     pub fn get(&self) -> Option<Result<(), PskError>> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.verdict)
+    }
+
+    /// The cause of a failed check in view of what the nonce looked like: who greets in another protocol has no key at all.
+    pub(crate) fn blame(&self, error: PskError) -> PskError {
+        match (error, *lock(&self.suspected)) {
+            (
+                PskError::WrongSwarmKey { .. }
+                | PskError::ProbablyWrongSwarmKey { .. }
+                | PskError::NoNonce { .. },
+                Some(spoken),
+            ) => PskError::NotLibp2p { spoken },
+            _ => error,
+        }
     }
 
     fn set(&self, outcome: Result<(), PskError>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        *lock(&self.verdict) = Some(outcome.map_err(|error| self.blame(error)));
     }
+
+    fn suspect(&self, spoken: Option<OtherProtocol>) {
+        *lock(&self.suspected) = spoken;
+    }
+}
+
+/// Nothing here panics while it holds a lock: a poisoned one is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S> PskStream<S>
@@ -94,14 +121,14 @@ where
     ) -> Result<Self, PskError> {
         let mut ours = [0; NONCE_LEN];
         getrandom::fill(&mut ours).map_err(|_| PskError::NoRandom)?;
-        let theirs = match tokio::time::timeout(deadline, exchange(&mut socket, &ours)).await {
-            Ok(theirs) => theirs?,
-            Err(_) => {
-                return Err(PskError::NoNonce {
-                    how: Silence::Timeout(deadline),
-                });
-            }
-        };
+        let outcome = KeyOutcome::default();
+        let exchanged = exchange(&mut socket, &ours, &outcome);
+        let theirs = tokio::time::timeout(deadline, exchanged)
+            .await
+            .unwrap_or(Err(PskError::NoNonce {
+                how: Silence::Timeout(deadline),
+            }))
+            .map_err(|error| outcome.blame(error))?;
         let key_bytes = key.expose_secret_bytes();
         Ok(Self {
             socket,
@@ -110,7 +137,7 @@ where
             state: State::Checking(HeaderCheck::default()),
             side,
             fingerprint: key.fingerprint(),
-            outcome: KeyOutcome::default(),
+            outcome,
         })
     }
 
@@ -137,7 +164,7 @@ where
                 Err(error) => PskError::Io(error.kind()),
             };
             self.outcome.set(Err(failure));
-            self.state = State::Refused(failure);
+            self.state = State::Refused(self.outcome.blame(failure));
         }
         Poll::Ready(())
     }
@@ -167,7 +194,7 @@ where
             if drained.is_ok() {
                 let _ = ready!(Pin::new(&mut self.socket).poll_close(cx));
             }
-            self.state = State::Refused(self.wrong_key());
+            self.state = State::Refused(self.outcome.blame(self.wrong_key()));
         }
         Poll::Ready(())
     }
@@ -187,7 +214,11 @@ where
 }
 
 /// Sends our nonce and returns the remote's.
-async fn exchange<S>(socket: &mut S, ours: &[u8; NONCE_LEN]) -> Result<[u8; NONCE_LEN], PskError>
+async fn exchange<S>(
+    socket: &mut S,
+    ours: &[u8; NONCE_LEN],
+    outcome: &KeyOutcome,
+) -> Result<[u8; NONCE_LEN], PskError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -206,8 +237,10 @@ where
             .on_received(&rest[..count])
             .map_err(|refusal| match refusal {
                 NonceRefusal::PlainText => PskError::NotPrivate,
+                NonceRefusal::Foreign(spoken) => PskError::NotLibp2p { spoken },
                 NonceRefusal::Reflected => PskError::Reflected,
             })?;
+        outcome.suspect(check.suspected());
     }
     Ok(theirs)
 }

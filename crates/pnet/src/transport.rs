@@ -27,6 +27,7 @@ use crate::{
     key::SwarmKey,
     muxer::Muxer,
     policy::Network,
+    stage::{Entered, Stage},
     stream::{PskStream, Side},
 };
 
@@ -169,8 +170,11 @@ impl Setup {
     {
         let side = side(point);
         match &self.key {
-            Some(key) => self.run_private(socket, key, side).await,
-            None => self.within_deadline(self.secure(socket, side)).await,
+            Some(key) => self.run_private(socket, key, side, point).await,
+            None => {
+                let _entered = self.enter(point, Stage::Secure);
+                self.within_deadline(self.secure(socket, side)).await
+            }
         }
     }
 
@@ -179,11 +183,15 @@ impl Setup {
         socket: S,
         key: &SwarmKey,
         side: Side,
+        point: &ConnectedPoint,
     ) -> Result<(PeerId, StreamMuxerBox), SetupError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let nonces = self.enter(point, Stage::Nonce);
         let stream = PskStream::handshake(socket, key, side, self.config.nonce).await?;
+        drop(nonces);
+        let _entered = self.enter(point, Stage::Secure);
         let outcome = stream.outcome();
         let secured = self.within_deadline(self.secure(stream, side)).await;
         match outcome.get() {
@@ -192,11 +200,21 @@ impl Setup {
             Some(Ok(())) => secured,
             // The remote has not said 20 bytes. A remote with another key that waits for more of our garbage looks like this.
             None => secured.map_err(|_| {
-                SetupError::Psk(PskError::ProbablyWrongSwarmKey {
+                SetupError::Psk(outcome.blame(PskError::ProbablyWrongSwarmKey {
                     ours: key.fingerprint(),
                     how: Silence::Timeout(self.config.security),
-                })
+                }))
             }),
+        }
+    }
+
+    /// Only dials are asked after: whoever comes to us waits on his side.
+    fn enter(&self, point: &ConnectedPoint, stage: Stage) -> Option<Entered> {
+        match point {
+            ConnectedPoint::Dialer { address, .. } => {
+                Some(self.config.stages.enter(address, stage))
+            }
+            ConnectedPoint::Listener { .. } => None,
         }
     }
 

@@ -7,15 +7,18 @@ use std::{collections::HashSet, time::Duration};
 
 use common::*;
 use gemba_pnet::{
-    DialCause, Dialer, DialerConfig, DialerEvent, LimitKind, Limits, ListenCause, Silence,
-    TransportConfig,
+    DialCause, Dialer, DialerConfig, DialerEvent, LimitKind, Limits, ListenCause, OtherProtocol,
+    Silence, Stage, TransportConfig,
     dialer::{Target, redial::TargetState},
     limits,
 };
 use libp2p_identity::PeerId;
-use libp2p_swarm::{DialError, NetworkBehaviour, Swarm, SwarmEvent, dial_opts::DialOpts};
+use libp2p_swarm::{DialError, NetworkBehaviour, Swarm, SwarmEvent, dial_opts::DialOpts, dummy};
 use multiaddr::{Multiaddr, Protocol};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 
 #[derive(NetworkBehaviour)]
 #[behaviour(prelude = "libp2p_swarm::derive_prelude")]
@@ -397,6 +400,7 @@ fn s0_58_each_cause_has_a_text_and_a_code_of_its_own() {
         DialCause::WrongSwarmKey { ours },
         DialCause::ProbablyWrongSwarmKey { ours },
         DialCause::NotPrivate,
+        DialCause::NotLibp2p(OtherProtocol::Http),
         DialCause::SecurityFailed("x".into()),
         DialCause::WrongPeer {
             expected: Some(peer),
@@ -422,5 +426,43 @@ fn s0_58_each_cause_has_a_text_and_a_code_of_its_own() {
             "{text}"
         );
     }
-    assert!(causes[9].to_string().contains("4 min"), "{}", causes[9]);
+    assert!(causes[10].to_string().contains("4 min"), "{}", causes[10]);
+}
+
+/// Whoever does not want to wait for the end of a dial is told what it waits for.
+#[tokio::test]
+async fn s0_58_a_dial_under_way_tells_what_it_waits_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: Multiaddr = format!(
+        "/ip4/127.0.0.1/tcp/{}",
+        listener.local_addr().unwrap().port()
+    )
+    .parse()
+    .unwrap();
+    let config = TransportConfig::default();
+    let mut ours = swarm_with(&private(1), &config, |_| dummy::Behaviour);
+    assert_eq!(config.stages.of(&address), None);
+    ours.dial(address.clone()).unwrap();
+    let drive = until(&mut ours, |event| match event {
+        SwarmEvent::OutgoingConnectionError { error, .. } => Some(DialCause::of(error)),
+        _ => None,
+    });
+    let watch = async {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let seen = async |stage| {
+            while config.stages.of(&address) != Some(stage) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        seen(Stage::Nonce).await;
+        socket.write_all(&[7; 24]).await.unwrap();
+        seen(Stage::Secure).await;
+    };
+    let watch = async { tokio::time::timeout(PATIENCE, watch).await.unwrap() };
+    let (cause, ()) = futures::join!(drive, watch);
+    assert!(
+        matches!(cause, DialCause::ProbablyWrongSwarmKey { .. }),
+        "{cause}"
+    );
+    assert_eq!(config.stages.of(&address), None);
 }

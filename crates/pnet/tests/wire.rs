@@ -9,7 +9,7 @@ use common::*;
 use data_encoding::HEXLOWER;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use gemba_pnet::{
-    PskError, PskStream, Side, Silence,
+    OtherProtocol, PskError, PskStream, Side, Silence,
     cipher::{Engine, XSalsa20},
     handshake::{HEADER, NONCE_LEN},
 };
@@ -92,7 +92,7 @@ async fn s0_52_a_recorded_stream_is_read() {
 #[tokio::test]
 async fn s0_52_what_we_send_is_a_nonce_and_then_xsalsa20_under_it() {
     let (mut raw, ours) = pair().await;
-    raw.write_all(&[9; NONCE_LEN]).await.unwrap();
+    raw.write_all(&[0x99; NONCE_LEN]).await.unwrap();
     let mut stream = PskStream::handshake(ours, &key(3), Side::Dialer, SOON)
         .await
         .unwrap();
@@ -140,7 +140,7 @@ async fn s0_52_libp2p_pnet_on_the_other_side_both_ways() {
 #[tokio::test]
 async fn pnet_h3_nothing_passes_before_the_key_is_known() {
     let (mut raw, ours) = pair().await;
-    let nonce = [9; NONCE_LEN];
+    let nonce = [0x99; NONCE_LEN];
     raw.write_all(&nonce).await.unwrap();
     let mut stream = PskStream::handshake(ours, &key(3), Side::Listener, SOON)
         .await
@@ -198,7 +198,7 @@ async fn pnet_h2_h3_h4_each_ending_has_its_own_type() {
     let wrong = PskError::WrongSwarmKey {
         ours: key(3).fingerprint(),
     };
-    let nonce = [9; NONCE_LEN];
+    let nonce = [0x99; NONCE_LEN];
     let foreign = [&nonce[..], &xsalsa20(&[4; 32], &nonce, &HEADER)].concat();
     let plain = [&HEADER[..], b"\x07/noise\n"].concat();
     let hung_up = PskError::ProbablyWrongSwarmKey {
@@ -208,15 +208,42 @@ async fn pnet_h2_h3_h4_each_ending_has_its_own_type() {
     let silent = PskError::NoNonce {
         how: Silence::Timeout(Duration::from_millis(500)),
     };
+    let speaks = |spoken| PskError::NotLibp2p { spoken };
     for side in [Side::Dialer, Side::Listener] {
         for (wire, hang_up, expected) in [
             (&foreign[..], false, wrong),
             (&plain[..], false, PskError::NotPrivate),
             (&HEADER[..], false, PskError::NotPrivate),
             (b"".as_slice(), false, silent),
-            (b"SSH-2.0-x\r\n".as_slice(), false, silent),
+            (b"SSH-2".as_slice(), false, silent),
             (
-                b"HTTP/1.1 400\r\n".as_slice(),
+                b"220 mail\r\n".as_slice(),
+                false,
+                speaks(OtherProtocol::Text),
+            ),
+            (
+                b"GET / HTTP/1.1\r\nHost: gemba.invalid\r\nAccept: */*\r\n\r\n".as_slice(),
+                false,
+                speaks(OtherProtocol::Http),
+            ),
+            (
+                b"SSH-2.0-x\r\n".as_slice(),
+                false,
+                speaks(OtherProtocol::Ssh),
+            ),
+            (
+                b"HTTP/1.1 400 Bad Request\r\n\r\n".as_slice(),
+                false,
+                speaks(OtherProtocol::Http),
+            ),
+            (b"-ERR\r\n".as_slice(), true, speaks(OtherProtocol::Text)),
+            (
+                b"\x15\x03\x03\x00\x02\x02\x46".as_slice(),
+                true,
+                speaks(OtherProtocol::Tls),
+            ),
+            (
+                b"HTTP".as_slice(),
                 true,
                 PskError::NoNonce {
                     how: Silence::HungUp,
@@ -234,7 +261,7 @@ async fn pnet_h2_h3_h4_each_ending_has_its_own_type() {
 /// Only the listener owes a header (PNET-H6), and an outsider gets nothing else: no peer id, no protocol (S2.7).
 #[tokio::test]
 async fn s2_7_an_outsider_learns_nothing_but_that_the_port_is_open() {
-    let foreign = [&[9; NONCE_LEN][..], &[0xCC; 200]].concat();
+    let foreign = [&[0x99; NONCE_LEN][..], &[0xCC; 200]].concat();
     let (outcome, sent) = answer_to(&foreign, Side::Listener, false).await;
     assert!(matches!(outcome, Err(PskError::WrongSwarmKey { .. })));
     assert_eq!(sent.len(), NONCE_LEN + HEADER.len());
