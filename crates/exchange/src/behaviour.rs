@@ -204,6 +204,17 @@ impl Behaviour {
         self.core.why(cid)
     }
 
+    /// For how long no peer has sent a byte of an exchange message; `None` if none ever did.
+    #[must_use]
+    pub fn silence(&self) -> Option<Time> {
+        let heard = self
+            .links
+            .values()
+            .map(|link| link.outbox.read_at())
+            .max()?;
+        (heard > Time::ZERO).then(|| self.clock.now().saturating_sub(heard))
+    }
+
     /// All counters.
     #[must_use]
     pub fn counters(&self) -> Counters {

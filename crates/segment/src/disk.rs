@@ -149,6 +149,21 @@ pub fn is_full(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an error says that the medium does not give these bytes back: they are damaged, and only another copy helps.
+#[must_use]
+pub fn is_unreadable(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    // What file systems with checksums of their own answer.
+    const EBADMSG: i32 = 74;
+    const EUCLEAN: i32 = 117;
+    const ERROR_CRC: i32 = 23;
+    match error.raw_os_error() {
+        Some(code) if cfg!(unix) => matches!(code, EIO | EBADMSG | EUCLEAN),
+        Some(code) => code == ERROR_CRC,
+        None => false,
+    }
+}
+
 /// Fills `buf` from offset `at`.
 pub(crate) fn read_exact_at(
     file: &dyn DiskFile,

@@ -11,7 +11,7 @@ mod walk;
 mod writer;
 
 pub use commit::{GroupCommit, LeaderDied};
-pub use disk::{Disk, DiskFile, LockError, LockGuard, Mode, Sharing, is_full};
+pub use disk::{Disk, DiskFile, LockError, LockGuard, Mode, Sharing, is_full, is_unreadable};
 pub use footer::Footer;
 pub use frame::{
     FILE_HEADER, FORMAT, FRAME_HEADER, FrameHeader, HeaderFault, Identity, Kind, MAX_PAYLOAD,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cid::Cid;
 use cid::multihash::Multihash;
 use gemba_block::{Block, MAX_BLOCK_BYTES};
-use gemba_segment::{Disk, Frame, GroupCommit, LockGuard, ReadError, RealDisk};
+use gemba_segment::{Disk, Frame, GroupCommit, LockGuard, ReadError, RealDisk, is_unreadable};
 
 use crate::config::{Config, VerifyOnRead};
 use crate::error::{OpenError, StoreError};
@@ -429,7 +429,6 @@ impl Store {
     ) -> Result<Bytes, StoreError> {
         let world = &self.inner.world;
         let (pack, offset) = (located.place.pack(), located.place.offset());
-        let reader = world.packs.reader(pack).map_err(StoreError::io)?;
         let check = verify != VerifyOnRead::Off;
         let corrupt = |what| {
             world.index.mark_bad(fp, located.place);
@@ -441,9 +440,20 @@ impl Store {
                 what,
             }
         };
+        let reader = match world.packs.reader(pack) {
+            Ok(reader) => reader,
+            // Somebody took the file away: to whoever wants the block that is as bad as damage, and the same helps.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(corrupt("its pack is gone"));
+            }
+            Err(e) => return Err(StoreError::io(e)),
+        };
         let frame = match reader.read(offset, key.len(), located.len as usize, check) {
             Ok(frame) => frame,
             Err(ReadError::Damaged { what, .. }) => return Err(corrupt(what)),
+            Err(ReadError::Io(e)) if is_unreadable(&e) => {
+                return Err(corrupt("the disk cannot read it"));
+            }
             Err(ReadError::Io(e)) => return Err(StoreError::io(e)),
             Err(other) => return Err(StoreError::io(std::io::Error::other(other))),
         };

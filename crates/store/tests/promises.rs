@@ -206,6 +206,35 @@ fn s3_reads_check_what_they_are_told_to() {
     }
 }
 
+/// A medium that gives no data, and a pack that somebody took away: the block counts as absent, and putting it again repairs it.
+#[test]
+fn what_cannot_be_read_is_absent_and_can_be_put_again() {
+    let sim = SimDisk::new(1);
+    let config = Config::default().pack_bytes(4 << 10).open_packs(1);
+    let store = open(&sim, config).unwrap();
+    let all = blocks(6, 4, 3000);
+    for block in &all {
+        store.put_many(std::slice::from_ref(block)).unwrap();
+    }
+    assert!(store.stat().packs > 1);
+    let repair = |block: &Block, cause: &str| {
+        match store.get(block.cid()) {
+            Err(StoreError::Corrupt { what, .. }) => assert_eq!(what, cause),
+            other => panic!("{other:?}"),
+        }
+        assert!(!store.has(block.cid()));
+        assert_eq!(store.put_many(std::slice::from_ref(block)).unwrap().new, 1);
+        assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+    };
+    // Only the file that was read last is open.
+    store.get(all[3].cid()).unwrap();
+    sim.unlink(&common::pack(1)).unwrap();
+    repair(&all[0], "its pack is gone");
+    store.get(all[2].cid()).unwrap();
+    sim.fail(Call::Read, 1, 1);
+    repair(&all[2], "the disk cannot read it");
+}
+
 /// A forged block (the caller lied about its hash) is refused by a reader that hashes.
 #[test]
 fn s3_a_forged_block_is_found_by_hash() {

@@ -785,7 +785,8 @@ fn is_root(path: &Path) -> bool {
 }
 
 fn eio() -> io::Error {
-    io::Error::other("input/output error (injected)")
+    // As the operating system says it, so that callers can tell a bad medium from a bad call.
+    io::Error::from_raw_os_error(5)
 }
 
 fn enospc() -> io::Error {

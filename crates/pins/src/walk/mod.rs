@@ -220,6 +220,11 @@ impl Walk {
         self.outstanding.keys()
     }
 
+    /// Whether this block was asked for and not answered.
+    pub fn is_outstanding(&self, cid: &Cid) -> bool {
+        self.outstanding.contains_key(cid)
+    }
+
     /// The missing blocks and why.
     pub fn missing(&self) -> impl ExactSizeIterator<Item = (&Cid, &MissingCause)> {
         self.missing.iter().map(|(cid, (_, cause))| (cid, cause))
