@@ -458,8 +458,10 @@ fn defaults() -> BTreeMap<&'static str, (Value, Origin)> {
 }
 
 fn parse(text: &str) -> Result<DocumentMut, Fail> {
-    text.parse::<DocumentMut>()
-        .map_err(|e| Fail::new(Code::Usage, e.to_string().trim_end()))
+    text.parse::<DocumentMut>().map_err(|e| {
+        Fail::new(Code::Usage, e.to_string().trim_end())
+            .hint("correct that line, or move the file away: every setting has a default")
+    })
 }
 
 fn from_file(text: &str) -> Result<Vec<(&'static str, Value)>, Fail> {

@@ -86,6 +86,20 @@ impl Fail {
         self
     }
 
+    /// What cannot be, unless gemba itself is wrong.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        Self::new(Code::Failure, cause).hint(
+            "this is a mistake in gemba: repeat the command; if it stays, report it with what `gemba -vv …` prints",
+        )
+    }
+
+    /// The operating system gives no thread, file descriptor or signal.
+    pub fn resources(what: &str, error: &std::io::Error) -> Self {
+        Self::new(Code::Failure, format!("no {what} from the operating system: {error}")).hint(
+            "too many programs or open files: end some, or raise the limits of this user (`ulimit -n`, `ulimit -u`)",
+        )
+    }
+
     /// An I/O error on a path, with the code that fits its kind.
     pub fn io(path: impl AsRef<std::path::Path>, error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Kind;
@@ -96,9 +110,17 @@ impl Fail {
             Kind::TimedOut => Code::Timeout,
             _ => Code::Failure,
         };
+        let what = match error.kind() {
+            Kind::NotFound => "there is no such file or folder".to_owned(),
+            Kind::PermissionDenied => "this user may not read or write it".to_owned(),
+            Kind::NotADirectory => "something on the way to it is no folder".to_owned(),
+            Kind::IsADirectory => "it is a folder".to_owned(),
+            Kind::ReadOnlyFilesystem => "its disk can only be read".to_owned(),
+            _ => error.to_string(),
+        };
         let fail = Self::new(
             code,
-            format!("{}: {error}", crate::text::path(path.as_ref())),
+            format!("{}: {what}", crate::text::path(path.as_ref())),
         );
         match error.kind() {
             Kind::StorageFull => fail.hint(

@@ -124,8 +124,8 @@ impl Layout {
         files::check_private(&path)?;
         let bytes = files::read_limited(&path, MAX_IDENTITY_BYTES)?;
         Keypair::from_protobuf_encoding(&bytes).map_err(|e| {
-            Fail::new(Code::Integrity, format!("{} is damaged: {e}", path.display()))
-                .hint("restore it from a copy, or move it away and run `gemba init` on a new repository: the peer id changes then")
+            Fail::new(Code::Integrity, format!("{} is damaged: it holds no key ({e})", path.display()))
+                .hint(format!("restore it from a copy. Without one: move it away, delete {}, and run `gemba init`, which makes a new one and keeps the rest; this node has a new peer id then", self.version().display()))
         })
     }
 
@@ -398,8 +398,10 @@ pub fn key_file_fail(error: KeyFileError) -> Fail {
     };
     let fail = Fail::new(code, &error);
     match error {
-        KeyFileError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            fail.hint("the key to take over is the file `swarm.key` in the repository of any member")
+        KeyFileError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+            Fail::io(path, &source).hint(
+                "the key to take over is the file `swarm.key` in the repository of any member",
+            )
         }
         KeyFileError::BadKey { .. } => fail.hint(
             "copy the file `swarm.key` from the repository of any member again, as it is; nothing was changed here",
@@ -414,6 +416,9 @@ pub fn store_fail(error: &StoreError) -> Fail {
         StoreError::Corrupt { .. } => Fail::new(Code::Integrity, error)
             .hint("`gemba repo verify` finds all damaged blocks; fetching a block again (`gemba pin add`) repairs it"),
         StoreError::TooLarge { .. } => Fail::new(Code::Usage, error).hint("cut it into smaller blocks: `gemba add` does"),
+        StoreError::Io(_) | StoreError::NotDurable(_) => Fail::new(Code::Failure, error)
+            .hint("the disk or its cable is at fault: look at the system's log (`dmesg`); what was stored before is not affected"),
+        StoreError::WriterDied | StoreError::TooManyPacks => Fail::internal(error),
         StoreError::Full(_) => Fail::new(Code::Failure, "the disk is full").hint("free some space, or move the repository (--repo) to a larger disk"),
         _ => Fail::new(Code::Failure, error),
     }
@@ -424,9 +429,14 @@ fn open_fail(error: OpenError) -> Fail {
         OpenError::LockHeld { .. } | OpenError::NewerFormat { .. } => {
             Fail::new(Code::Conflict, error)
         }
-        OpenError::Missing(_) => Fail::new(Code::NotFound, error),
+        OpenError::Missing(folder) => Fail::new(
+            Code::Integrity,
+            format!("{} is missing or holds no block store, though the repository is there", folder.display()),
+        )
+        .hint("put the folder back; is its disk mounted?"),
         OpenError::Io { path, source } => Fail::io(path, &source),
-        other => Fail::new(Code::Integrity, other),
+        other => Fail::new(Code::Integrity, other)
+            .hint("nothing was changed; put a copy of the folder blocks/ back, or begin with a new repository: content comes back from the swarm"),
     }
 }
 
@@ -451,8 +461,12 @@ fn wanted_key(options: &InitOptions) -> Result<Option<SwarmKey>, Fail> {
 /// # Errors
 /// The operating system gives no randomness.
 pub fn generate_key() -> Result<SwarmKey, Fail> {
-    SwarmKey::generate()
-        .map_err(|e| Fail::new(Code::Failure, format!("no randomness for a key: {e}")))
+    SwarmKey::generate().map_err(|e| {
+        Fail::new(
+            Code::Failure,
+            format!("the operating system gives no random numbers for a key: {e}"),
+        )
+    })
 }
 
 fn write_identity(layout: &Layout) -> Result<(), Fail> {

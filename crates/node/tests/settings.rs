@@ -119,6 +119,34 @@ fn levels_that_are_none_are_refused_with_the_allowed_ones() {
     }
 }
 
+/// Whoever reads the log of a daemon reads of the daemon first, not of its libraries.
+#[test]
+fn the_first_word_in_the_log_is_the_daemons_own() {
+    let node = Node::new();
+    // Standard input is closed at once, so it starts and ends.
+    let done = node.run(&[
+        "daemon",
+        "--no-mdns",
+        "--listen",
+        "/ip4/127.0.0.1/tcp/0",
+        "--api",
+        "127.0.0.1:0",
+        "--until-stdin-closes",
+    ]);
+    assert!(done.status.success(), "{}", done.stderr);
+    let mut lines = done.stderr.lines();
+    let first = lines.next().unwrap();
+    assert!(
+        first.contains("gemba_node") && first.contains("the daemon starts"),
+        "{first}"
+    );
+    assert!(
+        lines.all(|line| !line.contains("INFO libp2p")),
+        "{}",
+        done.stderr
+    );
+}
+
 /// A wrong variable is not a wrong file.
 #[test]
 fn s0_55_errors_name_the_source_they_come_from() {

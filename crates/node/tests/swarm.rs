@@ -325,8 +325,27 @@ fn a_block_that_nobody_has_ends_with_a_cause() {
     let b = swarm.node(1);
     let cid = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
     let failure = b.fails(&["pin", "add", cid, "--timeout", "3s", "--json"], 4);
-    assert!(failure.cause.contains("has block"), "{}", failure.cause);
+    assert!(
+        failure.cause.contains("the only peer asked does not have"),
+        "{}",
+        failure.cause
+    );
+    // Who was asked and what came back, for people and with ages for scripts.
+    let told = b.ok(&["why", cid]);
+    let asked = swarm.node(0).json(&["id"])["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        told.contains("is not on this device; it has been wanted for")
+            && told.contains(&format!("asked     {asked} "))
+            && told.contains("waits for")
+            && !told.contains('{'),
+        "{told}"
+    );
     let why = b.json(&["why", cid]);
+    assert!(why["why"]["age_ms"].as_u64().unwrap() >= 3000, "{why}");
+    assert!(why["why"]["asked"][0]["age_ms"].is_u64(), "{why}");
     assert_eq!(
         (why["here"].as_bool(), why["wanted"].as_bool()),
         (Some(false), Some(true))

@@ -17,7 +17,7 @@ use crate::content::add::{AddObserver, Checked, Entry, add};
 use crate::content::folder::{self, LeftOut, TreeVisitor, WalkOptions};
 use crate::content::pins;
 use crate::content::tree_stream::TreeWriter;
-use crate::error::{Code, Fail};
+use crate::error::Fail;
 use crate::repo::Access;
 use crate::text;
 
@@ -222,9 +222,7 @@ fn through(
                     show(context, args, &entry, progress)?;
                 }
             }
-            let root = held.ok_or_else(|| {
-                Fail::new(Code::Failure, "the daemon's answer ended without a root")
-            })?;
+            let root = held.ok_or_else(|| session::answer_fail("ended without a root"))?;
             let left_out = left_out
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -236,7 +234,7 @@ fn through(
 }
 
 fn add_url(args: &Args) -> Result<String, Fail> {
-    let choice = serde_json::to_value(args.choice()).map_err(|e| Fail::new(Code::Failure, e))?;
+    let choice = serde_json::to_value(args.choice()).map_err(Fail::internal)?;
     let fields = choice.as_object().into_iter().flatten();
     let texts: Vec<(String, String)> = fields
         .map(|(key, value)| {

@@ -191,7 +191,7 @@ fn stat(context: &Context, cid: Cid) -> Result<(), Fail> {
             })?;
             answer["size"]
                 .as_u64()
-                .ok_or_else(|| Fail::new(Code::Failure, "the daemon's answer holds no size"))?
+                .ok_or_else(|| session::answer_fail("holds no size"))?
         }
         None => blocks::size(&context.repo(Access::Read)?.store()?, &cid)?,
     };
@@ -281,8 +281,11 @@ fn dag_value(context: &Context, path: &str) -> Result<Ipld, Fail> {
 
 fn export(context: &Context, cid: Cid) -> Result<(), Fail> {
     if output::stdout_is_terminal() {
-        return Err(Fail::new(Code::Usage, "an archive is not for terminals")
-            .hint(format!("gemba dag export {cid} > {cid}.car")));
+        return Err(
+            Fail::new(Code::Usage, "an archive is not for terminals").hint(format!(
+                "send it into a file: gemba dag export {cid} > {cid}.car"
+            )),
+        );
     }
     let Some(daemon) = context.daemon()? else {
         interrupt::watch();
@@ -380,7 +383,7 @@ fn import_through(
         while let Some(line) = lines.next().await {
             last = Some(line?);
         }
-        last.ok_or_else(|| Fail::new(Code::Failure, "the daemon's answer ended without a report"))
+        last.ok_or_else(|| session::answer_fail("ended without a report"))
     })
 }
 
@@ -402,7 +405,7 @@ fn read_input(file: Option<&Path>, limit: usize) -> Result<Vec<u8>, Fail> {
     if data.len() > limit {
         return Err(Fail::new(
             Code::Usage,
-            format!("the input has more than {limit} bytes, a block may not"),
+            format!("the input is larger than a block may be ({limit} bytes)"),
         )
         .hint("`gemba add` cuts files into blocks"));
     }

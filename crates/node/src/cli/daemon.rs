@@ -61,7 +61,7 @@ pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
         .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
-        .map_err(|e| Fail::new(Code::Failure, format!("no runtime: {e}")))?;
+        .map_err(|e| Fail::resources("threads", &e))?;
     let options = Options {
         listen: args.listen.clone(),
         bootstrap: args.bootstrap.clone(),
@@ -117,8 +117,7 @@ fn orphaned(asked: bool) -> Result<impl Future<Output = ()>, Fail> {
         let spawned = std::thread::Builder::new()
             .name("stdin".into())
             .spawn(watch);
-        spawned
-            .map_err(|e| Fail::new(Code::Failure, format!("no thread for standard input: {e}")))?;
+        spawned.map_err(|e| Fail::resources("threads", &e))?;
         return Ok(futures::future::Either::Left(async {
             let _closed = closing.await;
         }));
@@ -130,8 +129,7 @@ fn orphaned(asked: bool) -> Result<impl Future<Output = ()>, Fail> {
 #[cfg(unix)]
 pub(super) fn told_to_stop() -> Result<impl Future<Output = ()>, Fail> {
     use tokio::signal::unix::{SignalKind, signal};
-    let fail =
-        |e: std::io::Error| Fail::new(Code::Failure, format!("signals cannot be heard: {e}"));
+    let fail = |e: std::io::Error| Fail::resources("signals", &e);
     let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
     Ok(async move {

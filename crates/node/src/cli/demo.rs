@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Context, interrupt};
 use crate::demo;
-use crate::error::{Code, Fail};
+use crate::error::Fail;
 
 /// What `demo` takes.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|e| Fail::new(Code::Failure, format!("no runtime: {e}")))?;
+    let runtime = runtime.map_err(|e| Fail::resources("threads", &e))?;
     let options = demo::Options {
         input: args.input.clone(),
         devices: args.devices,

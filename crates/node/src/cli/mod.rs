@@ -28,6 +28,9 @@ use crate::error::Fail;
 use crate::repo::Layout;
 use output::Output;
 
+/// The heading of the options that every command has.
+const EVERYWHERE: &str = "Options of every command";
+
 /// A private swarm for factories and device fleets.
 #[derive(Debug, Parser)]
 #[command(
@@ -39,19 +42,25 @@ use output::Output;
 )]
 pub struct Cli {
     /// The repository [default: `gemba` in the user's data directory]
-    #[arg(long, global = true, env = "GEMBA_PATH", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        env = "GEMBA_PATH",
+        value_name = "DIR",
+        help_heading = EVERYWHERE
+    )]
     pub repo: Option<PathBuf>,
     /// Print JSON: one object, or one a line; commands that print content do so as ever, and their failures as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERYWHERE)]
     pub json: bool,
     /// Log to standard error; -vv says more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = EVERYWHERE)]
     pub verbose: u8,
     /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, help_heading = EVERYWHERE)]
     pub timeout: Option<Duration>,
     /// Forbid the public network, as LIBP2P_FORCE_PNET=1 does
-    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = EVERYWHERE)]
     pub force_private: Option<bool>,
     /// What to do
     #[command(subcommand)]

@@ -82,7 +82,7 @@ fn peer_rows(peers: &[Peer]) -> Vec<Vec<String>> {
 /// Why it could not be reached.
 pub fn connect(context: &Context, args: &ConnectArgs) -> Result<(), Fail> {
     if let Err(e) = args.address.parse::<multiaddr::Multiaddr>() {
-        return Err(Fail::new(Code::Usage, format!("`{}` is no multiaddr: {e}", args.address))
+        return Err(Fail::new(Code::Usage, format!("`{}` is no address of a node, which is written as a multiaddr: {e}", args.address))
             .hint("it looks like /ip4/192.168.1.20/tcp/4001/p2p/12D3KooW…; `gemba id` on the other node prints its own"));
     }
     let daemon = context.require_daemon()?;
@@ -224,8 +224,9 @@ fn status_text(status: &Status) -> String {
             status.pins.pinned, status.pins.pinning, status.pins.queued, status.pins.error
         ),
         format!(
-            "transfer  {} bytes in, {} bytes out",
-            status.transfer.bytes_in, status.transfer.bytes_out
+            "transfer  {} in, {} out",
+            text::bytes(status.transfer.bytes_in),
+            text::bytes(status.transfer.bytes_out)
         ),
     ];
     lines.extend(status.troubles.iter().map(trouble_line));

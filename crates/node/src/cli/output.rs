@@ -62,7 +62,7 @@ impl Output {
         people: impl FnOnce(&T) -> String,
     ) -> Result<(), Fail> {
         let mut line = if self.json {
-            serde_json::to_string(value).map_err(|e| Fail::new(Code::Failure, e))?
+            serde_json::to_string(value).map_err(Fail::internal)?
         } else {
             text::printable(&people(value)).into_owned()
         };
@@ -220,7 +220,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
 
 fn stdout_fail(error: &io::Error) -> Fail {
     note_reader(error);
-    Fail::new(Code::Failure, format!("standard output: {error}"))
+    Fail::new(
+        Code::Failure,
+        format!("standard output cannot be written: {error}"),
+    )
+    .hint("is it sent into a file on a disk that is full?")
 }
 
 fn note_reader(error: &io::Error) {

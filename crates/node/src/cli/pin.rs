@@ -130,9 +130,9 @@ fn add_through(
             let at = line?;
             progress.set(at.bytes_done);
             progress.say(format!(
-                "pinning {} of {} known blocks",
+                "pinning {} of {} known so far",
                 at.blocks_done,
-                at.blocks_done + at.blocks_pending
+                text::blocks(at.blocks_done + at.blocks_pending)
             ));
             last = Some(at);
         }
@@ -143,7 +143,7 @@ fn add_through(
                 Code::NoDaemon,
                 "the daemon's answer ended before the pin was whole",
             )
-            .hint("it stays wanted; look at the daemon's log")),
+            .hint("the daemon was stopped in the middle: the pin stays wanted, and the fetch goes on when the daemon runs again")),
         }
     })
 }

@@ -9,7 +9,7 @@ use gemba_store::{Store, VerifyReport};
 use hyper::Method;
 
 use super::progress::Progress;
-use super::session::Daemon;
+use super::session::{self, Daemon};
 use super::{Context, interrupt};
 use crate::api::types::{Damage, RepoSize, Verified};
 use crate::content::pins;
@@ -155,10 +155,7 @@ fn verify_through(
             }
             show(progress, at.checked, at.total);
         }
-        Err(Fail::new(
-            Code::NoDaemon,
-            "the daemon's answer ended without a report",
-        ))
+        Err(session::answer_fail("ended without a report"))
     })
 }
 

@@ -142,6 +142,13 @@ fn too_late(limit: Duration) -> Fail {
     .hint("`gemba why CID` and `gemba peers` tell who was asked; a longer --timeout waits longer")
 }
 
+/// The daemon said something that it does not say, or less than it should.
+#[must_use]
+pub fn answer_fail(cause: &str) -> Fail {
+    Fail::new(Code::Failure, format!("the daemon's answer {cause}"))
+        .hint("it was stopped in the middle, or is of another version than this command: look at its log, and compare `gemba --version` with the agent in `gemba id`")
+}
+
 /// Runs blocking work beside a conversation; a panic in it is a failure.
 ///
 /// # Errors
@@ -151,10 +158,9 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T, Fail> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
-        Err(e) => Err(Fail::new(
-            Code::Failure,
-            format!("a thread of this command ended early: {e}"),
-        )),
+        Err(e) => Err(Fail::internal(format!(
+            "a thread of this command ended early: {e}"
+        ))),
     }
 }
 
@@ -220,7 +226,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fail> {
     let built = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    built.map_err(|e| Fail::new(Code::Failure, format!("no runtime: {e}")))
+    built.map_err(|e| Fail::resources("threads", &e))
 }
 
 /// `-v`: the command's own log. The daemon logs by its settings.

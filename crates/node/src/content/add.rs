@@ -14,7 +14,7 @@ use gemba_unixfs::{BoxError, ImportSink, Imported, Meta, Profile, TreeImporter};
 
 use super::folder::TreeVisitor;
 use super::import_fail;
-use crate::error::{Code, Fail};
+use crate::error::Fail;
 use crate::repo::store_fail;
 
 /// Batches that wait for the disk, at most 8 MiB each. With the one being written and the one being filled, an add holds about 40 MiB.
@@ -92,10 +92,7 @@ pub fn add(
     let root = finished?;
     match sink.finish()? {
         Some(entry) if entry.cid == root.cid => Ok(entry),
-        _ => Err(Fail::new(
-            Code::Failure,
-            "the import ended without its root",
-        )),
+        _ => Err(Fail::internal("the import ended without its root")),
     }
 }
 
@@ -335,7 +332,7 @@ impl Drop for Writer {
 }
 
 fn ended() -> Fail {
-    Fail::new(Code::Failure, "the writing thread ended early")
+    Fail::internal("the writing thread ended early")
 }
 
 /// Reads a file to add, so that an interruption ends it between two reads.

@@ -16,7 +16,10 @@ pub fn make(data: impl Into<Bytes>, codec_name: &str, hash_name: &str) -> Result
     let hash = parse_hash(hash_name)?;
     if codec_name == "v0" {
         if hash != MhCode::Sha2_256 {
-            return Err(Fail::new(Code::Usage, "CIDv0 means sha2-256"));
+            return Err(
+                Fail::new(Code::Usage, "a CIDv0 has the hash sha2-256 and no other")
+                    .hint("leave the hash out, or name the codec dag-pb in place of v0"),
+            );
         }
         return Block::v0(data).map_err(block_fail);
     }
@@ -95,6 +98,7 @@ pub fn remove(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<(), Fail> {
 #[must_use]
 pub fn not_here(cid: &Cid) -> Fail {
     Fail::new(Code::NotFound, format!("block {cid} is not on this device"))
+        .hint("if it is on another one, `gemba block get` fetches it while a daemon runs here")
 }
 
 fn block_fail(error: gemba_block::BlockError) -> Fail {

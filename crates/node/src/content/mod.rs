@@ -97,7 +97,7 @@ pub fn source_fail(error: SourceError) -> Fail {
     match error {
         SourceError::Missing(cid) => {
             Fail::new(Code::NotFound, format!("block {cid} is not on this device"))
-                .hint("start the daemon, so that it can be fetched from the swarm")
+                .hint("start the daemon (`gemba daemon`) and repeat the command: it is fetched from the swarm then")
         }
         SourceError::Failed { source, .. } => unboxed(source, Code::Failure),
         other => Fail::new(Code::Failure, other),
@@ -134,8 +134,9 @@ pub fn read_fail(error: &ReadError) -> Fail {
             Fail::new(Code::Usage, error).hint("`gemba dag get` reads blocks that are not files")
         }
         ReadError::WrongBlock { .. } => Fail::new(Code::Failure, error),
-        _ => Fail::new(Code::Integrity, error)
-            .hint("whoever made this DAG made it wrong; it is refused everywhere"),
+        _ => Fail::new(Code::Integrity, error).hint(
+            "it was made wrong, and is refused everywhere: whoever made it has to add it again",
+        ),
     }
 }
 

@@ -50,7 +50,8 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
         visit(store, &mut walk, &cid)?;
     }
     if let State::Refused(cause) = walk.state() {
-        return Err(Fail::new(Code::Integrity, cause));
+        return Err(Fail::new(Code::Integrity, cause)
+            .hint("whoever made it has to add it again; `gemba repo verify` tells whether the disk here is at fault"));
     }
     Ok(Presence {
         progress: walk.progress(),
@@ -128,7 +129,7 @@ pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> R
     }
     set.get(&root)
         .cloned()
-        .ok_or_else(|| Fail::new(Code::Failure, "the pin vanished"))
+        .ok_or_else(|| Fail::internal("the pin vanished while it was written"))
 }
 
 /// Pins what is here already.

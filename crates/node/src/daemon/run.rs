@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_secs(1);
 const CONNECTING: usize = 64;
 /// A listen address that does not come about in this time does not.
 const LISTEN: Duration = Duration::from_secs(5);
+/// One that stands for all of its kind has them at once, or there are none.
+const LISTEN_ANYWHERE: Duration = Duration::from_secs(1);
 
 /// Everything that can happen to the node.
 enum Action {
@@ -116,25 +118,32 @@ impl Node {
             return Err(Fail::new(Code::Usage, "no listen address")
                 .hint("give one with --listen, such as /ip4/0.0.0.0/tcp/4001"));
         }
+        // All of them before the first listens: a plain socket on `::` takes IPv4 too and would meet our own on `0.0.0.0`.
+        addresses.iter().try_for_each(refuse_taken_port)?;
         for address in addresses {
-            refuse_taken_port(address)?;
             let id = self
                 .swarm
                 .listen_on(address.clone())
                 .map_err(|e| listen_fail(address, &ListenCause::of(address, &e)))?;
-            tokio::time::timeout(LISTEN, self.until_listening(id, address))
-                .await
-                .map_err(|_| {
-                    Fail::new(
-                        Code::Timeout,
-                        format!(
-                            "listening on {address} did not come about in {} s",
-                            LISTEN.as_secs()
-                        ),
-                    )
-                })??;
+            let patience = if is_wildcard(address) {
+                LISTEN_ANYWHERE
+            } else {
+                LISTEN
+            };
+            match tokio::time::timeout(patience, self.until_listening(id, address)).await {
+                Ok(listening) => listening?,
+                // Without IPv6 on the machine nothing ever comes of `::`, and the defaults name it.
+                Err(_) if is_wildcard(address) => tracing::warn!(
+                    %address,
+                    "this machine has no address of that kind; listening there begins when it gets one"
+                ),
+                Err(_) => return Err(never_listened(address, patience)),
+            }
         }
-        Ok(self.id().addresses)
+        match self.id().addresses {
+            none if none.is_empty() => Err(never_listened(&addresses[0], LISTEN_ANYWHERE)),
+            listening => Ok(listening),
+        }
     }
 
     async fn until_listening(
@@ -812,6 +821,26 @@ fn refuse_taken_port(address: &Multiaddr) -> Result<(), Fail> {
             &ListenCause::of(address, &TransportError::Other(e)),
         )),
     }
+}
+
+/// Whether an address stands for all of its kind that the machine has.
+fn is_wildcard(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => ip.is_unspecified(),
+        _ => false,
+    }
+}
+
+fn never_listened(address: &Multiaddr, patience: Duration) -> Fail {
+    Fail::new(
+        Code::Timeout,
+        format!(
+            "listening on {address} did not come about in {} s",
+            patience.as_secs()
+        ),
+    )
+    .hint("does this machine have such an address? Another one is given with --listen, as /ip4/0.0.0.0/tcp/4001")
 }
 
 fn listen_fail(address: &Multiaddr, cause: &ListenCause) -> Fail {
