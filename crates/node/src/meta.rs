@@ -3,7 +3,7 @@
 //! Every commit is two-phase and carries what redb needs for a quick repair, so that an unclean stop costs neither a pin nor a long start.
 //!
 //! redb trusts its file: where bytes were changed by a disk or a person it may panic instead of failing. Every call into it is marked
-//! ([`marked`]), so that the program can end with the cause and the way out ([`fail_of_panic`]) instead of a stack trace.
+//! (`marked`), so that the program can end with the cause and the way out ([`fail_of_panic`]) instead of a stack trace.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};

@@ -57,7 +57,7 @@ pub struct LeftOut {
     pub hidden: u64,
     /// Sockets, named pipes and devices.
     pub special: u64,
-    /// The first [`MAX_NAMED`] of these, and what each is.
+    /// The first hundred of these, and what each is.
     pub named: Vec<(PathBuf, &'static str)>,
 }
 
