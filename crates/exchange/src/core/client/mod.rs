@@ -755,7 +755,7 @@ impl Client {
             Answer::HavePending | Answer::BlockPending => true,
             Answer::TimedOut => {
                 let since = ask.answered_at.unwrap_or(ask.at);
-                let Some(peer) = self.peers.get_mut(&ask.peer) else {
+                let Some(peer) = self.peers.get(&ask.peer) else {
                     return false;
                 };
                 if !peer.remote.holds_block_want(cid) {
@@ -764,6 +764,13 @@ impl Client {
                 if peer.progress <= since {
                     return now < since.saturating_add(patience);
                 }
+                if !self.has_room(peer, estimate) {
+                    // Still owed, and bytes do come: counted as such once there is room.
+                    return now < since.saturating_add(patience);
+                }
+                let Some(peer) = self.peers.get_mut(&ask.peer) else {
+                    return false;
+                };
                 self.next += 1;
                 *ask = Ask {
                     number: self.next,
