@@ -475,6 +475,60 @@ fn near_peers_are_asked_before_far_ones() {
 }
 
 #[test]
+fn what_one_peer_alone_has_is_asked_first_when_there_is_room_again() {
+    let config = Config::default().with_peer_bytes(1);
+    let mut bench = Bench::new(&config);
+    let (a, b) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let many = blocks(8, 50_000);
+    bench.want(session, &many);
+    // Both windows of two blocks are full before anybody says more.
+    for n in &many {
+        bench.receive(a, presence(n.cid(), Presence::Have));
+    }
+    let asked = |entries: Vec<Entry>| -> Vec<Cid> {
+        let block = |e: &Entry| !e.cancel && e.kind == WantKind::Block;
+        entries.iter().filter(|e| block(e)).map(|e| e.cid).collect()
+    };
+    let of_a = asked(bench.entries(a));
+    assert_eq!(of_a.len(), 2);
+    let rare = *many[5].cid();
+    assert!(!of_a.contains(&rare));
+    for n in many.iter().filter(|n| *n.cid() != rare) {
+        bench.receive(b, presence(n.cid(), Presence::Have));
+    }
+    let first = many.iter().find(|n| *n.cid() == of_a[0]).cloned();
+    bench.receive(a, with_blocks(&[first.unwrap()]));
+    assert_eq!(asked(bench.entries(a)).first(), Some(&rare));
+}
+
+#[test]
+fn of_two_holders_the_one_that_answers_sooner_is_asked_and_both_share_what_is_much() {
+    let mut bench = Bench::new(&Config::default());
+    let (slow, quick) = (bench.peer(), bench.peer());
+    let session = bench.session(AskPolicy::Any);
+    let first = block(1, 5000);
+    bench.want(session, std::slice::from_ref(&first));
+    bench.pass(Duration::from_millis(10));
+    bench.receive(quick, presence(first.cid(), Presence::Have));
+    bench.pass(Duration::from_millis(400));
+    bench.receive(slow, presence(first.cid(), Presence::Have));
+    bench.receive(quick, with_blocks(&[first]));
+    bench.sent.clear();
+    let next = block(2, 5000);
+    bench.want(session, std::slice::from_ref(&next));
+    assert_eq!(bench.entries(quick).len(), 1);
+    assert!(bench.entries(slow).is_empty());
+    let many: Vec<_> = (10..500).map(|n| block(n, 5000)).collect();
+    bench.want(session, &many);
+    let (of_quick, of_slow) = (bench.entries(quick).len() + 1, bench.entries(slow).len());
+    assert!(
+        of_slow > 0 && of_slow <= of_quick,
+        "{of_slow} and {of_quick}"
+    );
+}
+
+#[test]
 fn no_more_is_asked_than_windows_and_budget_allow() {
     let config = Config::default().with_node_bytes(3 * 1024 * 1024);
     let mut bench = Bench::new(&config);

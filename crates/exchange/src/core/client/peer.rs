@@ -26,9 +26,13 @@ pub(super) struct Peer {
     pub(super) progress: Time,
     /// The newest ask that was delivered: a server works in order, give or take.
     pub(super) delivered: u64,
+    /// Bytes a second while it owed something; 0 before the first measure.
     rate: u64,
-    metered: usize,
-    metered_since: Time,
+    /// From asking to the answer, the best of late. Zero before the first answer.
+    latency: Duration,
+    /// How often what it was asked for came, 0 to 256.
+    reliability: u64,
+    meter: Option<Meter>,
     stalls: u32,
     wrong: u32,
     suspect_until: Time,
@@ -46,10 +50,30 @@ pub(super) struct OpenAsk {
     pub(super) latest: Time,
 }
 
+/// Bytes that came in (`since`, `until`].
+struct Meter {
+    bytes: usize,
+    since: Time,
+    until: Time,
+}
+
+impl Meter {
+    fn from(since: Time) -> Self {
+        Self {
+            bytes: 0,
+            since,
+            until: since,
+        }
+    }
+}
+
 /// Bytes expected from a peer before its rate is known.
 const FIRST_WINDOW: usize = 1024 * 1024;
-/// A peer is asked for what it delivers in this time.
-const WINDOW_TIME: u64 = 2;
+/// A peer is asked for what it delivers in twice its latency and this time: enough to keep a line filled whose rate
+/// doubles or whose answers come in bursts, and little enough that the rest can still go to others.
+const SLACK: Duration = Duration::from_millis(500);
+/// Every ask came.
+const RELIABLE: u64 = 256;
 /// Assumed before the first measure, bytes a second: fast enough to be tried.
 const FIRST_RATE: u64 = 10 * 1024 * 1024;
 /// Slowest delivery that is waited for, bytes a second (boxo's 100 kbit/s and some patience).
@@ -73,8 +97,9 @@ impl Peer {
             progress: now,
             delivered: 0,
             rate: 0,
-            metered: 0,
-            metered_since: now,
+            latency: Duration::ZERO,
+            reliability: RELIABLE,
+            meter: None,
             stalls: 0,
             wrong: 0,
             suspect_until: Time::ZERO,
@@ -104,9 +129,27 @@ impl Peer {
             && (self.blocks < 2 || self.bytes + estimate <= self.window(estimate, config))
     }
 
-    /// Seconds, in microseconds, until a block asked for now would be here.
+    /// Microseconds until a block asked for now would be here, times the tries that it takes.
     pub(super) fn cost(&self, estimate: usize) -> u64 {
-        (self.bytes + estimate) as u64 * 1_000_000 / self.rate_or_guess()
+        let transfer = (self.bytes + estimate) as u64 * 1_000_000 / self.rate_or_guess();
+        let latency = u64::try_from(self.latency.as_micros()).unwrap_or(u64::MAX / RELIABLE);
+        transfer.saturating_add(latency).saturating_mul(RELIABLE) / self.reliability.max(1)
+    }
+
+    /// It answered what it was asked at `at`.
+    pub(super) fn answered(&mut self, at: Time, now: Time) {
+        let took = now.saturating_sub(at);
+        self.latency = if self.latency.is_zero() || took < self.latency {
+            took
+        } else {
+            // A queue there makes answers late, a longer way keeps them late.
+            self.latency + (took - self.latency) / 16
+        };
+    }
+
+    /// It did not deliver what it was asked for.
+    fn failed(&mut self) {
+        self.reliability -= self.reliability / 4;
     }
 
     /// Latest time for a block asked for now: its share of what is owed at a fraction of the measured rate.
@@ -118,8 +161,8 @@ impl Peer {
 
     pub(super) fn owe(&mut self, ask: OpenAsk, estimate: usize) {
         if self.blocks == 0 {
-            self.metered = 0;
-            self.metered_since = ask.at;
+            // The way there and back is not a part of its rate.
+            self.meter = None;
         }
         self.blocks += 1;
         self.bytes += estimate;
@@ -146,27 +189,42 @@ impl Peer {
         self.delivered = self.delivered.max(number.unwrap_or(0));
         self.stalls = 0;
         self.suspect_until = Time::ZERO;
-        self.metered += len;
-        let span = now.saturating_sub(self.metered_since);
-        if span >= METER {
-            let measured = self.metered as u64 * 1000 / (span.as_millis() as u64).max(1);
+        self.reliability += (RELIABLE - self.reliability).div_ceil(16);
+        self.measure(len, now);
+    }
+
+    /// Bytes that came after the first ones of a busy time.
+    fn measure(&mut self, len: usize, now: Time) {
+        let Some(meter) = &mut self.meter else {
+            self.meter = Some(Meter::from(now));
+            return;
+        };
+        let span = meter.until.saturating_sub(meter.since);
+        if now > meter.until && span >= METER {
+            let measured = meter.bytes as u64 * 1000 / (span.as_millis() as u64).max(1);
             self.rate = match self.rate {
-                0 => measured,
-                old => (3 * old + measured) / 4,
+                0 => measured.max(1),
+                old => ((3 * old + measured) / 4).max(1),
             };
-            self.metered = 0;
-            self.metered_since = now;
+            *meter = Meter::from(meter.until);
+        }
+        // Several blocks come at one time, in one message.
+        if now > meter.since {
+            meter.bytes += len;
+            meter.until = now;
         }
     }
 
     /// Wants timed out: asked last for a while that doubles.
     pub(super) fn stalled(&mut self, now: Time) {
+        self.failed();
         self.stalls = (self.stalls + 1).min(6);
         self.suspect_until = now.saturating_add(Duration::from_secs(2 << self.stalls));
     }
 
     /// A block came that nobody asked for while others are owed. True if the peer is now distrusted.
     pub(super) fn sent_wrong(&mut self, now: Time, config: &Config) -> bool {
+        self.failed();
         self.wrong += 1;
         self.suspect_until = now.saturating_add(config.distrust);
         if self.wrong < WRONG || self.distrusted_until > now {
@@ -181,7 +239,11 @@ impl Peer {
         let most = config.peer_bytes.max(2 * estimate);
         let wish = match self.rate {
             0 => FIRST_WINDOW,
-            rate => usize::try_from(rate.saturating_mul(WINDOW_TIME)).unwrap_or(usize::MAX),
+            rate => {
+                let time = self.latency.saturating_mul(2).saturating_add(SLACK);
+                let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                usize::try_from(rate.saturating_mul(millis) / 1000).unwrap_or(usize::MAX)
+            }
         };
         wish.clamp(most.min(2 * estimate), most)
     }

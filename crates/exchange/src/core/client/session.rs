@@ -130,6 +130,13 @@ impl Session {
             .map(|(key, _)| *key)
     }
 
+    /// One of the first pending wants is under way.
+    pub(super) fn no_longer_pending(&mut self, cid: &Cid) {
+        if let Some(at) = self.pending.iter().position(|c| c == cid) {
+            self.pending.remove(at);
+        }
+    }
+
     pub(super) fn saw_size(&mut self, len: usize) {
         let len = len.max(MIN_ESTIMATE);
         self.estimate = if len > self.estimate {

@@ -3,6 +3,8 @@
 use gemba_block::Cid;
 use libp2p_identity::PeerId;
 
+use super::Client;
+use super::want::{Phase, Want};
 use crate::core::{SessionId, Time};
 
 /// Who was asked for a block, what was answered, what is waited for.
@@ -83,4 +85,40 @@ pub enum WaitingFor {
     Holder,
     /// The owner: found blocks fill the budget and were not released.
     Release,
+}
+
+impl Client {
+    pub(in crate::core) fn why(&self, cid: &Cid) -> Option<Why> {
+        let want = self.wants.get(cid)?;
+        Some(Why {
+            cid: *cid,
+            sessions: want.sessions.clone(),
+            since: want.since,
+            asked: self.asked(want),
+            gone: want.gone.clone(),
+            waiting_for: match want.phase {
+                _ if self.paused => WaitingFor::Release,
+                Phase::Queued => WaitingFor::Room,
+                Phase::Searching => WaitingFor::Answers,
+                Phase::Fetching => WaitingFor::Block,
+                Phase::Unavailable => WaitingFor::Holder,
+            },
+            rounds: want.rounds,
+            retry_at: want.retry_at,
+        })
+    }
+
+    pub(super) fn asked(&self, want: &Want) -> Vec<Asked> {
+        want.asks
+            .iter()
+            .filter_map(|ask| {
+                Some(Asked {
+                    peer: self.peers.get(&ask.peer)?.id,
+                    at: ask.at,
+                    answer: ask.answer,
+                    answered_at: ask.answered_at,
+                })
+            })
+            .collect()
+    }
 }

@@ -1,0 +1,350 @@
+//! The decision: the next step of a want, and which wants come next when room opens.
+
+use gemba_block::Cid;
+use libp2p_identity::PeerId;
+
+use super::peer::{OpenAsk, Peer};
+use super::want::{Ask, Phase, Want};
+use super::{Answer, Client, Out};
+use crate::core::{Output, PeerKey, SessionId, Time};
+use crate::metrics::Counters;
+use crate::wire::WantKind;
+
+/// What `place` did with a want.
+#[derive(PartialEq, Eq)]
+pub(super) enum Placed {
+    /// Something is under way.
+    Settled,
+    /// The windows are full.
+    NoRoom,
+}
+
+/// Whom to ask for a block.
+pub(super) enum Choice {
+    Peer(PeerKey),
+    Full,
+    Nobody,
+}
+
+/// Pending wants that are ranked against each other.
+const RANKED: usize = 64;
+/// Pending wants that find no room before the others are left alone: others may have other holders.
+const REFUSED: usize = 16;
+
+impl Client {
+    /// Fills the room that opened with pending wants of the sessions that were stirred.
+    pub(super) fn stir(&mut self, now: Time, counters: &mut Counters, out: &mut Out) {
+        while let Some(id) = self.stirred.pop_first() {
+            while self.fill(id, now, counters, out) {}
+        }
+    }
+
+    /// Places what comes next in a session. False once nothing more finds room.
+    fn fill(&mut self, id: SessionId, now: Time, counters: &mut Counters, out: &mut Out) -> bool {
+        let (mut placed, mut refused) = (false, 0);
+        for cid in self.rarest(id) {
+            if self.place(&cid, now, counters, out) == Placed::NoRoom {
+                refused += 1;
+                if refused == REFUSED {
+                    return false;
+                }
+            } else if let Some(session) = self.sessions.get_mut(&id) {
+                session.no_longer_pending(&cid);
+                placed = true;
+            }
+        }
+        placed
+    }
+
+    /// The first pending wants of a session, those with the fewest holders first: what one peer alone has is gone when
+    /// that peer goes, and it can take none of the load off the others.
+    fn rarest(&self, id: SessionId) -> Vec<Cid> {
+        let Some(session) = self.sessions.get(&id) else {
+            return Vec::new();
+        };
+        let mut first: Vec<Cid> = session.pending.iter().take(RANKED).copied().collect();
+        if self.peers.len() > 1 && first.len() > 1 {
+            let probable = session.good().count();
+            // Stable: otherwise in the order in which they were wanted.
+            first.sort_by_cached_key(|cid| match self.wants.get(cid).map_or(0, Want::holders) {
+                0 => probable,
+                known => known,
+            });
+        }
+        first
+    }
+
+    pub(super) fn stir_all(&mut self) {
+        self.stirred.extend(
+            self.sessions
+                .iter()
+                .filter(|(_, s)| !s.pending.is_empty())
+                .map(|(id, _)| *id),
+        );
+    }
+
+    /// Takes the next step of a want.
+    pub(super) fn place(
+        &mut self,
+        cid: &Cid,
+        now: Time,
+        counters: &mut Counters,
+        out: &mut Out,
+    ) -> Placed {
+        let Some(mut want) = self.wants.remove(cid) else {
+            return Placed::Settled;
+        };
+        let was_queued = want.phase == Phase::Queued;
+        let placed = self.step(cid, &mut want, now, counters, out);
+        if placed == Placed::NoRoom && !was_queued {
+            self.set_phase(&mut want, cid, Phase::Queued);
+            if let Some(session) = want.home().and_then(|id| self.sessions.get_mut(&id)) {
+                session.pending.push_front(*cid);
+            }
+        }
+        self.wants.insert(*cid, want);
+        placed
+    }
+
+    pub(super) fn step(
+        &mut self,
+        cid: &Cid,
+        want: &mut Want,
+        now: Time,
+        counters: &mut Counters,
+        out: &mut Out,
+    ) -> Placed {
+        if want.waits(Answer::BlockPending) {
+            self.set_phase(want, cid, Phase::Fetching);
+            return Placed::Settled;
+        }
+        match self.choose(cid, want, false, now) {
+            Choice::Peer(key) => return self.ask_block(cid, want, key, now),
+            Choice::Full => return Placed::NoRoom,
+            Choice::Nobody => {}
+        }
+        match self.search(cid, want, now) {
+            Some(Placed::NoRoom) => return Placed::NoRoom,
+            Some(Placed::Settled) => return Placed::Settled,
+            None => {}
+        }
+        match self.choose(cid, want, true, now) {
+            Choice::Peer(key) => self.ask_block(cid, want, key, now),
+            Choice::Full => Placed::NoRoom,
+            Choice::Nobody => self.unavailable(cid, want, now, counters, out),
+        }
+    }
+
+    /// The best peer to ask for the block: near before far, certain before probable, soon before late. With `suspects`
+    /// also those that failed before.
+    pub(super) fn choose(&self, cid: &Cid, want: &Want, suspects: bool, now: Time) -> Choice {
+        let Some(home) = want.home().and_then(|id| self.sessions.get(&id)) else {
+            return Choice::Nobody;
+        };
+        let sure = want
+            .asks
+            .iter()
+            .filter(|a| a.answer == Answer::Has)
+            .map(|a| (a.peer, false));
+        let probable = home
+            .good()
+            .filter(|key| want.ask_of(*key).is_none())
+            .map(|key| (key, true));
+        let mut best: Option<((bool, bool, u64), PeerKey)> = None;
+        let mut near_full = false;
+        let mut any_full = false;
+        for (key, guess) in sure.chain(probable) {
+            let Some(peer) = self.peers.get(&key) else {
+                continue;
+            };
+            if !peer.is_usable(now)
+                || (peer.is_suspect(now) && !suspects)
+                || !self.may_ask(cid, want, &peer.id)
+            {
+                continue;
+            }
+            if !self.has_room(peer, home.estimate) {
+                near_full |= peer.lan;
+                any_full = true;
+                continue;
+            }
+            let rank = (!peer.lan, guess, peer.cost(home.estimate));
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, key));
+            }
+        }
+        match best {
+            // A near peer is worth waiting for.
+            Some(((true, ..), _)) if near_full => Choice::Full,
+            Some((_, key)) => Choice::Peer(key),
+            None if any_full => Choice::Full,
+            None => Choice::Nobody,
+        }
+    }
+
+    pub(super) fn has_room(&self, peer: &Peer, estimate: usize) -> bool {
+        let node = self.expected == 0 && self.found < self.config.node_bytes
+            || self.expected + self.found + estimate <= self.config.node_bytes;
+        node && peer.has_block_room(estimate, &self.config)
+    }
+
+    pub(super) fn ask_block(
+        &mut self,
+        cid: &Cid,
+        want: &mut Want,
+        key: PeerKey,
+        now: Time,
+    ) -> Placed {
+        let estimate = self.estimate_of(want);
+        let number = self.number();
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return Placed::NoRoom;
+        };
+        let open = OpenAsk {
+            cid: *cid,
+            number,
+            at: now,
+            latest: peer.latest(estimate, now, &self.config),
+        };
+        peer.owe(open, estimate);
+        peer.remote.want(*cid, WantKind::Block, want.seq);
+        self.expected += estimate;
+        self.changed.insert(key);
+        want.set_ask(Ask {
+            peer: key,
+            number,
+            at: now,
+            answer: Answer::BlockPending,
+            answered_at: None,
+            charged: estimate,
+        });
+        // Those who were asked before and did not deliver must not send a second copy.
+        let failed: Vec<PeerKey> = want
+            .asks
+            .iter()
+            .filter(|a| matches!(a.answer, Answer::TimedOut | Answer::WrongBytes))
+            .map(|a| a.peer)
+            .collect();
+        for other in failed {
+            self.cancel_at(other, cid);
+        }
+        self.set_phase(want, cid, Phase::Fetching);
+        Placed::Settled
+    }
+
+    /// Asks everybody who was not asked yet whether they have it. `None` if there is nobody left to ask or wait for.
+    pub(super) fn search(&mut self, cid: &Cid, want: &mut Want, now: Time) -> Option<Placed> {
+        let waiting = want.waits(Answer::HavePending);
+        let unasked: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(key, peer)| {
+                want.ask_of(**key).is_none()
+                    && peer.is_usable(now)
+                    && self.may_ask(cid, want, &peer.id)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        if unasked.is_empty() {
+            if !waiting {
+                return None;
+            }
+            self.set_phase(want, cid, Phase::Searching);
+            return Some(Placed::Settled);
+        }
+        let full = want
+            .home()
+            .and_then(|id| self.sessions.get(&id))
+            .is_some_and(|s| s.searching >= self.config.search);
+        if want.phase != Phase::Searching && full {
+            return Some(Placed::NoRoom);
+        }
+        let mut asked = waiting;
+        for key in unasked {
+            let number = self.number();
+            let Some(peer) = self.peers.get_mut(&key) else {
+                continue;
+            };
+            if !peer.has_entry_room(&self.config) {
+                continue;
+            }
+            asked = true;
+            peer.haves += 1;
+            peer.have_asks.push_back(OpenAsk {
+                cid: *cid,
+                number,
+                at: now,
+                latest: now,
+            });
+            peer.remote.want(*cid, WantKind::Have, want.seq);
+            self.changed.insert(key);
+            want.set_ask(Ask {
+                peer: key,
+                number,
+                at: now,
+                answer: Answer::HavePending,
+                answered_at: None,
+                charged: 0,
+            });
+        }
+        if !asked {
+            return Some(Placed::NoRoom);
+        }
+        self.set_phase(want, cid, Phase::Searching);
+        Some(Placed::Settled)
+    }
+
+    /// Everybody said no or nothing.
+    pub(super) fn unavailable(
+        &mut self,
+        cid: &Cid,
+        want: &mut Want,
+        now: Time,
+        counters: &mut Counters,
+        out: &mut Out,
+    ) -> Placed {
+        // Without anybody to ask, one want of a session says so for all.
+        let others = want
+            .home()
+            .and_then(|id| self.sessions.get(&id))
+            .is_some_and(|s| s.unavailable > 0);
+        if want.asks.is_empty() && others && want.phase != Phase::Unavailable {
+            return Placed::NoRoom;
+        }
+        if want.retry_at.is_some() && want.phase == Phase::Unavailable {
+            return Placed::Settled;
+        }
+        let pause = self
+            .config
+            .retry_first
+            .saturating_mul(1 << want.rounds.min(16))
+            .min(self.config.retry_last);
+        want.rounds += 1;
+        want.retry_at = Some(now.saturating_add(pause));
+        self.set_phase(want, cid, Phase::Unavailable);
+        counters.unavailable += 1;
+        let asked = self.asked(want);
+        for session in &want.sessions {
+            out.push_back(Output::Unavailable {
+                session: *session,
+                cid: *cid,
+                asked: asked.clone(),
+            });
+        }
+        Placed::Settled
+    }
+
+    pub(super) fn may_ask(&self, cid: &Cid, want: &Want, peer: &PeerId) -> bool {
+        want.sessions
+            .iter()
+            .filter_map(|id| self.sessions.get(id))
+            .any(|s| s.policy.may_ask(cid, peer))
+    }
+
+    /// Size expected of a block of this want.
+    pub(super) fn estimate_of(&self, want: &Want) -> usize {
+        want.home()
+            .and_then(|id| self.sessions.get(&id))
+            .map_or(0, |s| s.estimate)
+    }
+}

@@ -1,0 +1,94 @@
+//! One wanted block: its phase, who was asked for it, what they said.
+
+use std::collections::HashMap;
+
+use gemba_block::Cid;
+use libp2p_identity::PeerId;
+
+use super::peer::OpenAsk;
+use super::why::Answer;
+use crate::core::{PeerKey, SessionId, Time};
+
+pub(super) struct Want {
+    pub(super) seq: u64,
+    /// The first one has it in its queue.
+    pub(super) sessions: Vec<SessionId>,
+    pub(super) since: Time,
+    pub(super) phase: Phase,
+    pub(super) asks: Vec<Ask>,
+    pub(super) gone: Vec<PeerId>,
+    pub(super) rounds: u32,
+    pub(super) retry_at: Option<Time>,
+    /// Its key in `Client::retry`.
+    pub(super) listed_at: Option<Time>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Queued,
+    Searching,
+    Fetching,
+    Unavailable,
+}
+
+/// What one peer was asked and said about one want.
+pub(super) struct Ask {
+    pub(super) peer: PeerKey,
+    pub(super) number: u64,
+    pub(super) at: Time,
+    pub(super) answer: Answer,
+    pub(super) answered_at: Option<Time>,
+    /// Bytes counted as expected while the block is owed.
+    pub(super) charged: usize,
+}
+
+impl Want {
+    pub(super) fn new(seq: u64, session: SessionId, now: Time) -> Self {
+        Self {
+            seq,
+            sessions: vec![session],
+            since: now,
+            phase: Phase::Queued,
+            asks: Vec::new(),
+            gone: Vec::new(),
+            rounds: 0,
+            retry_at: None,
+            listed_at: None,
+        }
+    }
+
+    pub(super) fn home(&self) -> Option<SessionId> {
+        self.sessions.first().copied()
+    }
+
+    pub(super) fn ask_of(&self, key: PeerKey) -> Option<&Ask> {
+        self.asks.iter().find(|a| a.peer == key)
+    }
+
+    pub(super) fn waits(&self, answer: Answer) -> bool {
+        self.asks.iter().any(|a| a.answer == answer)
+    }
+
+    /// Peers that said they have it.
+    pub(super) fn holders(&self) -> usize {
+        self.asks.iter().filter(|a| a.answer == Answer::Has).count()
+    }
+
+    pub(super) fn set_ask(&mut self, ask: Ask) {
+        match self.asks.iter_mut().find(|a| a.peer == ask.peer) {
+            Some(old) => *old = ask,
+            None => self.asks.push(ask),
+        }
+    }
+}
+
+/// Whether an ask is still the one that its want waits for.
+pub(super) fn is_open(wants: &HashMap<Cid, Want>, key: PeerKey, open: &OpenAsk) -> bool {
+    wants
+        .get(&open.cid)
+        .and_then(|w| w.ask_of(key))
+        .is_some_and(|a| {
+            a.number == open.number
+                && matches!(a.answer, Answer::BlockPending | Answer::HavePending)
+        })
+}
