@@ -1,13 +1,14 @@
 //! What peers that lie, flood and come and go can do to the core and the wire, by somebody who did not write the crate.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use gemba_block::{Block, Cid};
 use gemba_exchange::wire::{self, Entry, Message, Presence, Version, WantKind};
-use gemba_exchange::{Config, Core, Input, LoadId, Output, SessionOptions, Time};
-use gemba_testkit::Rng;
+use gemba_exchange::{Config, Core, Input, Lane, LoadId, Output, SessionId, SessionOptions, Time};
 use gemba_testkit::alloc::{CountingAlloc, measure};
+use gemba_testkit::{Rng, check, sim_scale};
 use libp2p_identity::PeerId;
 
 #[global_allocator]
@@ -40,8 +41,8 @@ fn drain(core: &mut Core, now: Time, loads: &mut Vec<LoadId>, found: &mut Vec<Bl
                 message,
             } => {
                 let sent = match lane {
-                    gemba_exchange::Lane::Request => Input::RequestSent { peer, bytes: 1 },
-                    gemba_exchange::Lane::Response => Input::ResponseSent {
+                    Lane::Request => Input::RequestSent { peer, bytes: 1 },
+                    Lane::Response => Input::ResponseSent {
                         peer,
                         block_bytes: message.block_bytes(),
                         blocks: message.blocks.len(),
@@ -214,6 +215,127 @@ fn x1_nothing_is_left_of_peers_that_came_and_went_in_any_order() {
         }
         drain(&mut core, now, &mut loads, &mut found);
         assert_eq!(core.load(), empty, "seed {seed}");
+    }
+}
+
+/// Threat X10: wants, cancels and closed sessions race with the blocks that arrive, through links that deliver late. Nothing is found
+/// for a session that cancelled it, and nothing stays: no want, no expected byte, no entry on the server's list.
+#[test]
+fn x10_cancels_race_with_arrivals_and_nothing_is_left() {
+    check!(sim_scale(100_000), |rng| {
+        let ids = [PeerId::random(), PeerId::random()];
+        let mut cores = [(); 2].map(|()| Core::new(&Config::default()));
+        let mut now = Time::ZERO;
+        for side in 0..2 {
+            let peer = ids[1 - side];
+            cores[side].handle(Input::Connected { peer, lan: true }, now);
+        }
+        let mut mail: [VecDeque<Message>; 2] = Default::default();
+        let mut sessions: Vec<(SessionId, HashSet<u64>)> = Vec::new();
+        for _ in 0..rng.index(24) {
+            let n = rng.below(4);
+            match rng.below(6) {
+                0 if sessions.len() < 3 => {
+                    let session = cores[0].open_session(SessionOptions::default()).unwrap();
+                    sessions.push((session, HashSet::new()));
+                }
+                1 | 2 if !sessions.is_empty() => {
+                    let at = rng.index(sessions.len());
+                    let (session, wants) = &mut sessions[at];
+                    wants.insert(n);
+                    cores[0].want(*session, [*block(n).cid()], now).unwrap();
+                }
+                3 if !sessions.is_empty() => {
+                    let at = rng.index(sessions.len());
+                    let (session, wants) = &mut sessions[at];
+                    wants.remove(&n);
+                    cores[0].cancel(*session, &[*block(n).cid()], now);
+                }
+                4 if !sessions.is_empty() => {
+                    let at = rng.index(sessions.len());
+                    let (session, _) = sessions.swap_remove(at);
+                    cores[0].close_session(session, now);
+                }
+                _ => {
+                    now += Duration::from_millis(rng.below(3_000));
+                    cores.iter_mut().for_each(|core| core.expire(now));
+                }
+            }
+            exchange(&mut cores, &ids, &mut mail, &mut sessions, now);
+            let to = rng.index(2);
+            if let Some(message) = mail[to].pop_front() {
+                let peer = ids[1 - to];
+                cores[to].handle(Input::Received { peer, message }, now);
+            }
+            exchange(&mut cores, &ids, &mut mail, &mut sessions, now);
+        }
+        // Cancels that came too late meet blocks that came too late.
+        for (session, _) in std::mem::take(&mut sessions) {
+            cores[0].close_session(session, now);
+        }
+        loop {
+            exchange(&mut cores, &ids, &mut mail, &mut sessions, now);
+            let Some(to) = (0..2).find(|to| !mail[*to].is_empty()) else {
+                break;
+            };
+            if let Some(message) = mail[to].pop_front() {
+                let peer = ids[1 - to];
+                cores[to].handle(Input::Received { peer, message }, now);
+            }
+        }
+        let (fetching, serving) = (cores[0].load(), cores[1].load());
+        assert_eq!((fetching.wants, fetching.expected_bytes), (0, 0));
+        assert_eq!(fetching.found_bytes, 0);
+        assert_eq!(
+            (serving.served_wants, serving.loads, serving.served_bytes),
+            (0, 0, 0)
+        );
+    });
+}
+
+/// Moves what the two cores want to say into the mail; the second one has every block.
+fn exchange(
+    cores: &mut [Core; 2],
+    ids: &[PeerId; 2],
+    mail: &mut [VecDeque<Message>; 2],
+    sessions: &mut [(SessionId, HashSet<u64>)],
+    now: Time,
+) {
+    for side in 0..2 {
+        let peer = ids[1 - side];
+        while let Some(output) = cores[side].poll() {
+            match output {
+                Output::Send { lane, message, .. } => {
+                    let (blocks, block_bytes) = (message.blocks.len(), message.block_bytes());
+                    mail[1 - side].push_back(message);
+                    let written = match lane {
+                        Lane::Request => Input::RequestSent { peer, bytes: 1 },
+                        Lane::Response => Input::ResponseSent {
+                            peer,
+                            block_bytes,
+                            blocks,
+                            bytes: 1,
+                        },
+                    };
+                    cores[side].handle(written, now);
+                }
+                Output::Load { id, cid, .. } => {
+                    let data = (0..4).map(block).find(|b| *b.cid() == cid);
+                    cores[side].loaded(id, data.map(|b| b.data().clone()));
+                }
+                Output::Found {
+                    session,
+                    block: found,
+                    ..
+                } => {
+                    let wants = sessions.iter_mut().find(|(id, _)| *id == session);
+                    let n = (0..4).find(|n| block(*n).cid() == found.cid()).unwrap();
+                    assert!(wants.unwrap().1.remove(&n), "found, but cancelled");
+                    cores[side].release(found.len(), now);
+                }
+                _ => {}
+            }
+        }
     }
 }
 

@@ -538,7 +538,7 @@ fn x2_wrong_bytes_are_never_found_and_cost_the_sender_its_place() {
 /// A mix of everything, with links that break and come back: whatever happens, the fetch ends.
 #[test]
 fn x3_no_fetch_hangs_whatever_the_peers_do() {
-    check!(sim_scale(400), |rng| {
+    check!(sim_scale(10_000), |rng| {
         let count = 3 + rng.index(6);
         let mut manners = vec![Manner::Honest, Manner::Honest];
         for _ in 2..count {
@@ -551,7 +551,8 @@ fn x3_no_fetch_hangs_whatever_the_peers_do() {
         }
         let mut world = World::new(rng, &manners);
         let size = *rng.pick(&[200, 5_000, 60_000, 300_000]);
-        let how_many = 20 + rng.index(150);
+        // Few that are large: the hashes are what such a run costs.
+        let how_many = 5 + rng.index(if size < 50_000 { 150 } else { 20 });
         let content = blocks(rng, how_many, size);
         // Each block is with node 1 and with each other honest node by chance.
         for node in 1..count {
@@ -637,6 +638,36 @@ fn a_slow_line_that_stalls_completes_without_much_waste() {
             "{} of 40 twice",
             counters.duplicates
         );
+    });
+}
+
+/// 50 MiB over 1 Mbit/s and 100 ms each way, with stalls longer than the time-out: of what the line could carry while it moved, seven
+/// tenths and more are wanted blocks.
+#[test]
+fn x3_fifty_mib_over_a_megabit_line_use_seven_tenths_of_it() {
+    const RATE: u64 = 125_000;
+    check!(sim_scale(20), |rng| {
+        let mut world = World::new(rng, &[Manner::Honest, Manner::Honest]);
+        let content = blocks(rng, 200, 256 * 1024);
+        world.give(1, &content);
+        world.join_with(0, 1, 100 * MS, RATE);
+        world.want(0, &content);
+        let mut stalled = Duration::ZERO;
+        while !world.run(world.now + 20_000 * MS, |w| w.has_all(0)) {
+            let pause = MS * rng.range(500..8_000) as u32;
+            stalled += pause;
+            let until = world.now + pause;
+            for link in world.links.values_mut() {
+                link.stalled_until = until;
+                // What is on its way stands still as well.
+                link.free_at = link.free_at.max(world.now) + pause;
+            }
+            assert!(world.now < HOUR, "never ends");
+        }
+        let bytes: usize = content.iter().map(Block::len).sum();
+        let moving = (world.now - stalled).as_secs_f64();
+        let share = bytes as f64 / moving / RATE as f64;
+        assert!(share >= 0.7, "{share:.2}, {:?}", world.counters(0));
     });
 }
 
