@@ -5,6 +5,8 @@
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::api::types::Waits;
 use crate::error::{Code, Fail};
 
 /// Longest line of a NDJSON answer, in bytes; a longer one means that something else listens there.
@@ -28,7 +31,17 @@ const UPLOAD_QUEUE: usize = 8;
 const UPLOAD_PIECE: usize = 256 * 1024;
 /// A daemon on loopback answers at once or is not there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// A daemon whose process lives may be busy, on a device that swaps; it is given so long to say that it is there.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+/// Whoever ran out of time does not wait long for the reason.
+const REASON_DEADLINE: Duration = Duration::from_millis(500);
+/// A wait that is no longer than this is not worth a word.
+const PATIENT: Duration = Duration::from_secs(3);
+/// How often what is waited for is asked after.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long the caller of a request waits for the network, in milliseconds. Without it the daemon's own rules end a read.
+pub const PATIENCE: &str = "x-gemba-patience-ms";
 /// Names a request whose answer may break off in the middle, so that the cause can be asked for.
 pub const REQUEST_ID: &str = "x-request-id";
 
@@ -86,6 +99,10 @@ impl ApiFile {
 #[derive(Clone, Debug)]
 pub struct Client {
     api: ApiFile,
+    /// How long the caller waits for the network.
+    patience: Option<Duration>,
+    /// The request that was sent last, by which the daemon can be asked what it waits for.
+    last: Arc<Mutex<String>>,
 }
 
 type Body = BoxBody<Bytes, io::Error>;
@@ -100,32 +117,113 @@ impl Client {
                 token: String::new(),
                 pid: 0,
             },
+            patience: None,
+            last: Arc::default(),
         }
     }
 
     /// Looks for a daemon on the repository. `None`: no `api` file, or a stale one (nobody answers there, or somebody who
-    /// does not take the token), so that commands go on without a daemon.
+    /// does not take the token), so that commands go on without a daemon. With `patience` its caller waits no longer.
     ///
     /// # Errors
-    /// The `api` file may not be read.
-    pub async fn connect(layout: &crate::repo::Layout) -> Result<Option<Self>, Fail> {
+    /// The `api` file may not be read. [`Code::Timeout`] if the daemon's process is there and says nothing: without it nothing can be
+    /// done on this repository either, for it holds the lock.
+    pub async fn connect(
+        layout: &crate::repo::Layout,
+        patience: Option<Duration>,
+    ) -> Result<Option<Self>, Fail> {
         let Some(api) = ApiFile::read(&layout.api())? else {
             return Ok(None);
         };
-        let client = Self { api };
+        let client = Self {
+            api,
+            patience,
+            last: Arc::default(),
+        };
+        let limit = patience.unwrap_or(PROBE_DEADLINE).min(PROBE_DEADLINE);
         let probe = client.send(Method::GET, "/healthz", empty());
-        match tokio::time::timeout(CONNECT_DEADLINE, probe).await {
+        match tokio::time::timeout(limit, probe).await {
             Ok(Ok(answer)) if answer.status() == StatusCode::OK => Ok(Some(client)),
+            Err(_) if is_alive(client.api.pid) => Err(client.silent(limit)),
             _ => Ok(None),
+        }
+    }
+
+    /// The failure for a daemon that is there and does not answer.
+    fn silent(&self, waited: Duration) -> Fail {
+        Fail::new(
+            Code::Timeout,
+            format!(
+                "the daemon (process {}) does not answer: not done after {} s",
+                self.api.pid,
+                waited.as_secs_f64()
+            ),
+        )
+        .hint("it may be stopped (`kill -CONT PID` wakes it), or the device is overloaded; look at its log")
+    }
+
+    /// The failure for a command that was not done in time: what it waits for, if the daemon can tell.
+    pub async fn too_late(&self, limit: Duration) -> Fail {
+        let asked = tokio::time::timeout(REASON_DEADLINE, self.waits()).await;
+        let late = format!("not done after {} s", limit.as_secs_f64());
+        match asked {
+            Ok(Ok(Some(waits))) => {
+                Fail::new(Code::Timeout, format!("{late}: {}", waits.cause)).hint(waits.hint)
+            }
+            Ok(Ok(None)) => Fail::new(
+                Code::Timeout,
+                format!("{late}: the daemon is still at work on this device and waits for no peer"),
+            )
+            .hint("a longer --timeout waits for it"),
+            Ok(Err(_)) | Err(_) => self.silent(limit),
+        }
+    }
+
+    /// Runs work, and tells every few seconds what it waits for in the network, or that it waits no more.
+    pub async fn while_telling<T>(
+        &self,
+        work: impl Future<Output = T>,
+        mut tell: impl FnMut(Option<&Waits>),
+    ) -> T {
+        let telling = async {
+            tokio::time::sleep(PATIENT).await;
+            loop {
+                if let Ok(Ok(waits)) = tokio::time::timeout(REASON_DEADLINE, self.waits()).await {
+                    let long = |waits: &&Waits| waits.waited_s >= PATIENT.as_secs_f64();
+                    tell(waits.as_ref().filter(long));
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            () = telling => unreachable!("it tells for ever"),
+        }
+    }
+
+    /// What the request that was sent last waits for in the network.
+    async fn waits(&self) -> Result<Option<Waits>, Fail> {
+        let path = {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            format!("/v1/waiting/{last}")
+        };
+        match json(self.send_as(Method::GET, &path, empty(), "").await?).await {
+            Ok(waits) => Ok(Some(waits)),
+            Err(fail) if fail.code == Code::NotFound => Ok(None),
+            Err(fail) => Err(fail),
         }
     }
 
     /// Like [`Client::connect`], for commands that make no sense without a daemon.
     ///
     /// # Errors
-    /// [`Code::NoDaemon`].
-    pub async fn require(layout: &crate::repo::Layout) -> Result<Self, Fail> {
-        Self::connect(layout).await?.ok_or_else(|| {
+    /// [`Code::NoDaemon`], and as [`Client::connect`].
+    pub async fn require(
+        layout: &crate::repo::Layout,
+        patience: Option<Duration>,
+    ) -> Result<Self, Fail> {
+        Self::connect(layout, patience).await?.ok_or_else(|| {
             Fail::new(
                 Code::NoDaemon,
                 format!("no daemon runs on {}", layout.root().display()),
@@ -216,7 +314,7 @@ impl Client {
     /// # Errors
     /// As [`Client::get_json`]. An answer that breaks off shows as an error of the reader.
     pub async fn reader(&self, path: &str) -> Result<impl Read + Send + 'static + use<>, Fail> {
-        let request = random_id()?;
+        let request = self.named()?;
         let answer = checked(self.send_as(Method::GET, path, empty(), &request).await?).await?;
         let client = self.clone();
         let pieces = answer.into_body().into_data_stream().then(move |piece| {
@@ -225,12 +323,7 @@ impl Client {
                 match piece {
                     Ok(bytes) => Ok(bytes),
                     // The daemon breaks the answer off when it fails in the middle, and remembers why.
-                    Err(e) => Err(io::Error::other(
-                        client
-                            .why_broken_off(&request)
-                            .await
-                            .unwrap_or_else(|| broken_off(&e)),
-                    )),
+                    Err(e) => Err(io::Error::other(client.why_broken_off(&request, &e).await)),
                 }
             }
         });
@@ -254,8 +347,16 @@ impl Client {
         W: FnOnce(&mut dyn Write) -> Result<(), Fail> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel::<Result<Frame<Bytes>, io::Error>>(UPLOAD_QUEUE);
+        let refused = Arc::new(AtomicBool::new(false));
+        let writing_refused = Arc::clone(&refused);
         let writing = tokio::task::spawn_blocking(move || {
-            let mut pieces = io::BufWriter::with_capacity(UPLOAD_PIECE, Pieces(sender.clone()));
+            let mut pieces = io::BufWriter::with_capacity(
+                UPLOAD_PIECE,
+                Pieces {
+                    sender: sender.clone(),
+                    refused: writing_refused,
+                },
+            );
             let outcome = write(&mut pieces)
                 .and_then(|()| pieces.flush().map_err(|e| Fail::new(Code::Failure, e)));
             if outcome.is_err() {
@@ -274,20 +375,42 @@ impl Client {
         };
         match answer {
             Ok(answer) => Ok(ndjson_after(answer.into_body(), writing)),
-            // The writer's own failure says more than the broken connection that follows from it.
+            // The writer's own failure says more than what follows from it; but if the daemon took no more, its answer says why.
             Err(fail) => match tokio::time::timeout(Duration::from_millis(200), writing).await {
-                Ok(Ok(Err(own))) if fail.code == Code::NoDaemon => Err(own),
+                Ok(Ok(Err(own))) if !refused.load(Ordering::Relaxed) => Err(own),
                 _ => Err(fail),
             },
         }
     }
 
-    async fn why_broken_off(&self, request: &str) -> Option<Fail> {
-        let failed: Failed = self
-            .get_json(&format!("/v1/failures/{request}"))
-            .await
-            .ok()?;
-        Some(failed.error)
+    async fn why_broken_off(&self, request: &str, error: &hyper::Error) -> Fail {
+        let path = format!("/v1/failures/{request}");
+        let asked = async {
+            let answer = self.send_as(Method::GET, &path, empty(), "").await;
+            match answer {
+                Ok(answer) => json::<Failed>(answer).await,
+                Err(fail) => Err(fail),
+            }
+        };
+        match tokio::time::timeout(CONNECT_DEADLINE, asked).await {
+            Ok(Ok(failed)) => failed.error,
+            Ok(Err(fail)) if fail.code == Code::NoDaemon => Fail::new(
+                Code::NoDaemon,
+                "the daemon ended before its answer was whole",
+            )
+            .hint("start it again with `gemba daemon`; the same command goes on from there"),
+            _ => broken_off(error),
+        }
+    }
+
+    /// A name for the next request, under which it can be asked after.
+    fn named(&self) -> Result<String, Fail> {
+        let name = random_id()?;
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&name);
+        Ok(name)
     }
 
     async fn send(
@@ -296,7 +419,8 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Response<Incoming>, Fail> {
-        self.send_as(method, path, body, "").await
+        let name = self.named()?;
+        self.send_as(method, path, body, &name).await
     }
 
     async fn send_as(
@@ -319,7 +443,11 @@ impl Client {
             .await
             .map_err(|e| gone(&e))?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut head = Request::builder();
+        if let Some(patience) = self.patience {
+            head = head.header(PATIENCE, patience.as_millis().to_string());
+        }
+        let request = head
             .method(method)
             .uri(path)
             .header("host", self.api.address.to_string())
@@ -332,20 +460,45 @@ impl Client {
     }
 }
 
+/// Whether a process of that number is there. Where that cannot be told, it is taken to be.
+#[cfg(unix)]
+fn is_alive(pid: u32) -> bool {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| {
+        // A process of another user may not be signalled, but it is there.
+        !matches!(
+            rustix::process::test_kill_process(pid),
+            Err(rustix::io::Errno::SRCH)
+        )
+    })
+}
+
+#[cfg(not(unix))]
+fn is_alive(_: u32) -> bool {
+    true
+}
+
 /// A `Write` that hands pieces to the request's body; blocks while the queue is full.
-struct Pieces(mpsc::Sender<Result<Frame<Bytes>, io::Error>>);
+struct Pieces {
+    sender: mpsc::Sender<Result<Frame<Bytes>, io::Error>>,
+    /// Set when the daemon takes no more.
+    refused: Arc<AtomicBool>,
+}
 
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = &bytes[..bytes.len().min(UPLOAD_PIECE)];
         let frame = Frame::data(Bytes::copy_from_slice(piece));
         let closed = |_| {
+            self.refused.store(true, Ordering::Relaxed);
             io::Error::new(
                 io::ErrorKind::BrokenPipe,
                 "the daemon closed the connection",
             )
         };
-        self.0.blocking_send(Ok(frame)).map_err(closed)?;
+        self.sender.blocking_send(Ok(frame)).map_err(closed)?;
         Ok(piece.len())
     }
 

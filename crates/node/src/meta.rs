@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use gemba_pins::{Change, DesiredSet};
 use redb::backends::InMemoryBackend;
@@ -20,6 +21,10 @@ use crate::repo::Access;
 
 const FILE: &str = "meta.redb";
 const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins");
+/// Numbers that are compared at the next start.
+const FACTS: TableDefinition<'static, &str, u64> = TableDefinition::new("facts");
+/// How many packs the store had.
+const PACKS: &str = "packs";
 /// redb's page cache, in bytes (DESIGN §7).
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Largest database that a reader repairs in memory, in bytes: about two million pins.
@@ -32,7 +37,8 @@ pub struct Meta {
 }
 
 enum Db {
-    Write(Database),
+    /// `None` after a failed write: redb takes no more of them then, so the file is opened anew for the next one.
+    Write(Mutex<Option<Database>>),
     Read(ReadOnlyDatabase),
     /// A reader's copy, repaired in memory: the file is the business of the next writer.
     Copy(Database),
@@ -53,7 +59,7 @@ impl Meta {
             Err(e) => return Err(Fail::io(&path, &e)),
         }
         let meta = Self {
-            db: Db::Write(builder().create(&path).map_err(|e| broken(&path, e))?),
+            db: Db::write(builder().create(&path).map_err(|e| broken(&path, e))?),
             path,
         };
         meta.write(|_| Ok(()))?;
@@ -80,12 +86,7 @@ impl Meta {
     }
 
     fn read_pins(&self) -> Result<DesiredSet, Fail> {
-        let read = match &self.db {
-            Db::Write(db) | Db::Copy(db) => db.begin_read(),
-            Db::Read(db) => db.begin_read(),
-            Db::Closed => return Err(Fail::new(Code::Failure, "the metadata is closed")),
-        };
-        let table = match read.map_err(|e| self.fail(e))?.open_table(PINS) {
+        let table = match self.begin_read()?.open_table(PINS) {
             Ok(table) => table,
             Err(TableError::TableDoesNotExist(_)) => return Ok(DesiredSet::new()),
             Err(e) => return Err(self.fail(e)),
@@ -135,24 +136,102 @@ impl Meta {
         })
     }
 
+    /// How many packs the store had when it was last noted; 0 if it never was.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn packs(&self) -> Result<u64, Fail> {
+        marked(&self.path, || self.read_packs())
+    }
+
+    fn read_packs(&self) -> Result<u64, Fail> {
+        let table = match self.begin_read()?.open_table(FACTS) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(0),
+            Err(e) => return Err(self.fail(e)),
+        };
+        let noted = table.get(PACKS).map_err(|e| self.fail(e))?;
+        Ok(noted.map_or(0, |packs| packs.value()))
+    }
+
+    /// Notes how many packs the store has, so that the next start knows whether some are gone.
+    ///
+    /// # Errors
+    /// As [`Meta::apply`].
+    pub fn note_packs(&self, packs: u64) -> Result<(), Fail> {
+        self.transact(|transaction| {
+            let mut table = transaction.open_table(FACTS).map_err(|e| self.fail(e))?;
+            table.insert(PACKS, packs).map_err(|e| self.fail(e))?;
+            Ok(())
+        })
+    }
+
     fn write(
         &self,
         edit: impl FnOnce(&mut redb::Table<'_, &[u8], &[u8]>) -> Result<(), Fail>,
+    ) -> Result<(), Fail> {
+        self.transact(|transaction| {
+            edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(e))?)
+        })
+    }
+
+    /// All of `edit` or nothing of it, durable when it returns.
+    fn transact(
+        &self,
+        edit: impl FnOnce(&redb::WriteTransaction) -> Result<(), Fail>,
     ) -> Result<(), Fail> {
         let Db::Write(db) = &self.db else {
             return Err(Fail::new(Code::Failure, "the metadata was opened to read"));
         };
         marked(&self.path, || {
-            let mut transaction = db.begin_write().map_err(|e| self.fail(e))?;
-            transaction.set_two_phase_commit(true);
-            transaction.set_quick_repair(true);
-            edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(e))?)?;
-            transaction.commit().map_err(|e| self.fail(e))
+            let mut held = db.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = self.opened(&mut held).and_then(|db| {
+                let mut transaction = db.begin_write().map_err(|e| self.fail(e))?;
+                transaction.set_two_phase_commit(true);
+                transaction.set_quick_repair(true);
+                edit(&transaction)?;
+                transaction.commit().map_err(|e| self.fail(e))
+            });
+            if written.is_err() {
+                *held = None;
+            }
+            written
         })
+    }
+
+    /// Only inside of [`marked`].
+    fn begin_read(&self) -> Result<redb::ReadTransaction, Fail> {
+        match &self.db {
+            Db::Write(db) => {
+                let mut held = db.lock().unwrap_or_else(PoisonError::into_inner);
+                self.opened(&mut held)?.begin_read()
+            }
+            Db::Copy(db) => db.begin_read(),
+            Db::Read(db) => db.begin_read(),
+            Db::Closed => return Err(Fail::internal("the metadata is closed")),
+        }
+        .map_err(|e| self.fail(e))
+    }
+
+    /// The database, opened anew if the last write failed.
+    fn opened<'d>(&self, held: &'d mut Option<Database>) -> Result<&'d Database, Fail> {
+        let db = match held.take() {
+            Some(db) => db,
+            None => builder()
+                .open(&self.path)
+                .map_err(|e| broken(&self.path, e))?,
+        };
+        Ok(held.insert(db))
     }
 
     fn fail(&self, error: impl Into<redb::Error>) -> Fail {
         redb_fail(&self.path, &error.into())
+    }
+}
+
+impl Db {
+    fn write(db: Database) -> Self {
+        Self::Write(Mutex::new(Some(db)))
     }
 }
 
@@ -168,7 +247,7 @@ impl Drop for Meta {
 fn open_db(path: &Path, access: Access) -> Result<Db, Fail> {
     let fail = |e| broken(path, e);
     Ok(match access {
-        Access::Write => Db::Write(builder().open(path).map_err(fail)?),
+        Access::Write => Db::write(builder().open(path).map_err(fail)?),
         Access::Read => match builder().open_read_only(path) {
             Ok(db) => Db::Read(db),
             Err(DatabaseError::RepairAborted) => Db::Copy(repaired_copy(path)?),
@@ -333,6 +412,19 @@ mod tests {
             );
         }
         assert_eq!(one.apply(&gone).unwrap_err().code, Code::Failure);
+    }
+
+    #[test]
+    fn the_number_of_packs_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        assert_eq!(meta.packs().unwrap(), 0);
+        meta.note_packs(7).unwrap();
+        drop(meta);
+        let meta = Meta::open(dir.path(), Access::Read).unwrap();
+        assert_eq!(meta.packs().unwrap(), 7);
+        assert!(meta.note_packs(8).is_err());
     }
 
     /// A copy of the file while it is open is what a killed process leaves.

@@ -245,7 +245,12 @@ fn timeouts_end_with_4_and_a_cause() {
         .fails(&["pin", "add", absent, "--timeout", "300ms"], 4);
     assert!(failure.cause.contains(absent), "{failure:?}");
     let failure = both.with.fails(&["cat", absent, "--timeout", "300ms"], 4);
-    assert!(failure.hint.contains("why"), "{failure:?}");
+    assert!(
+        failure.cause.contains(absent)
+            && failure.cause.contains("no peer is connected")
+            && failure.hint.contains("gemba connect"),
+        "{failure:?}"
+    );
     assert!(
         both.with
             .ok(&["why", absent])

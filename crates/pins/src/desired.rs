@@ -10,7 +10,7 @@ use crate::{
     format::{decode_key, decode_record, encode_key, encode_record},
 };
 use cid::Cid;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::Bound};
 
 /// What one root means to this device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,6 +185,14 @@ impl DesiredSet {
     /// All pins, in the order of their CIDs.
     pub fn iter(&self) -> impl Iterator<Item = &Pin> {
         self.pins.values()
+    }
+
+    /// The pins behind `after` in the same order, or all: for lists that are told in pages.
+    pub fn iter_after(&self, after: Option<&Cid>) -> impl Iterator<Item = &Pin> {
+        let from = after.map_or(Bound::Unbounded, |cid| Bound::Excluded(*cid));
+        self.pins
+            .range((from, Bound::Unbounded))
+            .map(|(_, pin)| pin)
     }
 
     /// Pins with this name.

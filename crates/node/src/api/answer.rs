@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -13,20 +13,36 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::State;
+use crate::daemon::Call;
 use crate::error::{Code, Fail};
 
 /// Pieces of an answer that may wait for a slow client; the producer waits beyond it.
 const QUEUE: usize = 8;
 /// Size of those pieces in bytes.
 const PIECE: usize = 128 * 1024;
+/// Lines of an answer that may wait for a slow client.
+const LINES: usize = 64;
 /// Failures of broken-off answers that are remembered.
 const FAILURES: usize = 64;
 
 impl IntoResponse for Fail {
     fn into_response(self) -> Response {
-        let status =
-            StatusCode::from_u16(self.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = status_of(&self);
         (status, axum::Json(self.to_json())).into_response()
+    }
+}
+
+/// The status that goes with a failure.
+pub(super) fn status_of(fail: &Fail) -> StatusCode {
+    StatusCode::from_u16(fail.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// The same where what is damaged is what the client sent.
+pub(super) fn status_of_upload(fail: &Fail) -> StatusCode {
+    match fail.code {
+        Code::Integrity => StatusCode::BAD_REQUEST,
+        _ => status_of(fail),
     }
 }
 
@@ -55,16 +71,22 @@ impl Failures {
     }
 }
 
-/// Hands lines to a NDJSON answer from a blocking thread.
-pub(super) struct Lines(mpsc::Sender<Result<Bytes, io::Error>>);
+/// Hands lines to a NDJSON answer.
+pub(super) struct Lines {
+    sender: mpsc::Sender<Result<Bytes, io::Error>>,
+    call: Arc<Call>,
+}
 
 impl Lines {
     /// One line. Waits while the client is slow.
     ///
     /// # Errors
-    /// The client went away: [`Code::Interrupted`].
+    /// The client went away ([`Code::Interrupted`]), or the daemon is ending.
     pub(super) fn send<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
-        self.0.blocking_send(Ok(line(value)?)).map_err(|_| gone())
+        self.call.check()?;
+        self.sender
+            .blocking_send(Ok(line(value)?))
+            .map_err(|_| gone())
     }
 
     /// As [`Lines::send`], from a task.
@@ -72,7 +94,9 @@ impl Lines {
     /// # Errors
     /// As [`Lines::send`].
     pub(super) async fn send_async<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
-        self.0.send(Ok(line(value)?)).await.map_err(|_| gone())
+        self.call.check()?;
+        let sent = self.sender.send(Ok(line(value)?)).await;
+        sent.map_err(|_| gone())
     }
 }
 
@@ -89,39 +113,68 @@ fn line<T: Serialize>(value: &T) -> Result<Bytes, Fail> {
 /// An answer of JSON lines that `produce` sends from a blocking thread. A failure before the first line is the answer's
 /// status; a later one is the last line.
 pub(super) async fn lines_blocking(
+    state: &State,
+    call: &Arc<Call>,
     produce: impl FnOnce(&Lines) -> Result<(), Fail> + Send + 'static,
 ) -> Response {
-    let (sender, receiver) = mpsc::channel(64);
+    lines_of_upload(state, call, status_of, produce).await
+}
+
+/// As [`lines_blocking`], with another status for a failure.
+pub(super) async fn lines_of_upload(
+    state: &State,
+    call: &Arc<Call>,
+    status: fn(&Fail) -> StatusCode,
+    produce: impl FnOnce(&Lines) -> Result<(), Fail> + Send + 'static,
+) -> Response {
+    let thread = match state.thread().await {
+        Ok(thread) => thread,
+        Err(fail) => return fail.into_response(),
+    };
+    let (sender, receiver) = mpsc::channel(LINES);
+    let call = Arc::clone(call);
     tokio::task::spawn_blocking(move || {
-        let lines = Lines(sender);
+        let lines = Lines { sender, call };
         if let Err(fail) = produce(&lines) {
-            let _client_gone = lines.send(&fail.to_json());
+            let _client_gone = lines
+                .sender
+                .blocking_send(line(&fail.to_json()).map_err(io::Error::other));
         }
+        drop(thread);
     });
-    lines_response(receiver).await
+    lines_response(receiver, status).await
 }
 
 /// As [`lines_blocking`], for a task.
-pub(super) async fn lines_async<F>(produce: impl FnOnce(Lines) -> F) -> Response
+pub(super) async fn lines_async<F>(call: &Arc<Call>, produce: impl FnOnce(Lines) -> F) -> Response
 where
     F: Future<Output = (Lines, Result<(), Fail>)> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(64);
-    let producing = produce(Lines(sender));
+    let (sender, receiver) = mpsc::channel(LINES);
+    let producing = produce(Lines {
+        sender,
+        call: Arc::clone(call),
+    });
     tokio::spawn(async move {
         if let (lines, Err(fail)) = producing.await {
-            let _client_gone = lines.send_async(&fail.to_json()).await;
+            let _client_gone = lines
+                .sender
+                .send(line(&fail.to_json()).map_err(io::Error::other))
+                .await;
         }
     });
-    lines_response(receiver).await
+    lines_response(receiver, status_of).await
 }
 
-async fn lines_response(mut receiver: mpsc::Receiver<Result<Bytes, io::Error>>) -> Response {
+async fn lines_response(
+    mut receiver: mpsc::Receiver<Result<Bytes, io::Error>>,
+    status: fn(&Fail) -> StatusCode,
+) -> Response {
     let first = receiver.recv().await;
     if let Some(Ok(line)) = &first
         && let Some(fail) = failure_in(line)
     {
-        return fail.into_response();
+        return (status(&fail), axum::Json(fail.to_json())).into_response();
     }
     let rest = ReceiverStream::new(receiver);
     let body = Body::from_stream(futures::stream::iter(first).chain(rest));
@@ -141,23 +194,35 @@ fn failure_in(line: &[u8]) -> Option<Fail> {
 pub(super) async fn bytes_blocking(
     kind: &'static str,
     what: &'static str,
-    request: String,
-    state: std::sync::Arc<crate::api::State>,
+    call: &Arc<Call>,
+    state: Arc<State>,
     produce: impl FnOnce(&mut dyn Write) -> Result<(), Fail> + Send + 'static,
 ) -> Response {
+    let thread = match state.thread().await {
+        Ok(thread) => thread,
+        Err(fail) => return fail.into_response(),
+    };
     let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let call = Arc::clone(call);
     let outcome = tokio::task::spawn_blocking(move || {
-        let mut out = io::BufWriter::with_capacity(PIECE, Out(sender.clone()));
-        let outcome = produce(&mut out).and_then(|()| out.flush().map_err(|_| gone()));
+        let mut out = io::BufWriter::with_capacity(
+            PIECE,
+            Out {
+                sender: sender.clone(),
+                call: Arc::clone(&call),
+            },
+        );
+        let outcome = produce(&mut out).and_then(|()| out.flush().map_err(crate::content::io_fail));
         if let Err(fail) = &outcome {
             if fail.code != Code::Interrupted {
                 tracing::warn!(error = %fail, what, "an answer failed");
             }
             // What is still in the buffer must not be sent after all.
             let (_, _discarded) = out.into_parts();
-            state.failures.remember(&request, fail.clone());
+            state.failures.remember(&call.id, fail.clone());
             let _client_gone = sender.blocking_send(Err(io::Error::other("the answer failed")));
         }
+        drop(thread);
         outcome
     });
     match receiver.recv().await {
@@ -179,13 +244,17 @@ pub(super) async fn bytes_blocking(
     }
 }
 
-struct Out(mpsc::Sender<Result<Bytes, io::Error>>);
+struct Out {
+    sender: mpsc::Sender<Result<Bytes, io::Error>>,
+    call: Arc<Call>,
+}
 
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let piece = &bytes[..bytes.len().min(PIECE)];
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(piece)));
-        sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the client went away"))?;
+        self.call.check().map_err(io::Error::other)?;
+        let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(piece)));
+        sent.map_err(|_| io::Error::other(gone()))?;
         Ok(piece.len())
     }
 

@@ -4,27 +4,30 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State as Extract};
-use axum::http::HeaderMap;
 use axum::response::Response;
-use futures::TryStreamExt as _;
+use axum::{Extension, Json};
+use futures::StreamExt as _;
 use gemba_pins::Kind;
-use gemba_store::Store;
 use gemba_unixfs::BlockSource;
+use http_body_util::LengthLimitError;
 use serde::Deserialize;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::State;
 use super::answer::{self, Lines, typed};
-use super::types::{Added, Done, ImportChoice, Imported, Listed, RepoSize, Verified};
-use super::{State, request_id};
+use super::types::{Added, Done, ImportChoice, Imported, Listed, PinStatus, RepoSize, Verified};
 use crate::content::{self, parse_cid};
-use crate::daemon::Command;
 use crate::daemon::flow::readers::FetchSource;
+use crate::daemon::{Call, Command, ending};
 use crate::error::{Code, Fail};
 
 type Node = Extract<Arc<State>>;
+type OfCall = Extension<Arc<Call>>;
+
+/// Stored blocks that the loop is told of at once.
+const TOLD: usize = 256;
 
 /// A path as commands take it: `CID`, `CID/a/b.txt` or `/ipfs/CID/…`.
 #[derive(Deserialize)]
@@ -34,28 +37,34 @@ pub(super) struct PathQuery {
 
 /// Runs synchronous work on a blocking thread.
 async fn blocking<T: Send + 'static>(
+    state: &State,
     work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, Fail> {
-    let outcome = tokio::task::spawn_blocking(work).await;
-    outcome.map_err(|_| {
+    let thread = state.thread().await?;
+    let outcome = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        work()
+    });
+    outcome.await.map_err(|_| {
         Fail::new(Code::Failure, "the request failed inside the daemon")
             .hint("see the daemon's log")
     })?
 }
 
 impl State {
-    /// Reads from the disk, else from the swarm.
-    fn source(&self) -> FetchSource {
-        FetchSource::new(self.store.clone(), self.handle.clone())
+    /// Reads from the disk, else from the swarm, while the call lasts.
+    fn source(&self, call: &Arc<Call>) -> FetchSource {
+        FetchSource::new(self.store.clone(), self.handle.clone(), Arc::clone(call))
     }
 
-    /// Tells the loop of blocks that were put past it: peers may be waiting for them.
-    fn tell_stored(&self, cid: cid::Cid) -> Result<(), Fail> {
-        self.handle.tell_blocking(Command::Stored(vec![cid]))
+    /// Tells the loop of blocks that were put past it: peers, pins and readers may be waiting for them.
+    fn tell_stored(&self, cids: &[cid::Cid]) -> Result<(), Fail> {
+        cids.chunks(TOLD)
+            .try_for_each(|cids| self.handle.tell_blocking(Command::Stored(cids.to_vec())))
     }
 
     /// Pins what was just stored, from a blocking thread, and waits until that is durable.
-    fn pin_blocking(&self, cid: cid::Cid, name: Option<String>) -> Result<(), Fail> {
+    fn pin_blocking(&self, call: &Call, cid: cid::Cid, name: Option<String>) -> Result<(), Fail> {
         let view = self.handle.ask_blocking(|reply| Command::Pin {
             cid,
             kind: Kind::Recursive,
@@ -63,10 +72,14 @@ impl State {
             reply,
         })??;
         let mut view = view;
-        let whole = tokio::runtime::Handle::current().block_on(view.wait_for(|status| {
-            matches!(status.status.as_str(), "pinned" | "pin_error" | "unpinned")
-        }));
-        match whole {
+        let whole = async {
+            let ended = |status: &PinStatus| {
+                matches!(status.status.as_str(), "pinned" | "pin_error" | "unpinned")
+            };
+            let last = view.wait_for(ended).await;
+            last.map(|status| status.clone()).map_err(|_| ending())
+        };
+        match tokio::runtime::Handle::current().block_on(call.within(whole)) {
             Ok(status) if status.status == "pinned" => Ok(()),
             Ok(status) => Err(Fail::new(
                 Code::Failure,
@@ -75,26 +88,56 @@ impl State {
                     status.cause.as_deref().unwrap_or(&status.status)
                 ),
             )),
-            Err(_) => Err(Fail::new(Code::NoDaemon, "the daemon is ending")
-                .hint("the pin stays wanted; it goes on when the daemon is back")),
+            Err(fail) if fail.code == Code::NoDaemon => {
+                Err(fail.hint("the pin stays wanted; it goes on when the daemon is back"))
+            }
+            Err(fail) => Err(fail),
         }
     }
 }
 
-/// The request's body as a blocking reader.
-fn body_reader(body: Body) -> impl Read + Send {
-    let pieces = body.into_data_stream().map_err(std::io::Error::other);
+/// The request's body as a blocking reader, until the call is over. What breaks it off is the client's doing.
+fn body_reader(body: Body, call: Arc<Call>) -> impl Read + Send {
+    let broken = |e: axum::Error| {
+        Fail::new(
+            Code::Usage,
+            format!("the upload broke off: {}", root_cause(&e)),
+        )
+        .hint("what came before it was kept; send it again")
+    };
+    let pieces = futures::stream::unfold(body.into_data_stream(), move |mut pieces| {
+        let call = Arc::clone(&call);
+        async move {
+            let next = async { pieces.next().await.transpose().map_err(broken) };
+            let piece = call.within(next).await.transpose()?;
+            Some((piece.map_err(std::io::Error::other), pieces))
+        }
+    });
     SyncIoBridge::new(StreamReader::new(Box::pin(pieces)))
+}
+
+/// The innermost error: the layers above it only say that there is one.
+fn root_cause(error: &axum::Error) -> &(dyn std::error::Error + 'static) {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause
 }
 
 // Blocks.
 
 pub(super) async fn block_get(
     Extract(state): Node,
+    Extension(call): OfCall,
     Path(cid): Path<String>,
 ) -> Result<Response, Fail> {
     let cid = parse_cid(&cid)?;
-    let block = blocking(move || state.source().get(&cid).map_err(content::source_fail)).await?;
+    let mut source = state.source(&call);
+    let block = blocking(&state, move || {
+        source.get(&cid).map_err(content::source_fail)
+    })
+    .await?;
     Ok(typed(
         "application/vnd.ipld.raw",
         Body::from(block.data().clone()),
@@ -103,14 +146,17 @@ pub(super) async fn block_get(
 
 pub(super) async fn block_stat(
     Extract(state): Node,
+    Extension(call): OfCall,
     Path(cid): Path<String>,
 ) -> Result<Json<serde_json::Value>, Fail> {
     let cid = parse_cid(&cid)?;
     let bytes = match state.store.size(&cid) {
         Some(bytes) => bytes,
-        None => blocking(move || state.source().get(&cid).map_err(content::source_fail))
-            .await?
-            .len() as u64,
+        None => {
+            let mut source = state.source(&call);
+            let get = move || source.get(&cid).map_err(content::source_fail);
+            blocking(&state, get).await?.len() as u64
+        }
     };
     Ok(Json(
         serde_json::json!({ "cid": cid.to_string(), "size": bytes }),
@@ -129,23 +175,32 @@ pub(super) struct BlockQuery {
 
 pub(super) async fn block_put(
     Extract(state): Node,
+    Extension(call): OfCall,
     Query(query): Query<BlockQuery>,
     body: Body,
 ) -> Result<Json<serde_json::Value>, Fail> {
     let data = axum::body::to_bytes(body, gemba_block::MAX_BLOCK_BYTES)
         .await
-        .map_err(|_| {
-            Fail::new(Code::Usage, "the block is larger than 2 MiB")
-                .hint("files are split by `gemba add`")
-        })?;
-    blocking(move || {
+        .map_err(
+            |e| match root_cause(&e).downcast_ref::<LengthLimitError>() {
+                Some(_) => Fail::new(Code::Usage, "the block is larger than 2 MiB")
+                    .hint("files are split by `gemba add`"),
+                None => Fail::new(
+                    Code::Usage,
+                    format!("the upload broke off: {}", root_cause(&e)),
+                )
+                .hint("nothing of it was kept; send it again"),
+            },
+        )?;
+    let putting = Arc::clone(&state);
+    blocking(&putting, move || {
         let codec = query.codec.as_deref().unwrap_or("raw");
         let block =
             content::blocks::make(data, codec, query.mhtype.as_deref().unwrap_or("sha2-256"))?;
         content::blocks::put(&state.store, &block)?;
-        state.tell_stored(*block.cid())?;
+        state.tell_stored(&[*block.cid()])?;
         if query.pin {
-            state.pin_blocking(*block.cid(), None)?;
+            state.pin_blocking(&call, *block.cid(), None)?;
         }
         Ok(Json(
             serde_json::json!({ "cid": block.cid().to_string(), "size": block.len() }),
@@ -160,7 +215,8 @@ pub(super) async fn block_rm(
 ) -> Result<Json<Done>, Fail> {
     let cid = parse_cid(&cid)?;
     let pins = state.handle.ask(Command::DesiredSet).await?;
-    blocking(move || {
+    let removing = Arc::clone(&state);
+    blocking(&removing, move || {
         content::blocks::remove(&state.store, &pins, &cid).map(|()| Json(Done { ok: true }))
     })
     .await
@@ -177,8 +233,8 @@ pub(super) async fn repo_stat(Extract(state): Node) -> Result<Json<RepoSize>, Fa
     }))
 }
 
-pub(super) async fn repo_verify(Extract(state): Node) -> Response {
-    answer::lines_blocking(move |lines| {
+pub(super) async fn repo_verify(Extract(state): Node, Extension(call): OfCall) -> Response {
+    answer::lines_blocking(&Arc::clone(&state), &call, move |lines| {
         let report = state
             .store
             .verify(|progress| match lines.send(&Verified::from(progress)) {
@@ -228,14 +284,14 @@ pub(super) struct CatQuery {
 
 pub(super) async fn cat(
     Extract(state): Node,
-    headers: HeaderMap,
+    Extension(call): OfCall,
     Query(query): Query<CatQuery>,
 ) -> Response {
-    let source = state.source();
+    let source = state.source(&call);
     answer::bytes_blocking(
         "application/octet-stream",
         "cat",
-        request_id(&headers),
+        &call,
         Arc::clone(&state),
         move |out| {
             let mut source = source;
@@ -253,11 +309,16 @@ pub(super) struct LsQuery {
     long: bool,
 }
 
-pub(super) async fn ls(Extract(state): Node, Query(query): Query<LsQuery>) -> Response {
-    answer::lines_blocking(move |lines| {
+pub(super) async fn ls(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Query(query): Query<LsQuery>,
+) -> Response {
+    let mut source = state.source(&call);
+    answer::lines_blocking(&Arc::clone(&state), &call, move |lines| {
         let path = content::read::parse_path(&query.path)?;
         let kinds = content::read::Kinds::of(query.long, &state.store);
-        content::read::ls(&mut state.source(), &path, &kinds, &mut |entry| {
+        content::read::ls(&mut source, &path, &kinds, &mut |entry| {
             lines.send(&Listed::from(entry))
         })
     })
@@ -267,14 +328,14 @@ pub(super) async fn ls(Extract(state): Node, Query(query): Query<LsQuery>) -> Re
 /// What a path names as a CAR in the order in which an exporter needs the blocks.
 pub(super) async fn get(
     Extract(state): Node,
-    headers: HeaderMap,
+    Extension(call): OfCall,
     Query(query): Query<PathQuery>,
 ) -> Response {
-    let source = state.source();
+    let source = state.source(&call);
     answer::bytes_blocking(
         "application/vnd.ipld.car",
         "get",
-        request_id(&headers),
+        &call,
         Arc::clone(&state),
         move |out| {
             let mut source = source;
@@ -295,15 +356,15 @@ pub(super) struct CidQuery {
 
 pub(super) async fn dag_export(
     Extract(state): Node,
-    headers: HeaderMap,
+    Extension(call): OfCall,
     Query(query): Query<CidQuery>,
 ) -> Result<Response, Fail> {
     let cid = parse_cid(&query.cid)?;
-    let source = state.source();
+    let source = state.source(&call);
     Ok(answer::bytes_blocking(
         "application/vnd.ipld.car; version=1; order=dfs; dups=n",
         "dag export",
-        request_id(&headers),
+        &call,
         Arc::clone(&state),
         move |out: &mut dyn Write| {
             let mut source = source;
@@ -325,18 +386,24 @@ fn yes() -> bool {
 
 pub(super) async fn dag_import(
     Extract(state): Node,
+    Extension(call): OfCall,
     Query(query): Query<ImportQuery>,
     request: Request,
 ) -> Response {
-    let mut body = body_reader(request.into_body());
-    answer::lines_blocking(move |lines| {
+    let mut body = body_reader(request.into_body(), Arc::clone(&call));
+    let (of, calling) = (Arc::clone(&state), Arc::clone(&call));
+    answer::lines_of_upload(&of, &calling, answer::status_of_upload, move |lines| {
         let _guard = state.store.guard();
-        let imported = content::car::import(&mut body, &state.store, &mut |_bytes| Ok(()))?;
-        for root in &imported.roots {
-            if query.pin_roots {
-                state.pin_blocking(*root, None)?;
+        let imported = content::car::import_telling(
+            &mut body,
+            &state.store,
+            &mut |_bytes| call.check(),
+            &mut |cids| state.tell_stored(cids),
+        )?;
+        if query.pin_roots {
+            for root in &imported.roots {
+                state.pin_blocking(&call, *root, None)?;
             }
-            state.tell_stored(*root)?;
         }
         lines.send(&Imported::from(&imported))
     })
@@ -347,15 +414,17 @@ pub(super) async fn dag_import(
 
 pub(super) async fn add(
     Extract(state): Node,
+    Extension(call): OfCall,
     Query(choice): Query<ImportChoice>,
     request: Request,
 ) -> Response {
-    let mut body = body_reader(request.into_body());
-    answer::lines_blocking(move |lines| {
+    let mut body = body_reader(request.into_body(), Arc::clone(&call));
+    let (of, calling) = (Arc::clone(&state), Arc::clone(&call));
+    answer::lines_of_upload(&of, &calling, answer::status_of_upload, move |lines| {
         let profile = choice.profile()?;
         let mut entries = Entries {
             lines,
-            store: &state.store,
+            state: &state,
         };
         // Nothing of it is collected before the pin holds it.
         let _guard = state.store.guard();
@@ -363,21 +432,25 @@ pub(super) async fn add(
             content::tree_stream::read_tree(&mut body, visitor)
         })?;
         if choice.pin {
-            state.pin_blocking(root.cid, choice.name)?;
+            state.pin_blocking(&call, root.cid, choice.name)?;
         }
-        state.tell_stored(root.cid)
+        Ok(())
     })
     .await
 }
 
 struct Entries<'a> {
     lines: &'a Lines,
-    store: &'a Store,
+    state: &'a State,
 }
 
 impl content::add::AddObserver for Entries<'_> {
     fn entry(&mut self, entry: &content::add::Entry) -> Result<(), Fail> {
-        debug_assert!(self.store.has(&entry.cid) || entry.cid.hash().code() == 0);
+        debug_assert!(self.state.store.has(&entry.cid) || entry.cid.hash().code() == 0);
         self.lines.send(&Added::from(entry))
+    }
+
+    fn stored(&mut self, cids: &[cid::Cid]) -> Result<(), Fail> {
+        self.state.tell_stored(cids)
     }
 }

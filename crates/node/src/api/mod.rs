@@ -5,30 +5,37 @@
 
 mod answer;
 mod auth;
+mod calls;
 mod content;
 mod node;
 mod server;
 pub mod types;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State as Extract};
-use axum::http::HeaderMap;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use gemba_store::Store;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 pub use auth::Token;
 pub use server::{Published, bind, serve};
 
-use crate::client::REQUEST_ID;
 use crate::daemon::Handle;
 use crate::error::{Code, Fail};
 
 /// Largest JSON body in bytes (row H7).
 const JSON_BYTES: usize = 1024 * 1024;
+/// Requests that hold a blocking thread at a time. Fewer than there are threads: a client that never reads on keeps his thread, and
+/// pins must be written all the same.
+const THREADS: usize = 40;
+/// A request that finds all of them taken is refused after so long.
+const THREAD_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What every handler can reach.
 pub struct State {
@@ -38,18 +45,37 @@ pub struct State {
     pub store: Store,
     token: Token,
     failures: answer::Failures,
+    calls: calls::Calls,
+    threads: Arc<Semaphore>,
+    ending: CancellationToken,
 }
 
 impl State {
-    /// For one daemon.
+    /// For one daemon; `ending` is cancelled when it ends.
     #[must_use]
-    pub fn new(handle: Handle, store: Store, token: Token) -> Arc<Self> {
+    pub fn new(handle: Handle, store: Store, token: Token, ending: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             handle,
             store,
             token,
             failures: answer::Failures::default(),
+            calls: calls::Calls::default(),
+            threads: Arc::new(Semaphore::new(THREADS)),
+            ending,
         })
+    }
+
+    /// The right to a blocking thread.
+    async fn thread(&self) -> Result<OwnedSemaphorePermit, Fail> {
+        let permit = Arc::clone(&self.threads).acquire_owned();
+        match tokio::time::timeout(THREAD_DEADLINE, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Fail::new(
+                Code::Conflict,
+                format!("{THREADS} requests that read or write content are open already"),
+            )
+            .hint("end some of them; one whose reader has stopped counts, too")),
+        }
     }
 }
 
@@ -67,6 +93,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/why/{cid}", get(node::why))
         .route("/v1/shutdown", post(node::shutdown))
         .route("/v1/failures/{request}", get(node::failure))
+        .route("/v1/waiting/{request}", get(node::waiting))
         .route("/v1/pins", get(node::pins).post(node::pin))
         .route("/v1/pins/{cid}", get(node::pin_status).delete(node::unpin))
         .route("/v1/block", axum::routing::put(content::block_put))
@@ -96,9 +123,15 @@ pub fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-async fn guard(Extract(state): Extract<Arc<State>>, request: Request, next: Next) -> Response {
+async fn guard(Extract(state): Extract<Arc<State>>, mut request: Request, next: Next) -> Response {
     match auth::check(request.headers(), &state.token) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            let call = state.calls.begin(request.headers(), &state.ending);
+            // Dropped with the answer, or with this future if the client goes away before.
+            let guard = call.token().drop_guard();
+            request.extensions_mut().insert(call);
+            calls::ends_with(next.run(request).await, guard)
+        }
         Err((status, fail)) => {
             tracing::warn!(path = request.uri().path(), cause = %fail.cause, "an API request was refused");
             (status, fail).into_response()
@@ -109,17 +142,4 @@ async fn guard(Extract(state): Extract<Arc<State>>, request: Request, next: Next
 async fn unknown(request: Request) -> Fail {
     Fail::new(Code::NotFound, format!("the API has no {} {}", request.method(), request.uri().path()))
         .hint("daemon and command line may be of different versions: compare `gemba --version` with the agent in `gemba id`")
-}
-
-/// The id under which a failure in the middle of the answer is remembered.
-fn request_id(headers: &HeaderMap) -> String {
-    let id = headers
-        .get(REQUEST_ID)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
-    if id.len() <= 64 {
-        id.to_owned()
-    } else {
-        String::new()
-    }
 }

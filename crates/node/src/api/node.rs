@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State as Extract};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
+use axum::{Extension, Json};
 use gemba_pins::Kind;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -14,13 +14,14 @@ use tokio::time::Instant;
 use super::State;
 use super::answer::{self, Lines, typed};
 use super::types::{
-    ConnectRequest, Connected, Done, Id, PinRequest, PinStatus, PingRequest, Pong, Status,
+    ConnectRequest, Connected, Done, Id, PinRequest, PinStatus, PingRequest, Pong, Status, Waits,
 };
 use crate::content::parse_cid;
-use crate::daemon::Command;
+use crate::daemon::{Call, Command, PAGE, Wait, ending};
 use crate::error::{Code, Fail};
 
 type Node = Extract<Arc<State>>;
+type OfCall = Extension<Arc<Call>>;
 
 /// Progress lines come no faster than this.
 const PROGRESS: Duration = Duration::from_millis(100);
@@ -51,12 +52,17 @@ pub(super) async fn id(Extract(state): Node) -> Result<Json<Id>, Fail> {
     Ok(Json(state.handle.ask(Command::Id).await?))
 }
 
-pub(super) async fn peers(Extract(state): Node) -> Result<Response, Fail> {
+pub(super) async fn peers(Extract(state): Node, Extension(call): OfCall) -> Result<Response, Fail> {
     let peers = state.handle.ask(Command::Peers).await?;
-    Ok(
-        answer::lines_blocking(move |lines| peers.iter().try_for_each(|peer| lines.send(peer)))
-            .await,
-    )
+    Ok(answer::lines_async(&call, move |lines| async move {
+        for peer in &peers {
+            if let Err(fail) = lines.send_async(peer).await {
+                return (lines, Err(fail));
+            }
+        }
+        (lines, Ok(()))
+    })
+    .await)
 }
 
 pub(super) async fn status(Extract(state): Node) -> Result<Json<Status>, Fail> {
@@ -65,12 +71,14 @@ pub(super) async fn status(Extract(state): Node) -> Result<Json<Status>, Fail> {
 
 pub(super) async fn connect(
     Extract(state): Node,
+    Extension(call): OfCall,
     Json(request): Json<ConnectRequest>,
 ) -> Result<Json<Connected>, Fail> {
-    let address = request.address.parse().map_err(|e| {
+    let address: multiaddr::Multiaddr = request.address.parse().map_err(|e| {
         Fail::new(Code::Usage, format!("`{}` is no multiaddr: {e}", request.address))
             .hint("it looks like /ip4/192.168.1.20/tcp/4001/p2p/12D3KooW…; `gemba id` on the other node prints its own")
     })?;
+    let _waiting = call.waits_for(Wait::Dial(address.clone()));
     Ok(Json(
         state
             .handle
@@ -81,6 +89,7 @@ pub(super) async fn connect(
 
 pub(super) async fn ping(
     Extract(state): Node,
+    Extension(call): OfCall,
     Json(request): Json<PingRequest>,
 ) -> Result<Response, Fail> {
     let peer: libp2p_identity::PeerId = request.peer.parse().map_err(|e| {
@@ -91,11 +100,15 @@ pub(super) async fn ping(
         .hint("`gemba peers` lists the connected ones")
     })?;
     let count = request.count.clamp(1, PINGS);
-    Ok(answer::lines_async(move |lines| async move {
-        let outcome = pings(&state, peer, count, &lines).await;
-        (lines, outcome)
-    })
-    .await)
+    Ok(
+        answer::lines_async(&Arc::clone(&call), move |lines| async move {
+            let waiting = call.waits_for(Wait::Ping(peer));
+            let outcome = call.within(pings(&state, peer, count, &lines)).await;
+            drop(waiting);
+            (lines, outcome)
+        })
+        .await,
+    )
 }
 
 async fn pings(
@@ -149,9 +162,54 @@ pub(super) async fn failure(
     Ok(Json(fail.to_json()))
 }
 
-pub(super) async fn pins(Extract(state): Node) -> Result<Response, Fail> {
-    let pins = state.handle.ask(Command::Pins).await?;
-    Ok(answer::lines_blocking(move |lines| pins.iter().try_for_each(|pin| lines.send(pin))).await)
+/// What an open request waits for.
+pub(super) async fn waiting(
+    Extract(state): Node,
+    Path(request): Path<String>,
+) -> Result<Json<Waits>, Fail> {
+    let nothing = || {
+        Fail::new(
+            Code::NotFound,
+            "no open request of that id waits for the network",
+        )
+    };
+    let (wait, since) = state
+        .calls
+        .of(&request)
+        .and_then(|call| call.waiting())
+        .ok_or_else(nothing)?;
+    let mut waits = state
+        .handle
+        .ask(|reply| Command::Waits(wait, reply))
+        .await?;
+    waits.waited_s = since.as_secs_f64();
+    Ok(Json(waits))
+}
+
+pub(super) async fn pins(Extract(state): Node, Extension(call): OfCall) -> Response {
+    answer::lines_async(&call, move |lines| async move {
+        let outcome = list_pins(&state, &lines).await;
+        (lines, outcome)
+    })
+    .await
+}
+
+/// Page by page: a million pins are not held in memory for a client that reads slowly.
+async fn list_pins(state: &State, lines: &Lines) -> Result<(), Fail> {
+    let mut after = None;
+    loop {
+        let page = state
+            .handle
+            .ask(|reply| Command::Pins(after, reply))
+            .await?;
+        for pin in &page {
+            lines.send_async(pin).await?;
+        }
+        match page.last() {
+            Some(last) if page.len() >= PAGE => after = Some(parse_cid(&last.cid)?),
+            _ => return Ok(()),
+        }
+    }
 }
 
 pub(super) async fn pin_status(
@@ -166,20 +224,40 @@ pub(super) async fn pin_status(
     let mut status = status.ok_or_else(|| not_pinned(&cid))?;
     if status.status == "pinned" && status.blocks_done == 0 {
         // Made whole by an earlier process: its blocks are counted now.
-        let kind = if status.kind == Kind::Direct.as_str() {
-            Kind::Direct
-        } else {
-            Kind::Recursive
-        };
-        let counted = tokio::task::spawn_blocking(move || {
-            crate::content::pins::presence(&state.store, &cid, kind)
-        })
-        .await;
-        let progress = counted.map_err(|e| Fail::new(Code::Failure, e))??.progress;
-        status.blocks_done = progress.blocks_done;
-        status.bytes_done = progress.bytes_done;
+        count(&state, cid, &mut status).await?;
     }
     Ok(Json(status))
+}
+
+/// Counts the blocks of a pin that is said to be whole. If it is not any more, it is fetched again.
+async fn count(state: &Arc<State>, cid: cid::Cid, status: &mut PinStatus) -> Result<(), Fail> {
+    let kind = if status.kind == Kind::Direct.as_str() {
+        Kind::Direct
+    } else {
+        Kind::Recursive
+    };
+    let thread = state.thread().await?;
+    let counting = Arc::clone(state);
+    let counted = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        crate::content::pins::presence(&counting.store, &cid, kind)
+    });
+    let presence = counted.await.map_err(|e| Fail::new(Code::Failure, e))??;
+    status.blocks_done = presence.progress.blocks_done;
+    status.bytes_done = presence.progress.bytes_done;
+    if !presence.is_whole() {
+        state
+            .handle
+            .ask(|reply| Command::Struck(vec![cid], reply))
+            .await?;
+        status.status = "pin_queued".to_owned();
+        status.blocks_pending = presence.missing.len() as u64;
+        status.cause = Some(format!(
+            "{} of its blocks are missing or damaged on disk; they are fetched again",
+            presence.missing.len()
+        ));
+    }
+    Ok(())
 }
 
 fn not_pinned(cid: &cid::Cid) -> Fail {
@@ -201,6 +279,7 @@ pub(super) async fn unpin(
 /// Pins, and follows the operation line by line until it is whole, stands still, or time runs out.
 pub(super) async fn pin(
     Extract(state): Node,
+    Extension(call): OfCall,
     Json(request): Json<PinRequest>,
 ) -> Result<Response, Fail> {
     let cid = parse_cid(&request.cid)?;
@@ -228,12 +307,13 @@ pub(super) async fn pin(
             reply,
         })
         .await??;
-    Ok(answer::lines_async(move |lines| async move {
-        let outcome = follow(view, patience, &lines).await;
-        (lines, outcome)
-    })
-    .await
-    .into_response())
+    Ok(
+        answer::lines_async(&Arc::clone(&call), move |lines| async move {
+            let outcome = call.within(follow(view, patience, &lines)).await;
+            (lines, outcome.map_err(goes_on))
+        })
+        .await,
+    )
 }
 
 async fn follow(
@@ -270,9 +350,17 @@ async fn follow(
             if last.status == "pinned" {
                 return lines.send_async(&last).await;
             }
-            return Err(Fail::new(Code::NoDaemon, "the daemon is ending")
-                .hint("the pin stays wanted; it goes on when the daemon is back"));
+            return Err(ending());
         }
+    }
+}
+
+/// The end of the daemon is not the end of a pin.
+fn goes_on(fail: Fail) -> Fail {
+    match fail.code {
+        Code::NoDaemon => Fail::new(fail.code, "the daemon is ending; the pin stays wanted")
+            .hint("it goes on when the daemon is back: start it again with `gemba daemon`"),
+        _ => fail,
     }
 }
 

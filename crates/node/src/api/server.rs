@@ -9,7 +9,8 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::auth::Token;
 use crate::client::ApiFile;
@@ -21,8 +22,8 @@ const CONNECTIONS: usize = 256;
 const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// Headers of one request together, in bytes.
 const HEADER_BYTES: usize = 32 * 1024;
-/// Open requests may finish for so long when the daemon ends.
-const DRAIN: Duration = Duration::from_secs(5);
+/// When the daemon ends, every open request ends by itself, with its cause; who has not read that by then is cut off.
+const DRAIN: Duration = Duration::from_millis(500);
 
 /// Binds the API's address: loopback only (S2.6, S2.8).
 ///
@@ -80,22 +81,24 @@ impl Drop for Published {
     }
 }
 
-/// Serves until `stop` turns true, then lets open requests finish within a deadline.
-pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+/// Serves until the daemon ends, then lets open requests finish within a deadline.
+pub async fn serve(listener: TcpListener, router: Router, ending: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
+        let slot = tokio::select! {
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+            () = ending.cancelled() => break,
         };
+        let Ok(slot) = slot else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => break,
+            () = ending.cancelled() => break,
         };
         match accepted {
             Ok((stream, _)) => {
-                let (router, stop) = (router.clone(), stop.clone());
+                let (router, ending) = (router.clone(), ending.clone());
                 tokio::spawn(async move {
-                    connection(stream, router, stop).await;
+                    connection(stream, router, ending).await;
                     drop(slot);
                 });
             }
@@ -107,7 +110,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
         }
     }
     let all = u32::try_from(CONNECTIONS).unwrap_or(u32::MAX);
-    if tokio::time::timeout(DRAIN, slots.acquire_many(all))
+    if tokio::time::timeout(2 * DRAIN, slots.acquire_many(all))
         .await
         .is_err()
     {
@@ -115,7 +118,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, router: Router, ending: CancellationToken) {
     let _best_effort = stream.set_nodelay(true);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -129,18 +132,9 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
                 tracing::debug!(%error, "an API connection ended early");
             }
         }
-        () = stopped(&mut stop) => {
+        () = ending.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let _cut_off = tokio::time::timeout(DRAIN, connection).await;
-        }
-    }
-}
-
-/// Until the daemon ends.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    while !*stop.borrow_and_update() {
-        if stop.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -73,16 +73,16 @@ pub struct Transfer {
     pub duplicates: u64,
 }
 
-/// A peer or address that could not be reached, or that was turned away, and why.
+/// A peer or address that could not be reached, or that was turned away, or something wrong on this device, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// The address.
+    /// The address; of what is wrong on this device, the folder, the block or the pin.
     pub address: String,
     /// The peer, where it is known.
     pub peer: Option<String>,
-    /// `in` or `out`.
+    /// `in` or `out`; `local` for this device itself.
     pub direction: String,
-    /// A word that scripts can match: `wrong_swarm_key`, `refused`, `unreachable` …
+    /// A word that scripts can match: `wrong_swarm_key`, `refused`, `unreachable`, `disk_full`, `damaged_block`, `pin` …
     pub kind: String,
     /// The cause in words.
     pub cause: String,
@@ -150,8 +150,32 @@ pub struct ConnectRequest {
 pub struct Connected {
     /// Who answered.
     pub id: String,
-    /// Where.
+    /// Where it is connected.
     pub address: String,
+    /// The address that was asked for.
+    #[serde(default)]
+    pub requested: String,
+    /// Whether it was connected before.
+    #[serde(default)]
+    pub already: bool,
+    /// Whether `requested` was dialed. If not, nothing is known of that address unless it is `address` itself.
+    #[serde(default)]
+    pub tried: bool,
+}
+
+/// What an open request waits for: the answer to `GET /v1/waiting/{request}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Waits {
+    /// `block`, `dial` or `ping`.
+    pub what: String,
+    /// The block's CID, the address, the peer.
+    pub name: String,
+    /// What is known of it, in words.
+    pub cause: String,
+    /// What to do about it.
+    pub hint: String,
+    /// For how long, in seconds.
+    pub waited_s: f64,
 }
 
 /// `ping`
@@ -351,6 +375,12 @@ pub struct Listed {
     /// Permission bits, if they are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
+    /// Time of the last change in seconds since 1970, if it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime: Option<i64>,
+    /// Its nanoseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtime_nsecs: Option<u32>,
 }
 
 impl From<crate::content::read::Listed> for Listed {
@@ -361,6 +391,7 @@ impl From<crate::content::read::Listed> for Listed {
             Some(StatKind::Directory { .. }) => (Some("directory"), None),
             Some(StatKind::Symlink { target }) => (Some("symlink"), Some(target)),
         };
+        let mtime = entry.stat.as_ref().and_then(|stat| stat.mtime);
         Self {
             name: String::from_utf8_lossy(&entry.name).into_owned(),
             name_bytes: text::name_bytes(&entry.name),
@@ -374,6 +405,8 @@ impl From<crate::content::read::Listed> for Listed {
             target_bytes: target.and_then(|target| text::name_bytes(target)),
             tsize: entry.tsize,
             mode: entry.stat.as_ref().and_then(|stat| stat.mode),
+            mtime: mtime.map(|mtime| mtime.seconds),
+            mtime_nsecs: mtime.map(|mtime| mtime.nanos),
         }
     }
 }

@@ -13,6 +13,7 @@ use ipld_core::ipld::Ipld;
 use serde_json::json;
 
 use super::output::{self, Content};
+use super::progress::Progress;
 use super::session::{self, Daemon, DaemonSource};
 use super::{Context, interrupt};
 use crate::api::types::{Done, Imported};
@@ -302,12 +303,18 @@ fn export(context: &Context, cid: Cid) -> Result<(), Fail> {
                 &[("cid", &cid.to_string())],
             ))
             .await?;
-        session::blocking(move || {
-            let mut out = Content::new();
+        let progress = Progress::beside_output("exporting");
+        let mut out = progress.counted(Content::new());
+        let writing = session::blocking(move || {
             std::io::copy(&mut stream, &mut out).map_err(io_fail)?;
             out.flush().map_err(io_fail)
-        })
-        .await
+        });
+        let mut told = None;
+        client
+            .while_telling(writing, |waits| {
+                progress.waiting("exporting", waits, &mut told);
+            })
+            .await
     })
 }
 
@@ -372,17 +379,24 @@ fn import_through(
     pin_roots: bool,
 ) -> Result<Imported, Fail> {
     let mut input = open_input(file)?;
+    let total = std::fs::metadata(file).ok().map(|metadata| metadata.len());
+    let progress = Progress::bytes("importing", total.filter(|len| *len > 0));
     context.talk(daemon, async |client| {
+        let bar = progress.clone();
         let url = session::url("/v1/dag/import", &[("pin_roots", &pin_roots.to_string())]);
         let mut lines = client
             .upload::<Imported, _>(&url, move |out| {
-                std::io::copy(&mut input, out).map(drop).map_err(io_fail)
+                let mut out = bar.counted(out);
+                std::io::copy(&mut input, &mut out)
+                    .map(drop)
+                    .map_err(io_fail)
             })
             .await?;
         let mut last = None;
         while let Some(line) = lines.next().await {
             last = Some(line?);
         }
+        progress.finish();
         last.ok_or_else(|| session::answer_fail("ended without a report"))
     })
 }

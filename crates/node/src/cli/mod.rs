@@ -56,7 +56,8 @@ pub struct Cli {
     /// Log to standard error; -vv says more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = EVERYWHERE)]
     pub verbose: u8,
-    /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h
+    /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h. Without it a read ends 8 s after nobody
+    /// who is connected has a block, and 30 s after the last byte that came from anybody
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, help_heading = EVERYWHERE)]
     pub timeout: Option<Duration>,
     /// Forbid the public network, as LIBP2P_FORCE_PNET=1 does

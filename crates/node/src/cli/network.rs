@@ -92,9 +92,24 @@ pub fn connect(context: &Context, args: &ConnectArgs) -> Result<(), Fail> {
     let connected: Connected = context.talk(daemon, async |client| {
         client.post_json("/v1/connect", &request).await
     })?;
-    context.out.result(&connected, |connected| {
-        format!("connected to {} at {}", connected.id, connected.address)
-    })
+    context.out.result(&connected, connected_text)
+}
+
+fn connected_text(connected: &Connected) -> String {
+    let Connected {
+        id,
+        address,
+        requested,
+        already,
+        ..
+    } = connected;
+    match (already, requested.starts_with(address.as_str())) {
+        (false, _) => format!("connected to {id} at {address}"),
+        (true, true) => format!("already connected to {id} at {address}"),
+        (true, false) => {
+            format!("already connected to {id} at {address}; {requested} was not tried")
+        }
+    }
 }
 
 /// Measures round trips.

@@ -1,9 +1,11 @@
 //! Progress on a terminal, and silence elsewhere.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::api::types::Waits;
 
 /// A bar on standard error if that is a terminal.
 #[derive(Clone, Debug)]
@@ -20,6 +22,37 @@ impl Progress {
             None => "{msg} {bytes:>10} {bytes_per_sec:>12} {elapsed:>4}",
         };
         Self::new(doing, total, template)
+    }
+
+    /// Counts bytes that go to standard output, unless that is the terminal itself.
+    #[must_use]
+    pub fn beside_output(doing: &str) -> Self {
+        if super::output::stdout_is_terminal() {
+            return Self(None);
+        }
+        Self::bytes(doing, None)
+    }
+
+    /// Counts what is written.
+    pub fn counted<W: Write>(&self, inner: W) -> Counted<W> {
+        Counted {
+            inner,
+            bar: self.clone(),
+        }
+    }
+
+    /// Says what is waited for in the network, or what is done: the wait in the bar, its cause above it, once for each thing waited for.
+    pub fn waiting(&self, doing: &str, waits: Option<&Waits>, told: &mut Option<String>) {
+        let Some(waits) = waits else {
+            return self.say(doing.to_owned());
+        };
+        self.say(format!("{doing}, waiting for {:.0} s", waits.waited_s));
+        if told.as_ref() != Some(&waits.name) {
+            *told = Some(waits.name.clone());
+            if let Some(bar) = &self.0 {
+                bar.println(&waits.cause);
+            }
+        }
     }
 
     /// Counts blocks up to `total`.
@@ -102,6 +135,25 @@ impl Progress {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
+    }
+}
+
+/// Counts for a bar what goes through it.
+#[derive(Debug)]
+pub struct Counted<W> {
+    inner: W,
+    bar: Progress,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.bar.add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -172,15 +172,23 @@ fn get_through(
         return Err(read::exists(target));
     }
     context.talk(daemon, async |client| {
-        let stream = client
-            .reader(&session::url("/v1/get", &[("path", &args.path)]))
-            .await?;
-        let (args, target, progress) = (args.clone(), target.to_owned(), progress.clone());
-        session::blocking(move || {
-            let (mut source, root) = OrderedSource::new(stream)?;
-            export(&mut source, root, &args, &target, &progress).map(|report| (root, report))
-        })
-        .await
+        let getting = async {
+            let stream = client
+                .reader(&session::url("/v1/get", &[("path", &args.path)]))
+                .await?;
+            let (args, target, progress) = (args.clone(), target.to_owned(), progress.clone());
+            session::blocking(move || {
+                let (mut source, root) = OrderedSource::new(stream)?;
+                export(&mut source, root, &args, &target, &progress).map(|report| (root, report))
+            })
+            .await
+        };
+        let mut told = None;
+        client
+            .while_telling(getting, |waits| {
+                progress.waiting("getting", waits, &mut told);
+            })
+            .await
     })
 }
 
@@ -247,12 +255,22 @@ fn print(
         );
         let mut query = vec![("path", args.path.as_str()), ("offset", &offset)];
         query.extend(length.as_deref().map(|length| ("length", length)));
-        let mut stream = client.reader(&session::url("/v1/cat", &query)).await?;
-        session::blocking(move || {
-            std::io::copy(&mut stream, &mut out).map_err(io_fail)?;
-            out.flush().map_err(io_fail)
-        })
-        .await
+        let progress = Progress::beside_output("reading");
+        let printing = async {
+            let mut stream = client.reader(&session::url("/v1/cat", &query)).await?;
+            let mut out = progress.counted(out);
+            session::blocking(move || {
+                std::io::copy(&mut stream, &mut out).map_err(io_fail)?;
+                out.flush().map_err(io_fail)
+            })
+            .await
+        };
+        let mut told = None;
+        client
+            .while_telling(printing, |waits| {
+                progress.waiting("reading", waits, &mut told);
+            })
+            .await
     })
 }
 

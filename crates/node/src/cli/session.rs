@@ -37,7 +37,7 @@ impl Context {
             return Ok(None);
         }
         let runtime = runtime()?;
-        let client = runtime.block_on(Client::connect(&self.layout))?;
+        let client = runtime.block_on(Client::connect(&self.layout, self.timeout))?;
         Ok(client.map(|client| Daemon { client, runtime }))
     }
 
@@ -48,7 +48,7 @@ impl Context {
     pub fn require_daemon(&self) -> Result<Daemon, Fail> {
         self.layout.check()?;
         let runtime = runtime()?;
-        let client = runtime.block_on(Client::require(&self.layout))?;
+        let client = runtime.block_on(Client::require(&self.layout, self.timeout))?;
         Ok(Daemon { client, runtime })
     }
 
@@ -110,7 +110,7 @@ pub fn talk_within<T>(
     work: impl AsyncFnOnce(&Client) -> Result<T, Fail>,
 ) -> Result<T, Fail> {
     let Daemon { client, runtime } = daemon;
-    let outcome = runtime.block_on(within(limit, work(&client)));
+    let outcome = runtime.block_on(within(limit, &client, work(&client)));
     // A blocking thread may hang in a read or a write; it ends with the process.
     runtime.shutdown_background();
     outcome
@@ -118,6 +118,7 @@ pub fn talk_within<T>(
 
 async fn within<T>(
     limit: Option<Duration>,
+    client: &Client,
     work: impl Future<Output = Result<T, Fail>>,
 ) -> Result<T, Fail> {
     let late = async {
@@ -126,20 +127,14 @@ async fn within<T>(
             None => std::future::pending().await,
         }
     };
+    // Kept until the reason is known: with the conversation its request would be over, and the daemon could not tell what it waits for.
+    let mut work = std::pin::pin!(work);
     tokio::select! {
         biased;
         _ = tokio::signal::ctrl_c() => Err(interrupt::fail()),
-        outcome = work => outcome,
-        () = late => Err(too_late(limit.unwrap_or_default())),
+        outcome = &mut work => outcome,
+        () = late => Err(client.too_late(limit.unwrap_or_default()).await),
     }
-}
-
-fn too_late(limit: Duration) -> Fail {
-    Fail::new(
-        Code::Timeout,
-        format!("not done after {} s", limit.as_secs_f64()),
-    )
-    .hint("`gemba why CID` and `gemba peers` tell who was asked; a longer --timeout waits longer")
 }
 
 /// The daemon said something that it does not say, or less than it should.

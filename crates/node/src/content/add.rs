@@ -43,6 +43,15 @@ pub trait AddObserver {
     /// Ends the add.
     fn entry(&mut self, entry: &Entry) -> Result<(), Fail>;
 
+    /// Blocks that are durable now: others on this device, or in the swarm, may be waiting for them.
+    ///
+    /// # Errors
+    /// Ends the add.
+    fn stored(&mut self, cids: &[Cid]) -> Result<(), Fail> {
+        let _ = cids;
+        Ok(())
+    }
+
     /// So many bytes of content were read since the last call.
     ///
     /// # Errors
@@ -178,12 +187,12 @@ impl ImportSink for Sink<'_> {
 impl Sink<'_> {
     /// Tells what came back from the disk meanwhile.
     fn settle(&mut self) -> Result<(), Fail> {
-        while let Some(entries) = self
+        while let Some(written) = self
             .writer
             .as_mut()
             .and_then(|writer| writer.done().transpose())
         {
-            self.tell(&entries?)?;
+            self.tell_written(&written?)?;
         }
         match &self.failed {
             Some(fail) => Err(fail.clone()),
@@ -194,13 +203,18 @@ impl Sink<'_> {
     /// Waits for the disk and tells the rest; the last entry is the root.
     fn finish(&mut self) -> Result<Option<Entry>, Fail> {
         if let Some(writer) = self.writer.take() {
-            for entries in writer.finish()? {
-                self.tell(&entries)?;
+            for written in writer.finish()? {
+                self.tell_written(&written)?;
             }
         }
         let rest = std::mem::take(&mut self.waiting);
         self.tell(&rest)?;
         Ok(self.sums.last.take())
+    }
+
+    fn tell_written(&mut self, written: &Written) -> Result<(), Fail> {
+        self.observer.stored(&written.cids)?;
+        self.tell(&written.entries)
     }
 
     fn tell(&mut self, entries: &[Entry]) -> Result<(), Fail> {
@@ -256,10 +270,16 @@ struct Batch {
     entries: Vec<Entry>,
 }
 
+/// A batch that is durable.
+struct Written {
+    cids: Vec<Cid>,
+    entries: Vec<Entry>,
+}
+
 /// The thread that writes. It ends when the queue is closed or at the first failure.
 struct Writer {
     queue: Option<SyncSender<Batch>>,
-    done: Receiver<Result<Vec<Entry>, Fail>>,
+    done: Receiver<Result<Written, Fail>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -272,7 +292,10 @@ impl Writer {
             for batch in batches {
                 let written = store
                     .put_many(&batch.blocks)
-                    .map(|_| batch.entries)
+                    .map(|_| Written {
+                        cids: batch.blocks.iter().map(|block| *block.cid()).collect(),
+                        entries: batch.entries,
+                    })
                     .map_err(|e| store_fail(&e));
                 let failed = written.is_err();
                 if answers.send(written).is_err() || failed {
@@ -297,16 +320,16 @@ impl Writer {
     }
 
     /// A batch that is durable by now.
-    fn done(&mut self) -> Result<Option<Vec<Entry>>, Fail> {
+    fn done(&mut self) -> Result<Option<Written>, Fail> {
         match self.done.try_recv() {
-            Ok(entries) => entries.map(Some),
+            Ok(written) => written.map(Some),
             Err(TryRecvError::Empty) => Ok(None),
             Err(TryRecvError::Disconnected) => Err(ended()),
         }
     }
 
     /// Waits for everything.
-    fn finish(mut self) -> Result<Vec<Vec<Entry>>, Fail> {
+    fn finish(mut self) -> Result<Vec<Written>, Fail> {
         self.queue = None;
         let rest = self.done.iter().collect::<Result<Vec<_>, Fail>>()?;
         match self.thread.take().map(JoinHandle::join) {

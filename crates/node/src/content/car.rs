@@ -60,6 +60,24 @@ pub fn import(
     store: &Store,
     each: &mut dyn FnMut(u64) -> Result<(), Fail>,
 ) -> Result<Imported, Fail> {
+    import_telling(input, store, each, &mut |_| Ok(()))
+}
+
+/// As [`import`]; `stored` hears of blocks that are durable, some hundred at a time.
+///
+/// # Errors
+/// As [`import`], and those of `stored`.
+pub fn import_telling(
+    input: &mut dyn Read,
+    store: &Store,
+    each: &mut dyn FnMut(u64) -> Result<(), Fail>,
+    stored: &mut dyn FnMut(&[Cid]) -> Result<(), Fail>,
+) -> Result<Imported, Fail> {
+    let mut put = |batch: &[Block]| {
+        store.put_many(batch).map_err(|e| store_fail(&e))?;
+        let cids: Vec<Cid> = batch.iter().map(|block| *block.cid()).collect();
+        stored(&cids)
+    };
     let mut reader = CarReader::new(input).map_err(car_fail)?;
     let mut imported = Imported {
         roots: reader.roots().to_vec(),
@@ -85,12 +103,12 @@ pub fn import(
         batch.push(block);
         each(len as u64)?;
         if batch.len() >= BATCH_BLOCKS || batch_bytes >= BATCH_BYTES {
-            store.put_many(&batch).map_err(|e| store_fail(&e))?;
+            put(&batch)?;
             batch.clear();
             batch_bytes = 0;
         }
     }
-    store.put_many(&batch).map_err(|e| store_fail(&e))?;
+    put(&batch)?;
     match damage {
         Some(fail) => Err(fail),
         None => Ok(imported),

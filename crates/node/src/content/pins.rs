@@ -8,7 +8,7 @@ use gemba_block::{Block, codec};
 use gemba_pins::{
     Add, DesiredSet, Kind, MissingCause, Name, Pin, PinError, Progress, State, Walk, WalkConfig,
 };
-use gemba_store::Store;
+use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
@@ -22,8 +22,10 @@ const MAX_MISSING: usize = 10_000;
 pub struct Presence {
     /// Blocks and bytes that are here, and what is missing.
     pub progress: Progress,
-    /// Some of the missing blocks.
+    /// Some of the missing blocks; those that are damaged on disk are among them.
     pub missing: Vec<Cid>,
+    /// The first of them that is damaged, and how.
+    pub damaged: Option<Fail>,
 }
 
 impl Presence {
@@ -37,7 +39,7 @@ impl Presence {
 /// Walks a DAG over the blocks that are here.
 ///
 /// # Errors
-/// [`Code::Integrity`] for a block that is damaged or that cannot be read as its codec says, or a DAG over the limits.
+/// [`Code::Integrity`] for a block that cannot be read as its codec says, or a DAG over the limits; the disk's.
 pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
     let mut key = [0; 16];
     getrandom::fill(&mut key)
@@ -46,8 +48,11 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
         .max_missing(MAX_MISSING)
         .visited_key(key);
     let mut walk = Walk::of_kind(*root, kind, config);
+    let mut damaged = None;
     while let Some(cid) = walk.next_need() {
-        visit(store, &mut walk, &cid)?;
+        if let Some(damage) = visit(store, &mut walk, &cid)? {
+            damaged.get_or_insert(damage);
+        }
     }
     if let State::Refused(cause) = walk.state() {
         return Err(Fail::new(Code::Integrity, cause)
@@ -56,32 +61,39 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
     Ok(Presence {
         progress: walk.progress(),
         missing: walk.missing().map(|(cid, _)| *cid).collect(),
+        damaged,
     })
 }
 
-fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<(), Fail> {
+/// Looks one block up; what is wrong with it if it is damaged.
+fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail> {
     const IDENTITY: u64 = 0;
     let refused = |e| Fail::new(Code::Integrity, e);
     if cid.hash().code() == IDENTITY {
         let block = Block::danger_unchecked(*cid, cid.hash().digest().to_vec());
-        return links_into(walk, &block, 0);
+        return links_into(walk, &block, 0).map(|()| None);
     }
     // A raw block has no links: that it is there is all that need be known.
     if cid.codec() == codec::RAW {
         match store.size(cid) {
-            Some(size) => return walk.have(cid, size, []).map_err(refused),
+            Some(size) => walk.have(cid, size, []).map_err(refused)?,
             None => walk.on_missing(cid, MissingCause::NoPeers),
         }
-        return Ok(());
+        return Ok(None);
     }
     match store.get(cid) {
         Ok(Some(data)) => {
             let size = data.len() as u64;
-            links_into(walk, &Block::danger_unchecked(*cid, data), size)
+            links_into(walk, &Block::danger_unchecked(*cid, data), size).map(|()| None)
         }
         Ok(None) => {
             walk.on_missing(cid, MissingCause::NoPeers);
-            Ok(())
+            Ok(None)
+        }
+        // As good as missing: fetching it again repairs it.
+        Err(e @ StoreError::Corrupt { .. }) => {
+            walk.on_missing(cid, MissingCause::Local(e.to_string()));
+            Ok(Some(store_fail(&e)))
         }
         Err(e) => Err(store_fail(&e)),
     }
@@ -144,6 +156,9 @@ pub fn add(
     name: Option<Name>,
 ) -> Result<(Pin, Progress), Fail> {
     let presence = presence(store, &root, kind)?;
+    if let Some(damage) = presence.damaged {
+        return Err(damage);
+    }
     if !presence.is_whole() {
         return Err(missing_fail(&root, &presence));
     }

@@ -305,19 +305,32 @@ fn export_fail(error: ExportError, target: &FsPath) -> Fail {
         }
         ExportError::Read { path, source } => at(&path, read_fail(&source)),
         ExportError::Source { path, source } => at(&path, source_fail(source)),
-        // Paths are those inside the DAG; what has none is the target itself.
-        ExportError::Write { path, source } if path.is_empty() => Fail::io(target, &source),
-        ExportError::Write { path, source } => {
-            let fail = Fail::io(path, &source).during(format!("writing {}", text::path(target)));
-            match source.kind() {
-                io::ErrorKind::NotFound => {
-                    fail.hint("the folder that it is to lie in must be there")
-                }
-                _ => fail,
-            }
-        }
+        ExportError::Write { path, source } => write_fail(&path, &source, target),
         ExportError::Cancelled => Fail::new(Code::Interrupted, error),
         other => Fail::new(Code::Failure, other),
+    }
+}
+
+/// `path` is that of an entry below the target, empty for the target itself, or one beside it.
+fn write_fail(path: &str, error: &io::Error, target: &FsPath) -> Fail {
+    let named = FsPath::new(path);
+    let beside = target
+        .parent()
+        .is_some_and(|parent| !parent.as_os_str().is_empty() && named.starts_with(parent));
+    let place = if path.is_empty() {
+        target.to_owned()
+    } else if beside || target.starts_with(named) {
+        named.to_owned()
+    } else {
+        target.join(named)
+    };
+    let fail = Fail::io(place, error);
+    if gemba_segment::is_full(error) {
+        return fail.hint("the disk is full: free some space, or write elsewhere with -o");
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => fail.hint("the folder that it is to lie in must be there"),
+        _ => fail,
     }
 }
 

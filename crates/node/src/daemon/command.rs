@@ -6,11 +6,15 @@ use gemba_pins::Kind;
 use multiaddr::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::api::types::{Connected, Id, Peer, PinStatus, Status};
-use crate::error::{Code, Fail};
+use super::call::{Wait, ending};
+use crate::api::types::{Connected, Id, Peer, PinStatus, Status, Waits};
+use crate::error::Fail;
 
 /// Commands that may wait for the loop; callers wait beyond it.
 pub(super) const QUEUE: usize = 256;
+
+/// Most pins in one answer: a million of them must not stand in memory at once.
+pub const PAGE: usize = 1024;
 
 /// How the loop answers: once.
 pub(super) type Reply<T> = oneshot::Sender<T>;
@@ -47,26 +51,39 @@ pub enum Command {
     },
     /// Want it no longer.
     Unpin(Cid, Reply<Result<(), Fail>>),
-    /// All pins.
-    Pins(Reply<Vec<PinStatus>>),
+    /// What a request waits for, in words.
+    Waits(Wait, Reply<Waits>),
+    /// Pins behind this one (from the first without it), in the order of their CIDs; at most [`PAGE`].
+    Pins(Option<Cid>, Reply<Vec<PinStatus>>),
     /// Blocks of these pins are gone: they are not whole any more and are made whole again.
     Struck(Vec<Cid>, Reply<()>),
     /// A copy of the desired set.
     DesiredSet(Reply<gemba_pins::DesiredSet>),
     /// One pin.
     PinStatus(Cid, Reply<Option<PinStatus>>),
-    /// Opens a session for a reader whose blocks may have to be fetched.
-    OpenReader(Reply<Result<ReaderId, Fail>>),
+    /// Opens a session for a reader whose blocks may have to be fetched; with how long its caller waits, if he said so.
+    OpenReader(Option<std::time::Duration>, Reply<Result<ReaderId, Fail>>),
     /// Blocks the reader will want soon.
     Prefetch(ReaderId, Vec<Cid>),
     /// The block the reader wants now.
-    Fetch(ReaderId, Cid, Reply<Result<Bytes, Fail>>),
+    Fetch(ReaderId, Cid, Reply<Result<Fetched, Fail>>),
     /// The reader is done.
     CloseReader(ReaderId),
-    /// Blocks that were put by other ways than the loop's: peers may be waiting for them.
+    /// Blocks that were put by other ways than the loop's: peers, pins and readers may be waiting for them. Batches of some hundred.
     Stored(Vec<Cid>),
+    /// A block was read and is damaged on disk.
+    Damaged(Cid, String),
     /// End the daemon.
     Shutdown,
+}
+
+/// How a block came to a reader.
+#[derive(Clone, Debug)]
+pub enum Fetched {
+    /// From the swarm.
+    Bytes(Bytes),
+    /// Somebody on this device stored it meanwhile: it is in the store.
+    Here,
 }
 
 /// Names a reader's session.
@@ -120,8 +137,4 @@ impl Handle {
     pub fn tell_blocking(&self, command: Command) -> Result<(), Fail> {
         self.0.blocking_send(command).map_err(|_| ending())
     }
-}
-
-fn ending() -> Fail {
-    Fail::new(Code::NoDaemon, "the daemon is ending").hint("start it again with `gemba daemon`")
 }

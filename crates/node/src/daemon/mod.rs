@@ -3,6 +3,7 @@
 //! `start` opens everything in the order in which it may be refused (lock, swarm key, store, sockets), `run` is the loop,
 //! and the end takes it all down in the opposite order, with a deadline.
 
+mod call;
 mod command;
 pub mod flow;
 mod hashers;
@@ -17,9 +18,12 @@ use std::time::Duration;
 
 use gemba_store::Store;
 use multiaddr::Multiaddr;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-pub use command::{Command, Handle, ReaderId};
+pub(crate) use call::ending;
+pub use call::{Call, Wait};
+pub use command::{Command, Fetched, Handle, PAGE, ReaderId};
 
 use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
@@ -89,9 +93,9 @@ pub async fn run(
     let mut node = Node::new(swarm, store.clone(), meta, fingerprint.clone(), commands)?;
     let addresses = node.listen(&listen_addresses(&repo, &options)).await?;
 
-    let state = State::new(handle.clone(), store, token.clone());
-    let (end, ended) = watch::channel(false);
-    let serving = tokio::spawn(api::serve(listener, api::router(state), ended));
+    let ending = CancellationToken::new();
+    let state = State::new(handle.clone(), store, token.clone(), ending.clone());
+    let serving = tokio::spawn(api::serve(listener, api::router(state), ending.clone()));
     let published = Published::write(&repo.layout.api(), api_address, &token)?;
 
     ready(&Ready {
@@ -108,10 +112,12 @@ pub async fn run(
     };
 
     drop(published);
-    end.send_replace(true);
+    // Who waits for an answer is told first, then what he waits for ends.
+    ending.cancel();
+    let rest = node.end();
     let drained = tokio::time::timeout(END, async {
         let _panicked = serving.await;
-        node.finish().await;
+        rest.finish().await;
     });
     if drained.await.is_err() {
         tracing::warn!(
@@ -131,12 +137,16 @@ fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
         .iter()
         .filter(|pin| pin.complete && !store.has(&pin.cid))
         .count();
-    if lost == 0 && rootless == 0 {
+    let packs = store.stat().packs;
+    let lost_packs = meta.packs()?.saturating_sub(packs);
+    if lost == 0 && rootless == 0 && lost_packs == 0 {
         return Ok(());
     }
     let struck = crate::content::pins::strike_out(store, meta)?;
+    meta.note_packs(packs)?;
     tracing::error!(
         damaged_places = lost,
+        lost_packs,
         pins_struck = struck,
         "the disk lost blocks: pins that miss some are fetched again; run `gemba repo verify` and look at the disk"
     );

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use gemba_exchange::{Event as ExchangeEvent, LoadKind, Loaded};
-use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent};
+use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent, Stages};
 use gemba_store::Store;
 use libp2p_core::ConnectedPoint;
 use libp2p_core::transport::{ListenerId, TransportError};
@@ -17,15 +17,19 @@ use multiaddr::{Multiaddr, Protocol};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::call::Wait;
 use super::command::{Command, Reply};
+use super::flow::disk::Disk;
 use super::flow::peers::Peers;
 use super::flow::pins::{Persisted, Pins};
 use super::flow::readers::Readers;
+use super::flow::repair::Repair;
+use super::flow::why::{self, Around};
 use super::flow::{Arriving, Ctx};
 use super::ping::Pinger;
 use super::swarm::{AGENT, Behaviour, BehaviourEvent};
-use super::work::{Done, Read, Workers};
-use crate::api::types::{Connected, Id, RepoSize, Status, Transfer};
+use super::work::{Done, Read, Refusal, StoredBlock, Workers};
+use crate::api::types::{Connected, Id, RepoSize, Status, Transfer, Trouble, Waits};
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::metrics::{Figures, resident_memory};
@@ -58,9 +62,14 @@ pub(super) struct Node {
     workers: Workers,
     pins: Pins,
     readers: Readers,
+    repair: Repair,
     peers: Peers,
     arriving: Arriving,
+    disk: Disk,
     connecting: Vec<Connecting>,
+    stages: Stages,
+    meta: Arc<Meta>,
+    packs: u64,
     fingerprint: Option<String>,
     started: Instant,
     commands: mpsc::Receiver<Command>,
@@ -80,7 +89,7 @@ struct Connecting {
 impl Node {
     /// Starts the disk threads and loads the pins.
     pub(super) fn new(
-        swarm: Swarm<Behaviour>,
+        (swarm, stages): (Swarm<Behaviour>, Stages),
         store: Store,
         meta: Arc<Meta>,
         fingerprint: Option<String>,
@@ -92,16 +101,26 @@ impl Node {
         let mut visited_key = [0; 16];
         getrandom::fill(&mut visited_key)
             .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
-        let pins = Pins::new(meta.pins()?, meta, persisted_sender, visited_key);
+        let pins = Pins::new(
+            meta.pins()?,
+            Arc::clone(&meta),
+            persisted_sender,
+            visited_key,
+        );
         Ok(Self {
             swarm,
             store,
             workers,
             pins,
             readers: Readers::default(),
+            repair: Repair::default(),
             peers: Peers::default(),
             arriving: Arriving::default(),
+            disk: Disk::default(),
             connecting: Vec::new(),
+            stages,
+            packs: meta.packs()?,
+            meta,
             fingerprint,
             started: Instant::now(),
             commands,
@@ -220,12 +239,36 @@ impl Node {
                 self.with_pins(|pins, ctx| pins.on_persisted(persisted, ctx));
             }
             Action::Command(command) => self.on_command(command),
-            Action::Tick => {
-                self.with_pins(Pins::expire);
-                self.with_readers(Readers::expire);
-            }
+            Action::Tick => self.on_tick(),
             Action::Stop => {}
         }
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.now();
+        // A full queue of reads is no reason to ask the disk for its room: it is asked again on a later tick.
+        if self.disk.wants_look(now) {
+            let _asked = self.workers.read(Read::Room);
+        }
+        self.with_pins(Pins::expire);
+        self.with_readers(Readers::expire);
+        self.with_repair(Repair::expire);
+        self.note_packs();
+    }
+
+    /// How many packs there are is noted beside the pins: if there are fewer at the next start, the disk has lost some.
+    fn note_packs(&mut self) {
+        let packs = self.store.stat().packs;
+        if packs <= self.packs {
+            return;
+        }
+        self.packs = packs;
+        let meta = Arc::clone(&self.meta);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = meta.note_packs(packs) {
+                tracing::warn!(%error, "the number of packs could not be noted");
+            }
+        });
     }
 
     fn settle(&mut self) {
@@ -233,16 +276,10 @@ impl Node {
         self.connecting.retain(|waiting| !waiting.reply.is_closed());
     }
 
-    /// Lets the disk threads finish what they hold.
-    pub(super) async fn finish(self) {
-        let Self {
-            workers, mut done, ..
-        } = self;
-        let finishing = tokio::task::spawn_blocking(move || workers.finish());
-        while done.recv().await.is_some() {}
-        if finishing.await.is_err() {
-            tracing::error!("the disk threads did not end cleanly");
-        }
+    /// Ends everything but the disk threads, at once: connections, and with their other ends all who wait for an answer.
+    pub(super) fn end(self) -> Ending {
+        let Self { workers, done, .. } = self;
+        Ending { workers, done }
     }
 
     fn now(&self) -> Duration {
@@ -250,19 +287,22 @@ impl Node {
     }
 
     fn with_pins<T>(&mut self, run: impl FnOnce(&mut Pins, &mut Ctx<'_>) -> T) -> T {
-        let now = self.now();
-        let mut ctx = Ctx {
-            now,
-            exchange: &mut self.swarm.behaviour_mut().exchange,
-            store: &self.store,
-            workers: &self.workers,
-            arriving: &mut self.arriving,
-            peers: self.peers.connected(),
-        };
-        run(&mut self.pins, &mut ctx)
+        self.with(|pins, _, _, ctx| run(pins, ctx))
     }
 
     fn with_readers<T>(&mut self, run: impl FnOnce(&mut Readers, &mut Ctx<'_>) -> T) -> T {
+        self.with(|_, readers, _, ctx| run(readers, ctx))
+    }
+
+    fn with_repair<T>(&mut self, run: impl FnOnce(&mut Repair, &mut Ctx<'_>) -> T) -> T {
+        self.with(|_, _, repair, ctx| run(repair, ctx))
+    }
+
+    /// The flows, with what they may touch.
+    fn with<T>(
+        &mut self,
+        run: impl FnOnce(&mut Pins, &mut Readers, &mut Repair, &mut Ctx<'_>) -> T,
+    ) -> T {
         let now = self.now();
         let mut ctx = Ctx {
             now,
@@ -271,36 +311,71 @@ impl Node {
             workers: &self.workers,
             arriving: &mut self.arriving,
             peers: self.peers.connected(),
+            known: &self.peers,
+            disk: &mut self.disk,
         };
-        run(&mut self.readers, &mut ctx)
+        run(
+            &mut self.pins,
+            &mut self.readers,
+            &mut self.repair,
+            &mut ctx,
+        )
     }
 
     // What the disk threads answer.
 
     fn on_done(&mut self, done: Done) {
         match done {
-            Done::Stored(blocks, outcome) => {
-                let exchange = &mut self.swarm.behaviour_mut().exchange;
-                for block in &blocks {
-                    self.arriving.settled(&block.cid, exchange);
-                }
-                match outcome {
-                    Ok(()) => {
-                        let cids: Vec<_> = blocks.iter().map(|block| block.cid).collect();
-                        exchange.stored(&cids);
-                        let now = self.now();
-                        self.pins.on_stored(&blocks, now);
-                    }
-                    Err(fail) => {
-                        tracing::error!(error = %fail, blocks = blocks.len(), "blocks could not be stored");
-                        self.pins.on_not_stored(&blocks, &fail.cause);
-                    }
-                }
-            }
+            Done::Stored(blocks, outcome) => self.on_written(&blocks, outcome),
             Done::Loaded(id, data) => self.swarm.behaviour_mut().exchange.loaded(id, data),
             Done::Links(id, cid, answer) => {
                 self.with_pins(|pins, ctx| pins.on_links(id, &cid, answer, ctx));
             }
+            Done::Damaged(cid, cause) => {
+                self.with_repair(|repair, ctx| repair.on_damaged(cid, cause, ctx));
+            }
+            Done::Room(free) => self.disk.on_room(free),
+        }
+    }
+
+    /// A batch of blocks from the network is durable, or the disk refused it.
+    fn on_written(&mut self, blocks: &[StoredBlock], outcome: Result<(), Refusal>) {
+        let exchange = &mut self.swarm.behaviour_mut().exchange;
+        for block in blocks {
+            self.arriving.settled(&block.cid, exchange);
+        }
+        match outcome {
+            Ok(()) => {
+                let cids: Vec<_> = blocks.iter().map(|block| block.cid).collect();
+                exchange.stored(&cids);
+                let now = self.now();
+                self.pins.on_stored(blocks, now);
+                self.with_repair(|repair, ctx| repair.on_stored(cids.iter(), ctx));
+                self.on_disk_takes();
+            }
+            Err(refusal) => {
+                tracing::debug!(error = %refusal.fail, blocks = blocks.len(), "blocks could not be stored");
+                let now = self.now();
+                self.disk.on_refused(&refusal, now);
+                self.with_pins(Pins::on_disk_refused);
+            }
+        }
+    }
+
+    /// Blocks were put by the API, past the loop.
+    fn on_put(&mut self, cids: &[cid::Cid]) {
+        self.swarm.behaviour_mut().exchange.stored(cids);
+        self.with(|pins, readers, repair, ctx| {
+            pins.on_put(cids, ctx);
+            readers.on_put(cids, ctx);
+            repair.on_stored(cids.iter(), ctx);
+        });
+        self.on_disk_takes();
+    }
+
+    fn on_disk_takes(&mut self) {
+        if self.disk.on_stored() {
+            self.pins.try_again();
         }
     }
 
@@ -364,21 +439,24 @@ impl Node {
                 .behaviour_mut()
                 .exchange
                 .set_lan(peer, is_local(&address));
-            self.pins.on_peer_connected();
+            self.pins.try_again();
         }
         for waiting in self
             .connecting
             .extract_if(.., |waiting| waiting.connection == connection)
         {
+            let _gone = waiting.reply.send(Ok(Connected {
+                id: peer.to_string(),
+                address: address.to_string(),
+                requested: waiting.address.to_string(),
+                already: false,
+                tried: true,
+            }));
             // Asked for in person and in the swarm: it is kept connected from now on.
             self.swarm
                 .behaviour_mut()
                 .dialer
                 .keep_connected(waiting.address);
-            let _gone = waiting.reply.send(Ok(Connected {
-                id: peer.to_string(),
-                address: address.to_string(),
-            }));
         }
     }
 
@@ -461,7 +539,7 @@ impl Node {
                 asked,
             } => {
                 self.pins.on_unavailable(session, cid, asked.len());
-                self.readers.on_unavailable(session, cid, asked.len());
+                self.readers.on_unavailable(session, cid);
             }
             ExchangeEvent::Stalled { peer, moved } => {
                 tracing::info!(%peer, moved, "a peer made no progress; its wants were moved to others");
@@ -500,12 +578,16 @@ impl Node {
                 reply,
             } => self.pins.pin(cid, kind, name, reply),
             Command::Unpin(cid, reply) => self.with_pins(|pins, ctx| pins.unpin(cid, reply, ctx)),
-            Command::Pins(reply) => drop(reply.send(self.pins.list())),
-            Command::Struck(roots, reply) => self.pins.strike_out(roots, reply),
+            Command::Waits(wait, reply) => drop(reply.send(self.waits(&wait))),
+            Command::Pins(after, reply) => drop(reply.send(self.pins.list(after.as_ref()))),
+            Command::Struck(roots, reply) => {
+                self.with_repair(Repair::on_scrubbed);
+                self.pins.strike_out(roots, reply);
+            }
             Command::DesiredSet(reply) => drop(reply.send(self.pins.desired().clone())),
             Command::PinStatus(cid, reply) => drop(reply.send(self.pins.status(&cid))),
-            Command::OpenReader(reply) => {
-                let opened = self.with_readers(Readers::open);
+            Command::OpenReader(patience, reply) => {
+                let opened = self.with_readers(|readers, ctx| readers.open(patience, ctx));
                 let _gone = reply.send(opened);
             }
             Command::Prefetch(id, cids) => {
@@ -515,7 +597,10 @@ impl Node {
                 self.with_readers(|readers, ctx| readers.fetch(id, cid, reply, ctx));
             }
             Command::CloseReader(id) => self.with_readers(|readers, ctx| readers.close(id, ctx)),
-            Command::Stored(cids) => self.swarm.behaviour_mut().exchange.stored(&cids),
+            Command::Stored(cids) => self.on_put(&cids),
+            Command::Damaged(cid, cause) => {
+                self.with_repair(|repair, ctx| repair.on_damaged(cid, cause, ctx));
+            }
             Command::Shutdown => {}
         }
     }
@@ -551,11 +636,15 @@ impl Node {
             _ => None,
         });
         if let Some(peer) = expected
-            && let Some(known) = self.peers.address_of(&peer)
+            && let Some(known) = self.peers.address_of(&peer, &address)
         {
+            // A second connection would bring nothing; but the address was not tried, and the answer must not look as if.
             return drop(reply.send(Ok(Connected {
                 id: peer.to_string(),
                 address: known.to_string(),
+                requested: address.to_string(),
+                already: true,
+                tried: false,
             })));
         }
         if self.is_own(&address) {
@@ -570,6 +659,9 @@ impl Node {
             return drop(reply.send(Ok(Connected {
                 id: peer.to_string(),
                 address: address.to_string(),
+                requested: address.to_string(),
+                already: true,
+                tried: false,
             })));
         }
         match self.swarm.behaviour_mut().dialer.dial_now(address.clone()) {
@@ -631,16 +723,78 @@ impl Node {
         ))
     }
 
+    /// What a request waits for, and what is known of it.
+    fn waits(&self, wait: &Wait) -> Waits {
+        match wait {
+            Wait::Block(cid) => {
+                let exchange = &self.swarm.behaviour().exchange;
+                let why = exchange.why(cid);
+                let around = Around {
+                    why: why.as_ref(),
+                    peers: self.peers.connected(),
+                    now: exchange.now(),
+                    troubles: &self.peers.troubles(self.now()),
+                };
+                Waits {
+                    what: "block".to_owned(),
+                    name: cid.to_string(),
+                    cause: format!(
+                        "waiting for block {cid}, which is not on this device: {}",
+                        why::block(&around)
+                    ),
+                    hint: why::hint(cid, self.peers.connected()),
+                    waited_s: 0.0,
+                }
+            }
+            Wait::Dial(address) => Waits {
+                what: "dial".to_owned(),
+                name: address.to_string(),
+                cause: format!("dialing {address}: {}", self.dial_state(address)),
+                hint: "`gemba status` shows how it ends; a longer --timeout waits for it"
+                    .to_owned(),
+                waited_s: 0.0,
+            },
+            Wait::Ping(peer) => Waits {
+                what: "ping".to_owned(),
+                name: peer.to_string(),
+                cause: match self.peers.described(peer) {
+                    Some(known) => format!("{peer} {known} and has not answered the ping"),
+                    None => format!("{peer} is not connected any more"),
+                },
+                hint: "nothing comes back over a connection that is there: look at the device or the line".to_owned(),
+                waited_s: 0.0,
+            },
+        }
+    }
+
+    /// Where a dial stands: in its own words if it is under way, else why the last one failed.
+    fn dial_state(&self, address: &Multiaddr) -> String {
+        if let Some(stage) = self.stages.of(address) {
+            return stage.to_string();
+        }
+        let bare = super::flow::peers::bare(address);
+        let mut failures = self.swarm.behaviour().dialer.failures();
+        match failures.find(|failed| failed.address == bare) {
+            Some(failed) => failed.cause.to_string(),
+            None => "it waits for its turn".to_owned(),
+        }
+    }
+
     fn why(&self, cid: &cid::Cid) -> serde_json::Value {
         let here = self.store.size(cid);
         let wanted = self.swarm.behaviour().exchange.why(cid);
         let pin = self.pins.status(cid);
         let summary = match (&here, &wanted, &pin) {
             (Some(bytes), _, _) => format!("the block is on this device ({bytes} bytes)"),
-            (None, Some(_), _) if self.peers.connected() == 0 => {
-                "the block is wanted, and no peer is connected".to_owned()
+            (None, Some(why), _) => {
+                let around = Around {
+                    why: Some(why),
+                    peers: self.peers.connected(),
+                    now: self.swarm.behaviour().exchange.now(),
+                    troubles: &self.peers.troubles(self.now()),
+                };
+                format!("the block is wanted: {}", why::block(&around))
             }
-            (None, Some(_), _) => "the block is wanted; see who was asked".to_owned(),
             (None, None, Some(pin)) => format!(
                 "the root is pinned and {}: {}",
                 pin.status,
@@ -674,11 +828,27 @@ impl Node {
         }
     }
 
+    /// What is wrong: on this device first, then on the way to others.
+    fn troubles(&self) -> Vec<Trouble> {
+        let now = self.now();
+        let mut troubles: Vec<Trouble> = self
+            .disk
+            .trouble(self.store.dir(), now)
+            .into_iter()
+            .collect();
+        troubles.extend(self.repair.trouble(now));
+        troubles.extend(self.pins.troubles(now));
+        troubles.extend(self.peers.troubles(now));
+        troubles
+    }
+
     fn status(&self) -> Status {
         let stat = self.store.stat();
         let (rss_bytes, rss_max_bytes) = resident_memory();
         let pins = self.pins.counts();
+        let is_hurt = self.disk.refuses().is_some() || self.repair.open() > 0;
         let health = match (self.peers.connected(), pins.error) {
+            _ if is_hurt => "degraded",
             (0, _) => "alone",
             (_, 0) => "ok",
             _ => "degraded",
@@ -697,7 +867,7 @@ impl Node {
             health: health.to_owned(),
             daemon: true,
             uptime_s: self.now().as_secs(),
-            troubles: self.peers.troubles(self.now()),
+            troubles: self.troubles(),
             pins,
             rss_bytes,
             rss_max_bytes,
@@ -767,6 +937,12 @@ impl Node {
                     gauge(status.pins.error),
                 ),
                 (
+                    "damaged_blocks",
+                    "Blocks that are damaged on disk and wanted from the swarm",
+                    None,
+                    gauge(self.repair.open() as u64),
+                ),
+                (
                     "arriving_blocks",
                     "Blocks between network and disk",
                     None,
@@ -779,6 +955,24 @@ impl Node {
                     "Blocks refused because the write queue was full",
                     None,
                     self.arriving.overflows,
+                ),
+                (
+                    "refused_batches".into(),
+                    "Batches of blocks that the disk did not take",
+                    None,
+                    self.disk.refused_batches,
+                ),
+                (
+                    "repaired_blocks".into(),
+                    "Blocks that were damaged on disk and fetched again",
+                    None,
+                    self.repair.repaired,
+                ),
+                (
+                    "repair_overflows".into(),
+                    "Damaged blocks not wanted at once because the list was full",
+                    None,
+                    self.repair.overflows,
                 ),
                 (
                     "read_queue_overflows".into(),
@@ -799,6 +993,24 @@ impl Node {
                 )
             }));
         figures
+    }
+}
+
+/// A node whose loop has ended: what is left to do on disk.
+pub(super) struct Ending {
+    workers: Workers,
+    done: mpsc::Receiver<Done>,
+}
+
+impl Ending {
+    /// Lets the disk threads finish what they hold.
+    pub(super) async fn finish(self) {
+        let Self { workers, mut done } = self;
+        let finishing = tokio::task::spawn_blocking(move || workers.finish());
+        while done.recv().await.is_some() {}
+        if finishing.await.is_err() {
+            tracing::error!("the disk threads did not end cleanly");
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cid::Cid;
 use gemba_block::{Block, codec, links};
 use gemba_exchange::LoadId;
-use gemba_store::Store;
+use gemba_store::{Store, StoreError};
 use tokio::sync::mpsc;
 
 use crate::daemon::flow::fetch::FetchId;
@@ -38,16 +38,31 @@ pub enum Read {
     Serve(LoadId, Cid),
     /// The links of a block that is here, for a walk.
     Links(FetchId, Cid),
+    /// How much room the disk has.
+    Room,
 }
 
 /// What the threads answer with.
 pub enum Done {
     /// The batch is durable, or could not be made so.
-    Stored(Vec<StoredBlock>, Result<(), Fail>),
+    Stored(Vec<StoredBlock>, Result<(), Refusal>),
     /// For a peer.
     Loaded(LoadId, Option<Bytes>),
     /// For a walk: size and links, or why the block cannot be read.
     Links(FetchId, Cid, Result<(u64, Vec<Cid>), LinkTrouble>),
+    /// A block that was read for a peer is damaged.
+    Damaged(Cid, String),
+    /// Bytes that are free on the store's disk; `None` where the system does not tell.
+    Room(Option<u64>),
+}
+
+/// Why a batch was not stored.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// For people.
+    pub fail: Fail,
+    /// For want of room.
+    pub full: bool,
 }
 
 /// One block of a batch.
@@ -177,7 +192,7 @@ fn write_all(store: &Store, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<
                 links: links(block).map_err(|e| e.to_string()),
             })
             .collect();
-        let outcome = store.put_many(&batch).map(drop).map_err(|e| store_fail(&e));
+        let outcome = store.put_many(&batch).map(drop).map_err(|e| refusal(&e));
         if done.blocking_send(Done::Stored(stored, outcome)).is_err() {
             return;
         }
@@ -189,7 +204,18 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(read) = next else { return };
         let answer = match read {
-            Read::Serve(id, cid) => Done::Loaded(id, serve(store, &cid)),
+            Read::Serve(id, cid) => match store.get(&cid) {
+                Ok(data) => Done::Loaded(id, data),
+                Err(e) => {
+                    if let Some(damage) = unreadable(cid, &e)
+                        && done.blocking_send(damage).is_err()
+                    {
+                        return;
+                    }
+                    Done::Loaded(id, None)
+                }
+            },
+            Read::Room => Done::Room(free_bytes(store.dir())),
             Read::Links(id, cid) => Done::Links(id, cid, links_of(store, &cid)),
         };
         if done.blocking_send(answer).is_err() {
@@ -198,11 +224,32 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
     }
 }
 
-fn serve(store: &Store, cid: &Cid) -> Option<Bytes> {
-    store.get(cid).unwrap_or_else(|e| {
-        tracing::error!(%cid, error = %e, "a block that a peer wants cannot be read: run `gemba repo verify`");
-        None
-    })
+fn refusal(error: &StoreError) -> Refusal {
+    Refusal {
+        fail: store_fail(error),
+        full: matches!(error, StoreError::Full(_)),
+    }
+}
+
+/// Damage is told to the loop, which has it repaired; anything else is for the log.
+fn unreadable(cid: Cid, error: &StoreError) -> Option<Done> {
+    if matches!(error, StoreError::Corrupt { .. }) {
+        return Some(Done::Damaged(cid, error.to_string()));
+    }
+    tracing::error!(%cid, %error, "a block that a peer wants cannot be read");
+    None
+}
+
+/// What this user may still write there.
+#[cfg(unix)]
+fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &std::path::Path) -> Option<u64> {
+    None
 }
 
 /// Size and links of a block in the store.

@@ -69,7 +69,7 @@ impl Device {
     async fn ready(&mut self) -> Result<Client, Fail> {
         let deadline = Instant::now() + START;
         loop {
-            if let Some(client) = Client::connect(&self.layout).await? {
+            if let Some(client) = Client::connect(&self.layout, None).await? {
                 return Ok(client);
             }
             if let Ok(Some(status)) = self.child.try_wait() {

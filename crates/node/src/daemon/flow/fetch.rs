@@ -12,7 +12,7 @@ use super::Ctx;
 use crate::daemon::work::{LinkTrouble, Read, StoredBlock, is_leaf};
 
 /// Blocks asked for at once: what Bitswap allows towards one peer. What they weigh is bounded by the exchange, in bytes.
-const WINDOW: usize = 1024;
+pub const WINDOW: usize = 1024;
 /// Steps of a walk over blocks that are here, before the loop looks after others.
 const STEPS: usize = 2048;
 
@@ -44,7 +44,6 @@ pub struct Fetch {
     pub advanced: Duration,
     /// What the exchange last said of a block that nobody seems to have: the block, and how many were asked.
     pub unavailable: Option<(Cid, usize)>,
-    local_trouble: Option<String>,
 }
 
 impl Fetch {
@@ -55,13 +54,14 @@ impl Fetch {
         kind: Kind,
         session: SessionId,
         visited_key: [u8; 16],
+        window: usize,
         now: Duration,
     ) -> Self {
         let walk = Walk::of_kind(
             root,
             kind,
             WalkConfig::default()
-                .window(WINDOW)
+                .window(window)
                 .visited_key(visited_key),
         );
         Self {
@@ -70,7 +70,6 @@ impl Fetch {
             walk,
             advanced: now,
             unavailable: None,
-            local_trouble: None,
         }
     }
 
@@ -179,16 +178,22 @@ impl Fetch {
         if self.walk.progress().blocks_done > before {
             self.advanced = now;
             self.unavailable = None;
-            self.local_trouble = None;
         }
     }
 
-    /// A batch could not be made durable: its blocks are missing until the disk takes them.
-    pub fn on_not_stored(&mut self, cid: &Cid, cause: &str) {
-        if self.walk.outstanding().any(|c| c == cid) {
-            self.walk
-                .on_missing(cid, MissingCause::Local(cause.to_owned()));
-            self.local_trouble = Some(cause.to_owned());
+    /// Somebody else on this device stored this block: if the walk waits for it, it is looked up instead of fetched.
+    pub fn on_put(&mut self, cid: &Cid, ctx: &mut Ctx<'_>) {
+        if !self.walk.is_outstanding(cid) || ctx.arriving.get(cid).is_some() {
+            return;
+        }
+        ctx.exchange.cancel(self.session, &[*cid]);
+        let before = self.walk.progress().blocks_done;
+        if let Some(gone) = self.look_up(*cid, ctx) {
+            self.want(vec![gone], ctx);
+        }
+        if self.walk.progress().blocks_done > before {
+            self.advanced = ctx.now;
+            self.unavailable = None;
         }
     }
 
@@ -216,16 +221,8 @@ impl Fetch {
         self.walk.progress()
     }
 
-    /// Whether the last batch could not be made durable.
-    pub fn disk_refuses(&self) -> bool {
-        self.local_trouble.is_some()
-    }
-
     /// Why it does not advance, in words.
     pub fn cause(&self, peers: usize) -> String {
-        if let Some(trouble) = &self.local_trouble {
-            return format!("blocks cannot be stored: {trouble}");
-        }
         match (&self.unavailable, peers) {
             (_, 0) => "no peer is connected".to_owned(),
             (Some((cid, asked)), _) => crate::text::nobody_has(cid, *asked),
@@ -237,6 +234,13 @@ impl Fetch {
                 None => "waiting for the disk".to_owned(),
             },
         }
+    }
+
+    /// The block that it waits for first.
+    pub fn lacks(&self) -> Option<Cid> {
+        self.unavailable
+            .map(|(cid, _)| cid)
+            .or_else(|| self.walk.outstanding().next().copied())
     }
 
     /// Blocks that could be had no more; asks for them again.

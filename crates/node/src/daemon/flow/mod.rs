@@ -1,10 +1,13 @@
 //! The flows: what happens to a fact on its way through the node, one file a flow. Facts go up (`Found`, `Stored`), wishes
 //! go down (`want`, `write`); nobody asks a neighbour a question and waits.
 
+pub mod disk;
 pub mod fetch;
 pub mod peers;
 pub mod pins;
 pub mod readers;
+pub mod repair;
+pub mod why;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -31,6 +34,10 @@ pub struct Ctx<'a> {
     pub arriving: &'a mut Arriving,
     /// Peers that can be asked.
     pub peers: usize,
+    /// Who is connected, and what keeps others away.
+    pub known: &'a peers::Peers,
+    /// Whether the disk takes blocks.
+    pub disk: &'a mut disk::Disk,
 }
 
 /// Blocks that were found and are not yet durable. Bounded by the exchange's node budget, which gets its credit back

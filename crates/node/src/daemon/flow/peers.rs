@@ -194,14 +194,28 @@ impl Peers {
             .map(|(peer, _)| peer)
     }
 
-    /// The address of a peer's oldest connection.
-    pub fn address_of(&self, peer: &PeerId) -> Option<&Multiaddr> {
+    /// The address at which a peer is connected: the wished one if it is among them, else that of its oldest connection.
+    pub fn address_of(&self, peer: &PeerId, wished: &Multiaddr) -> Option<&Multiaddr> {
         let known = self.connected.get(peer)?;
+        let wished = bare(wished);
         known
             .connections
             .values()
-            .min_by_key(|link| link.since)
+            .min_by_key(|link| (bare(&link.address) != wished, link.since))
             .map(|link| &link.address)
+    }
+
+    /// How a peer is connected, in words.
+    pub fn described(&self, peer: &PeerId) -> Option<String> {
+        let known = self.connected.get(peer)?;
+        let link = known.connections.values().min_by_key(|link| link.since)?;
+        let last = known.rtt.map_or(String::new(), |rtt| {
+            format!(
+                ", its last round trip took {:.1} ms",
+                rtt.as_secs_f64() * 1e3
+            )
+        });
+        Some(format!("is connected at {}{last}", link.address))
     }
 
     /// One line a peer; `bytes` gives what the exchange moved: (in, out).
@@ -240,7 +254,7 @@ fn transport_of(address: &Multiaddr) -> &'static str {
 }
 
 /// Without the peer id at its end.
-fn bare(address: &Multiaddr) -> Multiaddr {
+pub fn bare(address: &Multiaddr) -> Multiaddr {
     address
         .iter()
         .filter(|part| !matches!(part, Protocol::P2p(_)))

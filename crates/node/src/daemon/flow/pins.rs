@@ -14,9 +14,10 @@ use gemba_pins::{Add, Change, DesiredSet, Edit, Kind, Name, Pin};
 use tokio::sync::{mpsc, watch};
 
 use super::Ctx;
-use super::fetch::{Fetch, FetchId, Standing};
-use crate::api::types::{PinCounts, PinStatus};
-use crate::daemon::command::Reply;
+use super::disk::{Leave, TRIAL_WINDOW};
+use super::fetch::{Fetch, FetchId, Standing, WINDOW};
+use crate::api::types::{PinCounts, PinStatus, Trouble};
+use crate::daemon::command::{PAGE, Reply};
 use crate::daemon::work::{LinkTrouble, StoredBlock};
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
@@ -27,10 +28,16 @@ const RUNNING: usize = 4;
 const EDITS: usize = 4096;
 /// Operations whose last word is remembered.
 const FINISHED: usize = 4096;
-/// No block for so long: the operation ends with a cause.
+/// No block for so long, and no byte of anything: the operation ends with a cause.
 const STALL: Duration = Duration::from_secs(60);
+/// No block for so long, though bytes arrive, on a slow line for others perhaps.
+const LONG_STALL: Duration = Duration::from_secs(300);
 /// The same when every connected peer has said that it has not got the block.
 const NOBODY_HAS_IT: Duration = Duration::from_secs(15);
+/// Pins in error that `status` names one by one; the others are in its count.
+const TROUBLES: usize = 16;
+/// How often a pin that rests because of the disk asks whether it may go on.
+const REST: Duration = Duration::from_secs(1);
 /// First pause before the next try; doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// Longest pause before the next try.
@@ -57,6 +64,8 @@ struct Op {
     kind: Kind,
     phase: Phase,
     attempts: u32,
+    /// When the cause of the last end was seen, and the block that was waited for.
+    ended: Option<(Duration, Option<Cid>)>,
     view: watch::Sender<PinStatus>,
 }
 
@@ -282,6 +291,7 @@ impl Pins {
             kind: pin.kind,
             phase: Phase::Queued,
             attempts: 0,
+            ended: None,
             view,
         };
         self.ops.insert(pin.cid, op);
@@ -322,6 +332,7 @@ impl Pins {
             Standing::Refused(cause) => {
                 tracing::warn!(%cid, %cause, "this DAG cannot be pinned");
                 op.phase = Phase::Waiting(Duration::MAX);
+                op.ended = Some((ctx.now, None));
                 fail_view(op, cause);
             }
             _ => {
@@ -339,6 +350,12 @@ impl Pins {
             .filter(|op| matches!(op.phase, Phase::Running(_)))
             .count();
         let mut room = RUNNING.saturating_sub(running);
+        let mut under_way: Vec<Cid> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| matches!(op.phase, Phase::Running(_)))
+            .map(|(cid, _)| *cid)
+            .collect();
         for (cid, op) in &mut self.ops {
             let due = match op.phase {
                 Phase::Queued => true,
@@ -348,11 +365,17 @@ impl Pins {
             if room == 0 || !due {
                 continue;
             }
+            let leave = ctx.disk.leave(*cid, |cid| under_way.contains(cid), ctx.now);
+            if leave == Leave::Wait {
+                rest(op, ctx);
+                continue;
+            }
             // Refused only while readers hold all sessions; tried again on the next tick.
             let Ok(session) = ctx.exchange.open_session(SessionOptions::default()) else {
                 return;
             };
             room -= 1;
+            under_way.push(*cid);
             self.next_fetch += 1;
             op.attempts += 1;
             let fetch = Fetch::start(
@@ -361,6 +384,11 @@ impl Pins {
                 op.kind,
                 session,
                 self.visited_key,
+                if leave == Leave::Try {
+                    TRIAL_WINDOW
+                } else {
+                    WINDOW
+                },
                 ctx.now,
             );
             op.phase = Phase::Running(Box::new(fetch));
@@ -393,9 +421,12 @@ impl Pins {
         let Some(op) = self.ops.get_mut(&cid) else {
             return;
         };
+        let mut lacks = None;
         if let Phase::Running(fetch) = &op.phase {
+            lacks = fetch.lacks();
             ctx.exchange.close_session(fetch.session);
         }
+        op.ended = Some((ctx.now, lacks));
         let pause = FIRST_PAUSE
             .saturating_mul(1 << op.attempts.min(6))
             .min(LONGEST_PAUSE);
@@ -416,13 +447,21 @@ impl Pins {
         });
     }
 
-    /// A new peer may have what the others had not.
-    pub fn on_peer_connected(&mut self) {
+    /// A new peer may have what the others had not; a disk that takes blocks again has room for what it refused.
+    pub fn try_again(&mut self) {
         for op in self.ops.values_mut() {
-            if matches!(op.phase, Phase::Waiting(at) if at != Duration::MAX) {
-                op.phase = Phase::Queued;
-                op.view
-                    .send_modify(|view| view.status = "pin_queued".into());
+            requeue(op);
+        }
+    }
+
+    /// Blocks were stored by others on this device: walks that wait for them go on, pins that ended for want of one begin anew.
+    pub fn on_put(&mut self, cids: &[Cid], ctx: &mut Ctx<'_>) {
+        for op in self.ops.values_mut() {
+            let lacked = op.ended.and_then(|(_, lacks)| lacks);
+            match &mut op.phase {
+                Phase::Running(fetch) => cids.iter().for_each(|cid| fetch.on_put(cid, ctx)),
+                Phase::Waiting(_) if lacked.is_some_and(|cid| cids.contains(&cid)) => requeue(op),
+                _ => {}
             }
         }
     }
@@ -436,11 +475,11 @@ impl Pins {
         }
     }
 
-    /// A batch could not be made durable.
-    pub fn on_not_stored(&mut self, blocks: &[StoredBlock], cause: &str) {
-        for fetch in self.running() {
-            for block in blocks {
-                fetch.on_not_stored(&block.cid, cause);
+    /// The disk takes no blocks: whatever is being fetched rests at once, for every byte more would be lost.
+    pub fn on_disk_refused(&mut self, ctx: &mut Ctx<'_>) {
+        for op in self.ops.values_mut() {
+            if matches!(op.phase, Phase::Running(_)) {
+                rest(op, ctx);
             }
         }
     }
@@ -499,12 +538,34 @@ impl Pins {
         )
     }
 
-    /// All pins.
-    pub fn list(&self) -> Vec<PinStatus> {
+    /// Pins behind `after` in the order of their CIDs, at most a page of them.
+    pub fn list(&self, after: Option<&Cid>) -> Vec<PinStatus> {
         self.set
-            .iter()
+            .iter_after(after)
+            .take(PAGE)
             .filter_map(|pin| self.status(&pin.cid))
             .collect()
+    }
+
+    /// Pins that ended with a cause of their own, for `status`.
+    pub fn troubles(&self, now: Duration) -> Vec<Trouble> {
+        let told = self.ops.iter().filter_map(|(cid, op)| {
+            let Phase::Waiting(at) = op.phase else {
+                return None;
+            };
+            let (ended, _) = op.ended?;
+            Some(Trouble {
+                address: cid.to_string(),
+                peer: None,
+                direction: "local".to_owned(),
+                kind: "pin".to_owned(),
+                cause: op.view.borrow().cause.clone()?,
+                age_s: now.saturating_sub(ended).as_secs(),
+                count: u64::from(op.attempts),
+                retry_in_s: (at != Duration::MAX).then(|| at.saturating_sub(now).as_secs()),
+            })
+        });
+        told.take(TROUBLES).collect()
     }
 
     /// Pins by state.
@@ -529,17 +590,44 @@ fn stalled(op: &Op, ctx: &Ctx<'_>) -> Option<String> {
     let Phase::Running(fetch) = &op.phase else {
         return None;
     };
-    if fetch.disk_refuses() {
-        // Going on would fetch the same blocks again and again for a disk that does not take them.
-        return Some(fetch.cause(ctx.peers));
-    }
     let still = ctx.now.saturating_sub(fetch.advanced);
-    let limit = if fetch.unavailable.is_some() || ctx.peers == 0 {
-        NOBODY_HAS_IT
+    let late = if fetch.unavailable.is_some() || ctx.peers == 0 {
+        still >= NOBODY_HAS_IT
     } else {
-        STALL
+        let silent = ctx
+            .exchange
+            .silence()
+            .is_none_or(|silence| silence >= STALL);
+        still >= LONG_STALL || (still >= STALL && silent)
     };
-    (still >= limit).then(|| fetch.cause(ctx.peers))
+    late.then(|| fetch.cause(ctx.peers))
+}
+
+/// Puts an operation to rest because the disk takes no blocks. That is no attempt that failed.
+fn rest(op: &mut Op, ctx: &mut Ctx<'_>) {
+    let was_running = if let Phase::Running(fetch) = &op.phase {
+        ctx.exchange.close_session(fetch.session);
+        true
+    } else {
+        false
+    };
+    let again = ctx.now.saturating_add(REST);
+    let told = matches!(op.phase, Phase::Waiting(_)) && !was_running;
+    op.phase = Phase::Waiting(again);
+    if !told && let Some(cause) = ctx.disk.words() {
+        // The disk is named once in `status`, not once a pin.
+        op.ended = None;
+        fail_view(op, cause);
+    }
+}
+
+/// An operation that waits for its next try has it now.
+fn requeue(op: &mut Op) {
+    if matches!(op.phase, Phase::Waiting(at) if at != Duration::MAX) {
+        op.phase = Phase::Queued;
+        op.view
+            .send_modify(|view| view.status = "pin_queued".into());
+    }
 }
 
 fn show(op: &Op) {

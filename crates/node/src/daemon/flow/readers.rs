@@ -3,27 +3,33 @@
 //! A reader runs on a blocking thread and asks for one block after another; what it will need next it says ahead, so that
 //! the exchange is busy while the reader writes. Blocks it fetches are stored like any other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use cid::Cid;
 use gemba_block::Block;
 use gemba_exchange::{SessionId, SessionOptions};
-use gemba_store::Store;
+use gemba_store::{Store, StoreError};
 use gemba_unixfs::{BlockSource, SourceError};
+use tokio::sync::oneshot;
 
 use super::Ctx;
-use crate::daemon::command::{Command, Handle, ReaderId, Reply};
+use super::why::{self, Around};
+use crate::daemon::call::{Call, Wait, ending};
+use crate::daemon::command::{Command, Fetched, Handle, ReaderId, Reply};
 use crate::error::{Code, Fail};
 
 /// Readers at the same time; each holds a blocking thread.
 const OPEN: usize = 32;
 /// Blocks that one reader may have said ahead.
 const AHEAD: usize = 64;
-/// A block that does not come for so long ends the read with a cause.
-const STALL: Duration = Duration::from_secs(30);
-/// The same when every connected peer has said that it has not got the block.
+/// When no peer has sent a byte of anything for so long, a read that waits ends with a cause.
+const SILENCE: Duration = Duration::from_secs(30);
+/// While bytes arrive a block is waited for longer, on a slow line behind others, but no longer than this.
+const LONGEST: Duration = Duration::from_secs(300);
+/// When nobody is connected, or every connected peer has said that it has not got the block, a read ends after this.
 const NOBODY_HAS_IT: Duration = Duration::from_secs(8);
 
 /// The loop's side of all readers.
@@ -35,13 +41,20 @@ pub struct Readers {
 
 struct Reader {
     session: SessionId,
-    waiting: BTreeMap<Cid, (Reply<Result<Bytes, Fail>>, Duration)>,
-    unavailable: BTreeMap<Cid, usize>,
+    /// When its caller gives up, if he said so; then that alone counts.
+    deadline: Option<Duration>,
+    waiting: BTreeMap<Cid, (Reply<Result<Fetched, Fail>>, Duration)>,
+    /// Of those, the ones that everybody who is connected has denied.
+    unavailable: BTreeSet<Cid>,
 }
 
 impl Readers {
-    /// A session for a new reader.
-    pub fn open(&mut self, ctx: &mut Ctx<'_>) -> Result<ReaderId, Fail> {
+    /// A session for a new reader, whose caller waits so long.
+    pub fn open(
+        &mut self,
+        patience: Option<Duration>,
+        ctx: &mut Ctx<'_>,
+    ) -> Result<ReaderId, Fail> {
         if self.open.len() >= OPEN {
             return Err(
                 Fail::new(Code::Conflict, format!("{OPEN} readers are open already"))
@@ -56,8 +69,9 @@ impl Readers {
             ReaderId(self.next),
             Reader {
                 session,
+                deadline: patience.map(|patience| ctx.now.saturating_add(patience)),
                 waiting: BTreeMap::new(),
-                unavailable: BTreeMap::new(),
+                unavailable: BTreeSet::new(),
             },
         );
         Ok(ReaderId(self.next))
@@ -68,6 +82,10 @@ impl Readers {
         let Some(reader) = self.open.get(&id) else {
             return;
         };
+        if ctx.disk.refuses().is_some() {
+            // What comes before it is asked for would be lost, and fetched again.
+            return;
+        }
         let absent = cids
             .into_iter()
             .take(AHEAD)
@@ -82,14 +100,18 @@ impl Readers {
         &mut self,
         id: ReaderId,
         cid: Cid,
-        reply: Reply<Result<Bytes, Fail>>,
+        reply: Reply<Result<Fetched, Fail>>,
         ctx: &mut Ctx<'_>,
     ) {
         let Some(reader) = self.open.get_mut(&id) else {
             return drop(reply.send(Err(Fail::new(Code::Failure, "the reader is closed"))));
         };
         if let Some(data) = ctx.arriving.get(&cid) {
-            return drop(reply.send(Ok(data.clone())));
+            return drop(reply.send(Ok(Fetched::Bytes(data.clone()))));
+        }
+        if ctx.store.has(&cid) {
+            // It came between the reader's look and this one.
+            return drop(reply.send(Ok(Fetched::Here)));
         }
         match ctx.exchange.want(reader.session, [cid]) {
             Ok(()) => drop(reader.waiting.insert(cid, (reply, ctx.now))),
@@ -102,46 +124,66 @@ impl Readers {
 
     /// The exchange found a block for a session.
     pub fn on_found(&mut self, session: SessionId, block: &Block) {
-        for reader in self
-            .open
-            .values_mut()
-            .filter(|reader| reader.session == session)
-        {
+        for reader in self.of(session) {
+            reader.unavailable.remove(block.cid());
             if let Some((reply, _)) = reader.waiting.remove(block.cid()) {
-                let _gone = reply.send(Ok(block.data().clone()));
+                let _gone = reply.send(Ok(Fetched::Bytes(block.data().clone())));
+            }
+        }
+    }
+
+    /// Blocks were stored by others on this device.
+    pub fn on_put(&mut self, cids: &[Cid], ctx: &mut Ctx<'_>) {
+        for reader in self.open.values_mut() {
+            if reader.waiting.is_empty() {
+                continue;
+            }
+            for cid in cids {
+                if let Some((reply, _)) = reader.waiting.remove(cid) {
+                    reader.unavailable.remove(cid);
+                    ctx.exchange.cancel(reader.session, &[*cid]);
+                    let _gone = reply.send(Ok(Fetched::Here));
+                }
             }
         }
     }
 
     /// The exchange asked everybody for a block, in vain so far.
-    pub fn on_unavailable(&mut self, session: SessionId, cid: Cid, asked: usize) {
-        for reader in self
-            .open
-            .values_mut()
-            .filter(|reader| reader.session == session)
-        {
+    pub fn on_unavailable(&mut self, session: SessionId, cid: Cid) {
+        for reader in self.of(session) {
             if reader.waiting.contains_key(&cid) {
-                reader.unavailable.insert(cid, asked);
+                reader.unavailable.insert(cid);
             }
         }
     }
 
-    /// Ends what waited too long.
+    fn of(&mut self, session: SessionId) -> impl Iterator<Item = &mut Reader> {
+        self.open
+            .values_mut()
+            .filter(move |reader| reader.session == session)
+    }
+
+    /// Ends what waited too long, and what nobody waits for any more.
     pub fn expire(&mut self, ctx: &mut Ctx<'_>) {
         for reader in self.open.values_mut() {
-            let due: Vec<Cid> = reader
+            let over: Vec<(Cid, Option<Code>)> = reader
                 .waiting
                 .iter()
-                .filter(|(cid, (_, since))| reader.is_due(cid, *since, ctx))
-                .map(|(cid, _)| *cid)
+                .filter_map(|(cid, (reply, since))| {
+                    let code = reader.is_due(cid, *since, ctx);
+                    (code.is_some() || reply.is_closed()).then_some((*cid, code))
+                })
                 .collect();
-            for cid in due {
-                let asked = reader.unavailable.remove(&cid);
+            for (cid, code) in over {
+                reader.unavailable.remove(&cid);
                 let Some((reply, _)) = reader.waiting.remove(&cid) else {
                     continue;
                 };
+                let fail = code.map(|code| not_found(&cid, code, ctx));
                 ctx.exchange.cancel(reader.session, &[cid]);
-                let _gone = reply.send(Err(not_found(&cid, asked, ctx.peers)));
+                if let Some(fail) = fail {
+                    let _gone = reply.send(Err(fail));
+                }
             }
         }
     }
@@ -155,77 +197,97 @@ impl Readers {
 }
 
 impl Reader {
-    fn is_due(&self, cid: &Cid, since: Duration, ctx: &Ctx<'_>) -> bool {
-        let limit = if ctx.peers == 0 || self.unavailable.contains_key(cid) {
-            NOBODY_HAS_IT
-        } else {
-            STALL
-        };
-        ctx.now.saturating_sub(since) >= limit
+    /// Whether to give up on a block, and as what.
+    fn is_due(&self, cid: &Cid, since: Duration, ctx: &Ctx<'_>) -> Option<Code> {
+        if let Some(deadline) = self.deadline {
+            return (ctx.now >= deadline).then_some(Code::Timeout);
+        }
+        let waited = ctx.now.saturating_sub(since);
+        if ctx.peers == 0 || self.unavailable.contains(cid) {
+            return (waited >= NOBODY_HAS_IT).then_some(Code::NotFound);
+        }
+        let silent = ctx.exchange.silence().is_none_or(|s| s >= SILENCE);
+        let late = waited >= LONGEST || (waited >= SILENCE && silent);
+        late.then_some(Code::Timeout)
     }
 }
 
-fn not_found(cid: &Cid, asked: Option<usize>, peers: usize) -> Fail {
-    match (asked, peers) {
-        (_, 0) => Fail::new(
-            Code::NotFound,
-            format!("block {cid} is not on this device, and no peer is connected"),
-        )
-        .hint("`gemba connect MULTIADDR`, and `gemba status` for what keeps peers away"),
-        (Some(asked), _) => Fail::new(
-            Code::NotFound,
-            match asked {
-                0 => format!("block {cid} is not on this device, and nobody could be asked"),
-                1 => format!(
-                    "block {cid} is not on this device, and the only peer asked does not have it"
-                ),
-                _ => format!(
-                    "block {cid} is not on this device, and none of the {asked} peers asked has it"
-                ),
-            },
-        )
-        .hint(format!("`gemba why {cid}` tells who was asked")),
-        (None, _) => Fail::new(
-            Code::Timeout,
-            format!(
-                "block {cid} did not arrive in {} s; {} connected",
-                STALL.as_secs(),
-                crate::text::peers(peers as u64)
-            ),
-        )
-        .hint(format!("`gemba why {cid}` tells what is waited for")),
-    }
+fn not_found(cid: &Cid, code: Code, ctx: &Ctx<'_>) -> Fail {
+    let why = ctx.exchange.why(cid);
+    let around = Around {
+        why: why.as_ref(),
+        peers: ctx.peers,
+        now: ctx.exchange.now(),
+        troubles: &ctx.known.troubles(ctx.now),
+    };
+    let cause = why::block(&around);
+    Fail::new(
+        code,
+        format!("block {cid} is not on this device, and does not come: {cause}"),
+    )
+    .hint(why::hint(cid, ctx.peers))
 }
 
-/// The reader's side: a block source for the synchronous functions of `content`.
+/// The reader's side: a block source for the synchronous functions of `content`. Used on a blocking thread of the runtime.
 pub struct FetchSource {
     store: Store,
     handle: Handle,
+    call: Arc<Call>,
     id: Option<ReaderId>,
 }
 
 impl FetchSource {
-    /// A source that reads the store and falls back to the swarm.
+    /// A source that reads the store and falls back to the swarm, for as long as the call lasts.
     #[must_use]
-    pub fn new(store: Store, handle: Handle) -> Self {
+    pub fn new(store: Store, handle: Handle, call: Arc<Call>) -> Self {
         Self {
             store,
             handle,
+            call,
             id: None,
         }
     }
 
     fn block(&mut self, cid: &Cid) -> Result<Bytes, Fail> {
-        if let Some(data) = self
-            .store
-            .get(cid)
-            .map_err(|e| crate::repo::store_fail(&e))?
-        {
-            return Ok(data);
+        // A block that came while it was asked for is read once more. Twice gone means that somebody deletes it.
+        for _ in 0..2 {
+            let damaged = match self.store.get(cid) {
+                Ok(Some(data)) => return Ok(data),
+                Ok(None) => None,
+                Err(e) => Some(self.on_damaged(cid, &e)?),
+            };
+            match self.fetch(cid) {
+                Ok(Fetched::Bytes(data)) => return Ok(data),
+                Ok(Fetched::Here) => {}
+                Err(fail) => return Err(worse(damaged, fail)),
+            }
         }
-        let id = self.open()?;
+        Err(Fail::new(
+            Code::Conflict,
+            format!("block {cid} was stored and is gone again"),
+        )
+        .hint("something removes blocks at this moment; try again"))
+    }
+
+    /// The swarm may have whole what is damaged here.
+    fn on_damaged(&self, cid: &Cid, error: &StoreError) -> Result<Fail, Fail> {
+        let fail = crate::repo::store_fail(error);
+        if !matches!(error, StoreError::Corrupt { .. }) {
+            return Err(fail);
+        }
         self.handle
-            .ask_blocking(|reply| Command::Fetch(id, *cid, reply))?
+            .tell_blocking(Command::Damaged(*cid, fail.cause.clone()))?;
+        Ok(fail)
+    }
+
+    fn fetch(&mut self, cid: &Cid) -> Result<Fetched, Fail> {
+        self.call.check()?;
+        let id = self.open()?;
+        let (reply, answer) = oneshot::channel();
+        self.handle.tell_blocking(Command::Fetch(id, *cid, reply))?;
+        let _waiting = self.call.waits_for(Wait::Block(*cid));
+        let answer = async { answer.await.map_err(|_| ending())? };
+        tokio::runtime::Handle::current().block_on(self.call.within(answer))
     }
 
     fn ahead(&mut self, cids: &[Cid]) -> Result<(), Fail> {
@@ -245,9 +307,24 @@ impl FetchSource {
         if let Some(id) = self.id {
             return Ok(id);
         }
-        let id = self.handle.ask_blocking(Command::OpenReader)??;
+        let patience = self.call.patience;
+        let id = self
+            .handle
+            .ask_blocking(|reply| Command::OpenReader(patience, reply))??;
         self.id = Some(id);
         Ok(id)
+    }
+}
+
+/// A damaged block that nobody else has is damage, and the reason why nobody brings it stands beside it.
+fn worse(damaged: Option<Fail>, fail: Fail) -> Fail {
+    match damaged {
+        Some(damaged) if matches!(fail.code, Code::NotFound | Code::Timeout) => Fail {
+            code: damaged.code,
+            cause: format!("{}; {}", damaged.cause, fail.cause),
+            hint: damaged.hint,
+        },
+        _ => fail,
     }
 }
 
