@@ -267,7 +267,7 @@ fn forget_damaged(state: &State, report: &gemba_store::VerifyReport) -> Result<u
     let count = struck.len() as u64;
     state
         .handle
-        .ask_blocking(|reply| Command::Struck(struck, reply))?;
+        .ask_blocking(|reply| Command::Scrubbed(struck, reply))?;
     Ok(count)
 }
 

@@ -309,7 +309,10 @@ pub(super) async fn pin(
         .await??;
     Ok(
         answer::lines_async(&Arc::clone(&call), move |lines| async move {
-            let outcome = call.within(follow(view, patience, &lines)).await;
+            let waiting = call.waits_for(Wait::Pin(cid));
+            let following = follow(&state, cid, view, patience, &lines);
+            let outcome = call.within(following).await;
+            drop(waiting);
             (lines, outcome.map_err(goes_on))
         })
         .await,
@@ -317,6 +320,8 @@ pub(super) async fn pin(
 }
 
 async fn follow(
+    state: &State,
+    cid: cid::Cid,
     mut view: watch::Receiver<PinStatus>,
     patience: Option<Duration>,
     lines: &Lines,
@@ -339,9 +344,13 @@ async fn follow(
         }
         let changed = next_line(&mut view);
         let changed = match deadline {
-            Some(at) => tokio::time::timeout_at(at, changed)
-                .await
-                .map_err(|_| out_of_time(&view.borrow(), patience))?,
+            Some(at) => match tokio::time::timeout_at(at, changed).await {
+                Ok(changed) => changed,
+                Err(_) => {
+                    let last = view.borrow().clone();
+                    return Err(out_of_time(state, cid, &last, patience).await);
+                }
+            },
             None => changed.await,
         };
         if changed.is_err() {
@@ -399,13 +408,25 @@ fn stood_still(status: &PinStatus) -> Fail {
     .hint(stays_wanted(status))
 }
 
-fn out_of_time(status: &PinStatus, patience: Option<Duration>) -> Fail {
-    let cause = status.cause.clone().unwrap_or_else(|| {
-        format!(
-            "{} blocks are here, {} known ones are not yet",
-            status.blocks_done, status.blocks_pending
-        )
-    });
+async fn out_of_time(
+    state: &State,
+    cid: cid::Cid,
+    status: &PinStatus,
+    patience: Option<Duration>,
+) -> Fail {
+    let cause = match &status.cause {
+        Some(cause) => cause.clone(),
+        None => {
+            let waits = state
+                .handle
+                .ask(|reply| Command::Waits(Wait::Pin(cid), reply))
+                .await;
+            match waits {
+                Ok(waits) => waits.cause,
+                Err(fail) => return fail,
+            }
+        }
+    };
     let waited = patience.unwrap_or_default().as_secs_f64();
     Fail::new(
         Code::Timeout,

@@ -123,6 +123,22 @@ pub struct Status {
     pub rss_bytes: u64,
     /// Largest resident memory so far, in bytes.
     pub rss_max_bytes: u64,
+    /// Memory of what is being received.
+    #[serde(default)]
+    pub receiving: Receiving,
+}
+
+/// Memory of what is being received, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// Received on all connections and not read yet.
+    pub unread_bytes: u64,
+    /// Where connections that lag behind are not read any more.
+    pub unread_limit_bytes: u64,
+    /// Messages of the block exchange being received or handled, beyond 64 KiB a connection.
+    pub exchange_bytes: u64,
+    /// Blocks between network and disk.
+    pub arriving_bytes: u64,
 }
 
 /// Pins by state.

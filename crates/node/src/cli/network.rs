@@ -5,8 +5,8 @@ use hyper::Method;
 
 use super::Context;
 use crate::api::types::{
-    ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, RepoSize, Status, Transfer,
-    Trouble,
+    ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, Receiving, RepoSize, Status,
+    Transfer, Trouble,
 };
 use crate::error::{Code, Fail};
 use crate::repo::{Access, Layout};
@@ -189,6 +189,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         },
         rss_bytes: 0,
         rss_max_bytes: 0,
+        receiving: Receiving::default(),
     })
 }
 

@@ -130,9 +130,12 @@ fn add_through(
             let at = line?;
             progress.set(at.bytes_done);
             progress.say(format!(
-                "pinning {} of {} known so far",
+                "pinning {} of {} known so far{}",
                 at.blocks_done,
-                text::blocks(at.blocks_done + at.blocks_pending)
+                text::blocks(at.blocks_done + at.blocks_pending),
+                at.cause
+                    .as_ref()
+                    .map_or(String::new(), |cause| format!("; {cause}"))
             ));
             last = Some(at);
         }

@@ -17,6 +17,8 @@ use crate::error::{Code, Fail};
 pub enum Wait {
     /// A block that is to come from the swarm.
     Block(Cid),
+    /// The pin of this root, until it is whole.
+    Pin(Cid),
     /// A dial.
     Dial(Multiaddr),
     /// The answer to a ping.

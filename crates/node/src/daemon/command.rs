@@ -57,6 +57,8 @@ pub enum Command {
     Pins(Option<Cid>, Reply<Vec<PinStatus>>),
     /// Blocks of these pins are gone: they are not whole any more and are made whole again.
     Struck(Vec<Cid>, Reply<()>),
+    /// As [`Command::Struck`], by a scrub, which has deleted every damaged block.
+    Scrubbed(Vec<Cid>, Reply<()>),
     /// A copy of the desired set.
     DesiredSet(Reply<gemba_pins::DesiredSet>),
     /// One pin.

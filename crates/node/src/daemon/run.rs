@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use gemba_exchange::{Event as ExchangeEvent, LoadKind, Loaded};
-use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent, Stages};
+use gemba_exchange::{Event as ExchangeEvent, LoadKind, Loaded, Why};
+use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent};
 use gemba_store::Store;
 use libp2p_core::ConnectedPoint;
 use libp2p_core::transport::{ListenerId, TransportError};
@@ -27,9 +27,9 @@ use super::flow::repair::Repair;
 use super::flow::why::{self, Around};
 use super::flow::{Arriving, Ctx};
 use super::ping::Pinger;
-use super::swarm::{AGENT, Behaviour, BehaviourEvent};
+use super::swarm::{AGENT, Behaviour, BehaviourEvent, Views};
 use super::work::{Done, Read, Refusal, StoredBlock, Workers};
-use crate::api::types::{Connected, Id, RepoSize, Status, Transfer, Trouble, Waits};
+use crate::api::types::{Connected, Id, Receiving, RepoSize, Status, Transfer, Trouble, Waits};
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::metrics::{Figures, resident_memory};
@@ -67,7 +67,7 @@ pub(super) struct Node {
     arriving: Arriving,
     disk: Disk,
     connecting: Vec<Connecting>,
-    stages: Stages,
+    views: Views,
     meta: Arc<Meta>,
     packs: u64,
     fingerprint: Option<String>,
@@ -89,7 +89,7 @@ struct Connecting {
 impl Node {
     /// Starts the disk threads and loads the pins.
     pub(super) fn new(
-        (swarm, stages): (Swarm<Behaviour>, Stages),
+        (swarm, views): (Swarm<Behaviour>, Views),
         store: Store,
         meta: Arc<Meta>,
         fingerprint: Option<String>,
@@ -118,7 +118,7 @@ impl Node {
             arriving: Arriving::default(),
             disk: Disk::default(),
             connecting: Vec::new(),
-            stages,
+            views,
             packs: meta.packs()?,
             meta,
             fingerprint,
@@ -580,7 +580,8 @@ impl Node {
             Command::Unpin(cid, reply) => self.with_pins(|pins, ctx| pins.unpin(cid, reply, ctx)),
             Command::Waits(wait, reply) => drop(reply.send(self.waits(&wait))),
             Command::Pins(after, reply) => drop(reply.send(self.pins.list(after.as_ref()))),
-            Command::Struck(roots, reply) => {
+            Command::Struck(roots, reply) => self.pins.strike_out(roots, reply),
+            Command::Scrubbed(roots, reply) => {
                 self.with_repair(Repair::on_scrubbed);
                 self.pins.strike_out(roots, reply);
             }
@@ -726,26 +727,17 @@ impl Node {
     /// What a request waits for, and what is known of it.
     fn waits(&self, wait: &Wait) -> Waits {
         match wait {
-            Wait::Block(cid) => {
-                let exchange = &self.swarm.behaviour().exchange;
-                let why = exchange.why(cid);
-                let around = Around {
-                    why: why.as_ref(),
-                    peers: self.peers.connected(),
-                    now: exchange.now(),
-                    troubles: &self.peers.troubles(self.now()),
-                };
-                Waits {
-                    what: "block".to_owned(),
-                    name: cid.to_string(),
-                    cause: format!(
-                        "waiting for block {cid}, which is not on this device: {}",
-                        why::block(&around)
-                    ),
-                    hint: why::hint(cid, self.peers.connected()),
+            Wait::Block(cid) => self.waits_for_block(cid),
+            Wait::Pin(root) => match (self.disk.words(), self.pins.lacks(root)) {
+                (None, Some(cid)) => self.waits_for_block(&cid),
+                (disk, _) => Waits {
+                    what: "pin".to_owned(),
+                    name: root.to_string(),
+                    cause: disk.unwrap_or_else(|| format!("the pin of {root} waits for its turn, or for the disk")),
+                    hint: format!("`gemba pin status {root}` tells how far it is"),
                     waited_s: 0.0,
-                }
-            }
+                },
+            },
             Wait::Dial(address) => Waits {
                 what: "dial".to_owned(),
                 name: address.to_string(),
@@ -767,9 +759,32 @@ impl Node {
         }
     }
 
+    fn waits_for_block(&self, cid: &cid::Cid) -> Waits {
+        let why = self.swarm.behaviour().exchange.why(cid);
+        Waits {
+            what: "block".to_owned(),
+            name: cid.to_string(),
+            cause: format!(
+                "waiting for block {cid}, which is not on this device: {}",
+                self.why_not_here(why.as_ref())
+            ),
+            hint: why::hint(cid, self.peers.connected()),
+            waited_s: 0.0,
+        }
+    }
+
+    fn why_not_here(&self, why: Option<&Why>) -> String {
+        why::block(&Around {
+            why,
+            peers: self.peers.connected(),
+            now: self.swarm.behaviour().exchange.now(),
+            troubles: &self.peers.troubles(self.now()),
+        })
+    }
+
     /// Where a dial stands: in its own words if it is under way, else why the last one failed.
     fn dial_state(&self, address: &Multiaddr) -> String {
-        if let Some(stage) = self.stages.of(address) {
+        if let Some(stage) = self.views.stages.of(address) {
             return stage.to_string();
         }
         let bare = super::flow::peers::bare(address);
@@ -787,13 +802,7 @@ impl Node {
         let summary = match (&here, &wanted, &pin) {
             (Some(bytes), _, _) => format!("the block is on this device ({bytes} bytes)"),
             (None, Some(why), _) => {
-                let around = Around {
-                    why: Some(why),
-                    peers: self.peers.connected(),
-                    now: self.swarm.behaviour().exchange.now(),
-                    troubles: &self.peers.troubles(self.now()),
-                };
-                format!("the block is wanted: {}", why::block(&around))
+                format!("the block is wanted: {}", self.why_not_here(Some(why)))
             }
             (None, None, Some(pin)) => format!(
                 "the root is pinned and {}: {}",
@@ -871,6 +880,12 @@ impl Node {
             pins,
             rss_bytes,
             rss_max_bytes,
+            receiving: Receiving {
+                unread_bytes: self.views.receive.used() as u64,
+                unread_limit_bytes: self.views.receive.limit() as u64,
+                exchange_bytes: self.swarm.behaviour().exchange.receiving_bytes() as u64,
+                arriving_bytes: self.arriving.bytes() as u64,
+            },
         }
     }
 
@@ -947,6 +962,30 @@ impl Node {
                     "Blocks between network and disk",
                     None,
                     gauge(self.arriving.len() as u64),
+                ),
+                (
+                    "arriving",
+                    "Blocks between network and disk",
+                    Some(Bytes),
+                    gauge(status.receiving.arriving_bytes),
+                ),
+                (
+                    "receive_unread",
+                    "Received on all connections and not read yet",
+                    Some(Bytes),
+                    gauge(status.receiving.unread_bytes),
+                ),
+                (
+                    "receive_unread_limit",
+                    "Where connections that lag behind are not read any more",
+                    Some(Bytes),
+                    gauge(status.receiving.unread_limit_bytes),
+                ),
+                (
+                    "receive_exchange",
+                    "Messages of the block exchange being received or handled",
+                    Some(Bytes),
+                    gauge(status.receiving.exchange_bytes),
                 ),
             ],
             counters: vec![

@@ -5,7 +5,7 @@ use std::time::Duration;
 use gemba_exchange::Behaviour as Exchange;
 use gemba_pnet::{
     Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig, Network,
-    Stages, TransportConfig,
+    ReceiveBudget, Stages, TransportConfig,
 };
 use libp2p_identity::Keypair;
 use libp2p_swarm::behaviour::toggle::Toggle;
@@ -43,7 +43,15 @@ pub(super) struct Behaviour {
     pub exchange: Exchange,
 }
 
-/// Builds the swarm, and a view of the dials under way. Without a decided [`Network`] there is no transport.
+/// What the transport shows of itself while the swarm owns it.
+pub(super) struct Views {
+    /// The dials under way.
+    pub stages: Stages,
+    /// What lies received and unread.
+    pub receive: ReceiveBudget,
+}
+
+/// Builds the swarm, and views of its transport. Without a decided [`Network`] there is no transport.
 ///
 /// # Errors
 /// The identity cannot be used.
@@ -52,9 +60,12 @@ pub(super) fn build(
     network: &Network,
     config: &Config,
     options: &Options,
-) -> Result<(Swarm<Behaviour>, Stages), Fail> {
+) -> Result<(Swarm<Behaviour>, Views), Fail> {
     let settings = TransportConfig::default();
-    let stages = settings.stages.clone();
+    let views = Views {
+        stages: settings.stages.clone(),
+        receive: settings.receive.clone(),
+    };
     let transport = gemba_pnet::transport(keypair, network, &settings)
         .map_err(|e| Fail::new(Code::Failure, format!("the transport cannot be built: {e}")))?;
     let local = keypair.public().to_peer_id();
@@ -76,5 +87,5 @@ pub(super) fn build(
         exchange: Exchange::new(gemba_exchange::Config::default()).with_worker(hashers::start()?),
     };
     let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
-    Ok((Swarm::new(transport, behaviour, local, settings), stages))
+    Ok((Swarm::new(transport, behaviour, local, settings), views))
 }

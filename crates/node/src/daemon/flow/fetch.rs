@@ -8,7 +8,7 @@ use gemba_block::{Block, MhCode, links};
 use gemba_exchange::{SessionId, WantError};
 use gemba_pins::{Kind, MissingCause, State, Walk, WalkConfig};
 
-use super::Ctx;
+use super::{Ctx, why};
 use crate::daemon::work::{LinkTrouble, Read, StoredBlock, is_leaf};
 
 /// Blocks asked for at once: what Bitswap allows towards one peer. What they weigh is bounded by the exchange, in bytes.
@@ -44,6 +44,8 @@ pub struct Fetch {
     pub advanced: Duration,
     /// What the exchange last said of a block that nobody seems to have: the block, and how many were asked.
     pub unavailable: Option<(Cid, usize)>,
+    /// What it waits for, in words, when that takes a while.
+    pub told: Option<String>,
 }
 
 impl Fetch {
@@ -70,6 +72,7 @@ impl Fetch {
             walk,
             advanced: now,
             unavailable: None,
+            told: None,
         }
     }
 
@@ -178,6 +181,7 @@ impl Fetch {
         if self.walk.progress().blocks_done > before {
             self.advanced = now;
             self.unavailable = None;
+            self.told = None;
         }
     }
 
@@ -194,6 +198,7 @@ impl Fetch {
         if self.walk.progress().blocks_done > before {
             self.advanced = ctx.now;
             self.unavailable = None;
+            self.told = None;
         }
     }
 
@@ -222,17 +227,11 @@ impl Fetch {
     }
 
     /// Why it does not advance, in words.
-    pub fn cause(&self, peers: usize) -> String {
-        match (&self.unavailable, peers) {
-            (_, 0) => "no peer is connected".to_owned(),
-            (Some((cid, asked)), _) => crate::text::nobody_has(cid, *asked),
-            (None, _) => match self.walk.outstanding().next() {
-                Some(cid) => {
-                    let peers = crate::text::peers(peers as u64);
-                    format!("no byte of block {cid} arrived; {peers} connected")
-                }
-                None => "waiting for the disk".to_owned(),
-            },
+    pub fn cause(&self, ctx: &Ctx<'_>) -> String {
+        match (self.unavailable, self.lacks()) {
+            (Some((cid, asked)), _) if ctx.peers > 0 => crate::text::nobody_has(&cid, asked),
+            (_, Some(cid)) => format!("block {cid} does not come: {}", why::in_flow(&cid, ctx)),
+            (_, None) => "waiting for the disk".to_owned(),
         }
     }
 

@@ -84,6 +84,12 @@ impl Arriving {
         self.blocks.len()
     }
 
+    /// What they weigh.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.blocks.values().map(Bytes::len).sum()
+    }
+
     /// Whether none is on its way.
     #[must_use]
     pub fn is_empty(&self) -> bool {

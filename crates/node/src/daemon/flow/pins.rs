@@ -34,6 +34,8 @@ const STALL: Duration = Duration::from_secs(60);
 const LONG_STALL: Duration = Duration::from_secs(300);
 /// The same when every connected peer has said that it has not got the block.
 const NOBODY_HAS_IT: Duration = Duration::from_secs(15);
+/// A wait that is longer than this is told to whoever follows the operation.
+const PATIENT: Duration = Duration::from_secs(3);
 /// Pins in error that `status` names one by one; the others are in its count.
 const TROUBLES: usize = 16;
 /// How often a pin that rests because of the disk asks whether it may go on.
@@ -413,6 +415,8 @@ impl Pins {
         for op in self.ops.values_mut() {
             if let Phase::Running(fetch) = &mut op.phase {
                 fetch.retry_missing();
+                let waits = ctx.now.saturating_sub(fetch.advanced) >= PATIENT;
+                fetch.told = waits.then(|| fetch.cause(ctx));
             }
         }
     }
@@ -538,6 +542,15 @@ impl Pins {
         )
     }
 
+    /// The block that a pin's operation waits for first, or ended for want of.
+    pub fn lacks(&self, root: &Cid) -> Option<Cid> {
+        let op = self.ops.get(root)?;
+        match &op.phase {
+            Phase::Running(fetch) => fetch.lacks(),
+            _ => op.ended?.1,
+        }
+    }
+
     /// Pins behind `after` in the order of their CIDs, at most a page of them.
     pub fn list(&self, after: Option<&Cid>) -> Vec<PinStatus> {
         self.set
@@ -600,7 +613,7 @@ fn stalled(op: &Op, ctx: &Ctx<'_>) -> Option<String> {
             .is_none_or(|silence| silence >= STALL);
         still >= LONG_STALL || (still >= STALL && silent)
     };
-    late.then(|| fetch.cause(ctx.peers))
+    late.then(|| fetch.cause(ctx))
 }
 
 /// Puts an operation to rest because the disk takes no blocks. That is no attempt that failed.
@@ -636,16 +649,20 @@ fn show(op: &Op) {
     };
     let progress = fetch.progress();
     op.view.send_if_modified(|view| {
-        let changed =
-            view.blocks_done != progress.blocks_done || view.blocks_pending != progress.pending;
+        let cause = fetch.told.clone().or_else(|| {
+            fetch
+                .unavailable
+                .map(|(cid, asked)| format!("so far {}", crate::text::nobody_has(&cid, asked)))
+        });
+        let changed = view.blocks_done != progress.blocks_done
+            || view.blocks_pending != progress.pending
+            || view.cause != cause;
         view.blocks_done = progress.blocks_done;
         view.bytes_done = progress.bytes_done;
         view.blocks_fetched = progress.blocks_fetched;
         view.bytes_fetched = progress.bytes_fetched;
         view.blocks_pending = progress.pending;
-        view.cause = fetch
-            .unavailable
-            .map(|(cid, asked)| format!("so far {}", crate::text::nobody_has(&cid, asked)));
+        view.cause = cause;
         changed
     });
 }

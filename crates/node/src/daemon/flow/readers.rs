@@ -16,7 +16,7 @@ use gemba_unixfs::{BlockSource, SourceError};
 use tokio::sync::oneshot;
 
 use super::Ctx;
-use super::why::{self, Around};
+use super::why;
 use crate::daemon::call::{Call, Wait, ending};
 use crate::daemon::command::{Command, Fetched, Handle, ReaderId, Reply};
 use crate::error::{Code, Fail};
@@ -213,14 +213,7 @@ impl Reader {
 }
 
 fn not_found(cid: &Cid, code: Code, ctx: &Ctx<'_>) -> Fail {
-    let why = ctx.exchange.why(cid);
-    let around = Around {
-        why: why.as_ref(),
-        peers: ctx.peers,
-        now: ctx.exchange.now(),
-        troubles: &ctx.known.troubles(ctx.now),
-    };
-    let cause = why::block(&around);
+    let cause = why::in_flow(cid, ctx);
     Fail::new(
         code,
         format!("block {cid} is not on this device, and does not come: {cause}"),

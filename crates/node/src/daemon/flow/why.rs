@@ -6,6 +6,7 @@ use cid::Cid;
 use gemba_exchange::{Answer, Asked, WaitingFor, Why};
 use libp2p_identity::PeerId;
 
+use super::Ctx;
 use crate::api::types::Trouble;
 use crate::text;
 
@@ -19,6 +20,16 @@ pub struct Around<'a> {
     pub now: Duration,
     /// What keeps others away, newest first.
     pub troubles: &'a [Trouble],
+}
+
+/// As [`block`], with what the flows know.
+pub fn in_flow(cid: &Cid, ctx: &Ctx<'_>) -> String {
+    block(&Around {
+        why: ctx.exchange.why(cid).as_ref(),
+        peers: ctx.peers,
+        now: ctx.exchange.now(),
+        troubles: &ctx.known.troubles(ctx.now),
+    })
 }
 
 /// Why a block that is waited for does not come.
@@ -55,6 +66,13 @@ pub fn block(around: &Around<'_>) -> String {
 
 /// Who was asked, by what each said.
 fn answers(asked: &[Asked], gone: &[PeerId]) -> String {
+    if gone.is_empty() && asked.iter().all(|a| a.answer == Answer::DontHave) {
+        return match asked.len() {
+            0 => "nobody was asked yet".to_owned(),
+            1 => "the only peer asked does not have it".to_owned(),
+            count => format!("none of the {count} peers asked has it"),
+        };
+    }
     let count = |answers: &[Answer]| asked.iter().filter(|a| answers.contains(&a.answer)).count();
     let parts = [
         (count(&[Answer::DontHave]), "said that they have not got it"),
@@ -72,9 +90,6 @@ fn answers(asked: &[Asked], gone: &[PeerId]) -> String {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
-    if told.is_empty() {
-        return "nobody was asked yet".to_owned();
-    }
     format!(
         "of {} asked, {}",
         text::peers((asked.len() + gone.len()) as u64),
