@@ -72,6 +72,7 @@ fn main() {
     }
     std::thread::sleep(Duration::from_secs(5));
     let connected = source.peers();
+    println!("{connected} peers at the node under siege");
     let besieged = fetch_rounds(&source, &sink, &mut files);
     let peak = source.peak();
     let _ = end.send(true);
@@ -91,7 +92,7 @@ fn main() {
 
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!(
-        "{connected} peers at the node under siege; they did {} things",
+        "the besiegers did {} things",
         target.done.load(Ordering::Relaxed)
     );
     println!(
@@ -189,7 +190,7 @@ impl Daemon {
             .args(["--repo", repo.to_str().unwrap(), "daemon", "--no-mdns"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0", "--api", "127.0.0.1:0"])
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(home.join(format!("{name}.log"))).unwrap())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -379,6 +379,12 @@ impl Behaviour {
                 }
                 None
             }
+            Output::GiveUp { peer } => {
+                if let Some(link) = self.links.get(&peer) {
+                    link.outbox.give_up_responses();
+                }
+                None
+            }
             Output::Pause(paused) => {
                 self.gate.set(paused);
                 None
@@ -476,7 +482,7 @@ impl NetworkBehaviour for Behaviour {
         cx: &mut Context<'_>,
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
         loop {
-            while let Some(output) = self.core.poll() {
+            while let Some(output) = self.core.poll(self.clock.now()) {
                 if let Some(event) = self.on_output(output) {
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }

@@ -233,7 +233,7 @@ impl Script {
     }
 
     fn drain(&mut self) {
-        while let Some(output) = self.core.poll() {
+        while let Some(output) = self.core.poll(self.now) {
             match output {
                 Output::Send {
                     peer,
@@ -252,6 +252,15 @@ impl Script {
                             ));
                         }
                     }
+                }
+                Output::GiveUp { peer } => {
+                    self.responses.retain(|(to, ..)| *to != peer);
+                    self.handle(Input::ResponseSent {
+                        peer,
+                        block_bytes: 0,
+                        blocks: 0,
+                        bytes: 0,
+                    });
                 }
                 Output::Load { id, .. } => self.loads.push(id),
                 Output::Found { block, .. } => {

@@ -30,7 +30,7 @@
 //!
 //! let mut found = None;
 //! while found.is_none() {
-//!     while let Some(output) = at_alice.poll() {
+//!     while let Some(output) = at_alice.poll(now) {
 //!         match output {
 //!             Output::Send { message, lane: Lane::Request, .. } => {
 //!                 at_bob.handle(Input::Received { peer: alice, message }, now);
@@ -40,7 +40,7 @@
 //!             _ => {}
 //!         }
 //!     }
-//!     while let Some(output) = at_bob.poll() {
+//!     while let Some(output) = at_bob.poll(now) {
 //!         match output {
 //!             // The owner looks into its store.
 //!             Output::Load { id, .. } => at_bob.loaded(id, Some(block.data().clone())),

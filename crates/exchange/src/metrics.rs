@@ -96,6 +96,10 @@ counters! {
     write_timeouts,
     /// Responses given up after their stream failed repeatedly.
     lost_responses,
+    /// Times that a peer did not take its answers in time.
+    stuck_peers,
+    /// Times that what was on its way to such a peer was dropped, because all of them together held too much.
+    given_up_peers,
     /// Wantlists said again in full after a stream or connection was lost.
     resent_wantlists,
     /// Times that reading was paused because found blocks were not released.

@@ -22,6 +22,7 @@ struct Bench {
     unavailable: Vec<(Cid, Vec<(PeerId, Answer)>)>,
     stalled: Vec<PeerId>,
     distrusted: Vec<PeerId>,
+    given_up: Vec<PeerId>,
     pauses: Vec<bool>,
 }
 
@@ -36,6 +37,7 @@ impl Bench {
             unavailable: Vec::new(),
             stalled: Vec::new(),
             distrusted: Vec::new(),
+            given_up: Vec::new(),
             pauses: Vec::new(),
         }
     }
@@ -60,7 +62,7 @@ impl Bench {
 
     /// Collects all outputs; requests count as written at once.
     fn drain(&mut self) {
-        while let Some(output) = self.core.poll() {
+        while let Some(output) = self.core.poll(self.now) {
             match output {
                 Output::Send {
                     peer,
@@ -85,6 +87,7 @@ impl Bench {
                 }
                 Output::Stalled { peer, .. } => self.stalled.push(peer),
                 Output::Distrusted { peer } => self.distrusted.push(peer),
+                Output::GiveUp { peer } => self.given_up.push(peer),
                 Output::Pause(paused) => self.pauses.push(paused),
                 _ => {}
             }
@@ -132,6 +135,42 @@ impl Bench {
             .partition(|(peer, lane, _)| *peer == to && *lane == Lane::Response);
         self.sent = others;
         mine.into_iter().map(|(_, _, m)| m).collect()
+    }
+
+    fn ask_for(&mut self, peer: PeerId, content: &[Block]) {
+        let entry = |b: &Block| asks(b.cid(), WantKind::Block, 1);
+        self.receive(peer, wantlist(content.iter().map(entry).collect()));
+    }
+
+    /// Answers all loads from `content`.
+    fn load_from(&mut self, content: &[Block]) {
+        while let Some((id, cid, _)) = self.loads.pop() {
+            let data = content.iter().find(|b| *b.cid() == cid);
+            self.core.loaded(id, data.map(|b| b.data().clone()));
+            self.drain();
+        }
+    }
+
+    /// A peer asks for everything and reads what it gets now. How many blocks that is.
+    fn serve(&mut self, peer: PeerId, content: &[Block]) -> usize {
+        self.ask_for(peer, content);
+        self.take(peer, content)
+    }
+
+    /// The peer reads what it gets now. How many blocks that is.
+    fn take(&mut self, peer: PeerId, content: &[Block]) -> usize {
+        let mut got = 0;
+        loop {
+            self.load_from(content);
+            let responses = self.responses(peer);
+            if responses.is_empty() {
+                return got;
+            }
+            for message in responses {
+                got += message.blocks.len();
+                self.written(peer, &message);
+            }
+        }
     }
 
     fn written(&mut self, peer: PeerId, message: &Message) {
@@ -855,6 +894,46 @@ fn x5_a_peer_that_does_not_read_holds_one_window() {
         held <= 1024 * 1024 + 200_000,
         "{held} bytes wait for the slow one"
     );
+}
+
+/// Threat X5: peers that ask and do not read fill what strangers may fill and no more; who is known to read is served as if they were
+/// not there, a newcomer after some seconds, and the longest stuck are given up until the rest is within bounds.
+#[test]
+fn x5_peers_that_do_not_read_cannot_keep_others_from_being_served() {
+    let content = blocks(200, 200_000);
+    let mut bench = Bench::new(&Config::default());
+    let honest = bench.peer();
+    assert_eq!(bench.serve(honest, &content), content.len());
+    let idle: Vec<_> = (0..200).map(|_| bench.peer()).collect();
+    for peer in &idle {
+        bench.ask_for(*peer, &content);
+        bench.load_from(&content);
+    }
+    let full = bench.core.load().served_bytes;
+    assert!((16 << 20..24 << 20).contains(&full), "{full}");
+    assert_eq!(bench.serve(honest, &content), content.len(), "at once");
+
+    let newcomer = bench.peer();
+    let mut got = bench.serve(newcomer, &content);
+    let begun = bench.now;
+    while got < content.len() {
+        assert!(bench.now < begun + Duration::from_secs(10), "{got}");
+        bench.pass(Duration::from_secs(1));
+        for peer in std::mem::take(&mut bench.given_up) {
+            bench.handle(Input::ResponseSent {
+                peer,
+                block_bytes: 0,
+                blocks: 0,
+                bytes: 0,
+            });
+        }
+        got += bench.take(newcomer, &content);
+        let load = bench.core.load();
+        assert!(load.served_bytes <= 48 << 20, "{load:?}");
+    }
+    let counters = bench.core.counters();
+    assert!(counters.stuck_peers >= 100, "{counters:?}");
+    assert!(counters.given_up_peers > 0, "{counters:?}");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn asks(cid: &Cid, priority: i32, cancel: bool) -> Entry {
 
 /// Everything the core asks for, with requests and responses counted as written at once.
 fn drain(core: &mut Core, now: Time, loads: &mut Vec<LoadId>, found: &mut Vec<Block>) {
-    while let Some(output) = core.poll() {
+    while let Some(output) = core.poll(now) {
         match output {
             Output::Send {
                 peer,
@@ -303,7 +303,7 @@ fn exchange(
 ) {
     for side in 0..2 {
         let peer = ids[1 - side];
-        while let Some(output) = cores[side].poll() {
+        while let Some(output) = cores[side].poll(now) {
             match output {
                 Output::Send { lane, message, .. } => {
                     let (blocks, block_bytes) = (message.blocks.len(), message.block_bytes());

@@ -355,7 +355,7 @@ impl World {
 
     /// Does everything that the core wants done, and checks its bounds.
     fn settle(&mut self, node: usize) {
-        while let Some(output) = self.nodes[node].core.poll() {
+        while let Some(output) = self.nodes[node].core.poll(self.now) {
             match output {
                 Output::Send {
                     peer,

@@ -105,11 +105,11 @@ pub enum Input {
         /// To whom.
         peer: PeerId,
     },
-    /// A [`Lane::Response`] message was written, or given up.
+    /// The oldest [`Lane::Response`] message was written, or given up: the peer has credit for more.
     ResponseSent {
         /// To whom.
         peer: PeerId,
-        /// Bytes of blocks in it, as [`Message::block_bytes`] counts: they free the peer's credit.
+        /// Bytes of blocks in it, as [`Message::block_bytes`] counts.
         block_bytes: usize,
         /// Blocks in it.
         blocks: usize,
@@ -158,6 +158,12 @@ pub enum Output {
         cid: Cid,
         /// Who was asked and what was answered. Empty: nobody is connected that may be asked.
         asked: Vec<Asked>,
+    },
+    /// A peer does not take its answers, and all such peers together hold too much: drop what is on its way to it on
+    /// [`Lane::Response`], and tell of each message as [`Input::ResponseSent`] with 0 bytes.
+    GiveUp {
+        /// Who.
+        peer: PeerId,
     },
     /// A peer made no progress in time and its wants were moved.
     Stalled {
@@ -279,7 +285,7 @@ impl Core {
                 block_bytes,
                 blocks,
                 bytes,
-            } => self.response_sent(peer, block_bytes, blocks, bytes),
+            } => self.response_sent(peer, block_bytes, blocks, bytes, now),
         }
     }
 
@@ -351,7 +357,7 @@ impl Core {
     }
 
     /// The next thing to do, until `None`.
-    pub fn poll(&mut self) -> Option<Output> {
+    pub fn poll(&mut self, now: Time) -> Option<Output> {
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
@@ -363,7 +369,10 @@ impl Core {
                 message,
             });
         }
-        if let Some((peer, message)) = self.server.next_response(&mut self.counters) {
+        if let Some(peer) = self.server.next_given_up(&mut self.counters) {
+            return Some(Output::GiveUp { peer });
+        }
+        if let Some((peer, message)) = self.server.next_response(now, &mut self.counters) {
             self.counters.messages_out += 1;
             return Some(Output::Send {
                 peer,
@@ -378,12 +387,16 @@ impl Core {
     /// When [`expire`](Self::expire) has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.client.deadline()
+        match (self.client.deadline(), self.server.deadline()) {
+            (Some(client), Some(server)) => Some(client.min(server)),
+            (client, server) => client.or(server),
+        }
     }
 
     /// Lets time pass. Tell [`Input::Progress`] of all peers first.
     pub fn expire(&mut self, now: Time) {
         self.client.expire(now, &mut self.counters, &mut self.out);
+        self.server.expire(now, &mut self.counters);
     }
 
     /// Who was asked for a block, what was answered, what is waited for. `None` if nobody here wants it.
@@ -473,7 +486,14 @@ impl Core {
             .received(key, message, now, &mut self.counters, &mut self.out);
     }
 
-    fn response_sent(&mut self, peer: PeerId, block_bytes: usize, blocks: usize, bytes: usize) {
+    fn response_sent(
+        &mut self,
+        peer: PeerId,
+        block_bytes: usize,
+        blocks: usize,
+        bytes: usize,
+        now: Time,
+    ) {
         if bytes == 0 {
             self.counters.lost_responses += 1;
         } else {
@@ -483,7 +503,7 @@ impl Core {
             self.ledger.sent(peer, blocks, block_bytes);
         }
         if let Some(key) = self.peers.get(&peer) {
-            self.server.sent(*key, block_bytes);
+            self.server.sent(*key, bytes > 0, now);
         }
     }
 

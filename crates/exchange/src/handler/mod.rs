@@ -39,7 +39,7 @@ pub struct Handler {
     max_inbound: usize,
     request: Outbound<Stream>,
     response: Outbound<Stream>,
-    /// Facts for the behaviour; at most two a poll are added before they leave.
+    /// Facts for the behaviour; at most a few a poll are added before they leave.
     facts: VecDeque<Fact>,
     unsupported: bool,
 }
@@ -153,6 +153,16 @@ impl Handler {
         }
     }
 
+    /// Drops what is on its way to a peer that does not read.
+    fn give_up_responses(&mut self) {
+        let Some(waiting) = self.shared.outbox.take_given_up(self.connection) else {
+            return;
+        };
+        for message in self.response.give_up().into_iter().chain(waiting) {
+            self.on_step(Lane::Response, Step::Lost { message });
+        }
+    }
+
     fn on_step(&mut self, lane: Lane, step: Step) {
         let fact = match (lane, step) {
             (_, Step::Open) => return,
@@ -213,6 +223,7 @@ impl ConnectionHandler for Handler {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Protocols, Lane, Fact>> {
+        self.give_up_responses();
         for lane in [Lane::Request, Lane::Response] {
             if let Some(lane) = self.drive(lane, cx) {
                 let protocol = SubstreamProtocol::new(Protocols, lane).with_timeout(OPEN_TIMEOUT);

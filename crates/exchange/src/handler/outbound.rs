@@ -88,6 +88,14 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
         self.current.take().map(|c| c.message)
     }
 
+    /// Resets the stream; what was being written on it comes back.
+    pub(crate) fn give_up(&mut self) -> Option<Message> {
+        if let Stream::Open(..) = self.stream {
+            self.stream = Stream::Closed;
+        }
+        self.take()
+    }
+
     pub(crate) fn opened(&mut self, stream: S, version: Version) {
         self.stream = Stream::Open(stream, version);
     }

@@ -28,6 +28,8 @@ struct Inner {
     requests: VecDeque<Message>,
     /// At most two messages and 1 MiB: the core waits for credit.
     responses: VecDeque<Message>,
+    /// What is on its way as a response is to be dropped.
+    give_up: bool,
     /// The one connection that writes.
     writer: Option<ConnectionId>,
     wakers: HashMap<ConnectionId, Waker>,
@@ -47,6 +49,22 @@ impl Outbox {
         inner.wake_writer();
     }
 
+    /// Has the connection that writes drop all responses.
+    pub(crate) fn give_up_responses(&self) {
+        let mut inner = lock(&self.inner);
+        inner.give_up = true;
+        inner.wake_writer();
+    }
+
+    /// The responses that `connection` is to drop, beside the one that it writes.
+    pub(crate) fn take_given_up(&self, connection: ConnectionId) -> Option<VecDeque<Message>> {
+        let mut inner = lock(&self.inner);
+        if inner.writer != Some(connection) || !std::mem::take(&mut inner.give_up) {
+            return None;
+        }
+        Some(std::mem::take(&mut inner.responses))
+    }
+
     /// Chooses the connection that writes. What was meant for the old request stream is dropped: the core repeats it.
     pub(crate) fn set_writer(&self, writer: Option<ConnectionId>) {
         let mut inner = lock(&self.inner);
@@ -60,6 +78,7 @@ impl Outbox {
         let mut inner = lock(&self.inner);
         inner.requests.clear();
         inner.responses.clear();
+        inner.give_up = false;
         inner.writer = None;
     }
 

@@ -3,18 +3,21 @@
 //! A want is queued, looked up by the owner, answered, forgotten; or remembered as missing while the peer is connected
 //! and answered when the block arrives. Loads go round the peers by bytes; within a peer the highest priority is first.
 
+mod flow;
 mod wants;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use gemba_block::{Block, Cid};
 use libp2p_identity::PeerId;
 
-use super::{LoadId, LoadKind, Loaded, PeerKey};
+use super::{LoadId, LoadKind, Loaded, PeerKey, Time};
 use crate::config::Config;
 use crate::metrics::Counters;
 use crate::wire::{Entry, Message, Presence, WantKind};
+use flow::{Flow, Standing};
 use wants::{State, Taken, Wants};
 
 /// A want-have for a block up to this size is answered with the block (boxo `WantHaveReplaceSize`).
@@ -25,6 +28,8 @@ const QUANTUM: usize = 256 * 1024;
 const FIRST_ESTIMATE: usize = 64 * 1024;
 /// What an answer without a block weighs.
 const PRESENCE_BYTES: usize = 64;
+/// While anything is on its way, late messages are looked for this often.
+const TICK: Duration = Duration::from_secs(1);
 /// Answers without blocks in one message: they stay far below the message limit.
 const MESSAGE_PRESENCES: usize = 8192;
 
@@ -37,14 +42,26 @@ pub(super) struct Server {
     /// Block loads by CID: several peers wait for one load.
     loading: HashMap<Cid, LoadId>,
     next_load: u64,
-    /// Peers with queued wants and credit, in turn.
-    turn: VecDeque<PeerKey>,
+    /// Peers with queued wants and credit, in turn; readers and those of whom it is not known take turns as well.
+    readers: VecDeque<PeerKey>,
+    unproven: VecDeque<PeerKey>,
+    reader_was_last: bool,
     /// Peers that may have something to send.
     sendable: VecDeque<PeerKey>,
     /// Loads started and not yet handed out by `next_load`.
     new_loads: VecDeque<(LoadId, Cid, LoadKind)>,
-    /// Bytes of all peers: loading (estimated), ready and on their way.
-    bytes: usize,
+    memory: Memory,
+    /// Peers whose messages the driver is to give up.
+    given_up: VecDeque<PeerKey>,
+    ticked: Time,
+}
+
+/// Bytes of peers: loading (estimated), ready and on their way.
+#[derive(Default)]
+struct Memory {
+    unproven: usize,
+    readers: usize,
+    stuck: usize,
 }
 
 struct Peer {
@@ -55,9 +72,7 @@ struct Peer {
     ready_bytes: usize,
     /// Estimated bytes of loads that run for this peer.
     loading_bytes: usize,
-    /// Messages and bytes handed out by `next_response` and not yet written.
-    flying: usize,
-    flying_bytes: usize,
+    flow: Flow,
     estimate: usize,
     in_turn: bool,
     in_sendable: bool,
@@ -78,10 +93,14 @@ impl Server {
             loads: BTreeMap::new(),
             loading: HashMap::new(),
             next_load: 0,
-            turn: VecDeque::new(),
+            readers: VecDeque::new(),
+            unproven: VecDeque::new(),
+            reader_was_last: false,
             sendable: VecDeque::new(),
             new_loads: VecDeque::new(),
-            bytes: 0,
+            memory: Memory::default(),
+            given_up: VecDeque::new(),
+            ticked: Time::ZERO,
         }
     }
 
@@ -93,8 +112,7 @@ impl Server {
             ready: VecDeque::new(),
             ready_bytes: 0,
             loading_bytes: 0,
-            flying: 0,
-            flying_bytes: 0,
+            flow: Flow::new(self.config.served_peer_bytes),
             estimate: FIRST_ESTIMATE,
             in_turn: false,
             in_sendable: false,
@@ -107,14 +125,15 @@ impl Server {
         let Some(peer) = self.peers.remove(&key) else {
             return;
         };
-        self.bytes -= peer.loading_bytes + peer.ready_bytes + peer.flying_bytes;
+        *self.memory.of(peer.flow.standing()) -= peer.held();
         for cid in peer.wants.cids() {
             unlink(&mut self.wanted_by, cid, key);
         }
         for load in self.loads.values_mut() {
             load.waiting.retain(|(waiting, _)| *waiting != key);
         }
-        self.turn.retain(|k| *k != key);
+        self.readers.retain(|k| *k != key);
+        self.unproven.retain(|k| *k != key);
         self.sendable.retain(|k| *k != key);
     }
 
@@ -172,56 +191,145 @@ impl Server {
             counters.late_loads += 1;
         }
         for (key, estimate) in load.waiting {
-            let Some(peer) = self.peers.get_mut(&key) else {
-                continue;
-            };
-            peer.loading_bytes -= estimate;
-            self.bytes -= estimate;
+            self.counted(key, |peer| peer.loading_bytes -= estimate);
             self.answer(key, load.cid, load.kind, &answer, counters);
             self.mark_sendable(key);
             self.give_turn(key);
         }
     }
 
-    /// Bytes were written or given up: the peer has credit again.
-    pub(super) fn sent(&mut self, key: PeerKey, bytes: usize) {
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        let bytes = bytes.min(peer.flying_bytes);
-        peer.flying = peer.flying.saturating_sub(1);
-        peer.flying_bytes -= bytes;
-        self.bytes -= bytes;
+    /// The oldest message was written, or given up: the peer has credit again.
+    pub(super) fn sent(&mut self, key: PeerKey, written: bool, now: Time) {
+        self.counted(key, |peer| peer.flow.landed(written, now));
         self.mark_sendable(key);
         self.give_turn(key);
+    }
+
+    // ---- time
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.peers
+            .values()
+            .any(|peer| peer.flow.waits())
+            .then_some(self.ticked.saturating_add(TICK))
+    }
+
+    /// Peers that do not take their answers lose what is ready for them, and are given up, longest stuck first, while they fill more
+    /// than their part of memory.
+    pub(super) fn expire(&mut self, now: Time, counters: &mut Counters) {
+        self.ticked = now;
+        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
+        for key in keys {
+            let passed = self.counted(key, |peer| {
+                if peer.flow.gets_stuck(now) {
+                    peer.unload();
+                    return Passed::Stuck;
+                }
+                match peer.flow.gets_rested(now) {
+                    true => Passed::Rested,
+                    false => Passed::Nothing,
+                }
+            });
+            match passed {
+                Some(Passed::Stuck) => counters.stuck_peers += 1,
+                Some(Passed::Rested) => {
+                    self.mark_sendable(key);
+                    self.give_turn(key);
+                }
+                _ => {}
+            }
+        }
+        self.give_up_some();
+    }
+
+    fn give_up_some(&mut self) {
+        let mut stuck: Vec<(Time, PeerKey)> = self
+            .peers
+            .iter()
+            .filter_map(|(key, peer)| Some((peer.flow.stuck_since()?, *key)))
+            .collect();
+        stuck.sort_unstable();
+        let mut bytes = self.memory.stuck;
+        for (_, key) in stuck {
+            if bytes <= self.config.served_node_bytes / 2 {
+                return;
+            }
+            if let Some(peer) = self.peers.get_mut(&key) {
+                bytes -= peer.held();
+                peer.flow.give_up();
+                self.given_up.push_back(key);
+            }
+        }
+    }
+
+    /// A peer whose messages the driver is to drop.
+    pub(super) fn next_given_up(&mut self, counters: &mut Counters) -> Option<PeerId> {
+        while let Some(key) = self.given_up.pop_front() {
+            if let Some(peer) = self.peers.get(&key) {
+                counters.given_up_peers += 1;
+                return Some(peer.id);
+            }
+        }
+        None
+    }
+
+    /// Changes a peer and counts its bytes anew, where they belong afterwards.
+    fn counted<T>(&mut self, key: PeerKey, change: impl FnOnce(&mut Peer) -> T) -> Option<T> {
+        let peer = self.peers.get_mut(&key)?;
+        *self.memory.of(peer.flow.standing()) -= peer.held();
+        let result = change(peer);
+        *self.memory.of(peer.flow.standing()) += peer.held();
+        Some(result)
     }
 
     /// The next load to ask of the owner.
     pub(super) fn next_load(&mut self, counters: &mut Counters) -> Option<(LoadId, Cid, LoadKind)> {
         while self.new_loads.is_empty() {
-            if self.loads.len() >= self.config.loads || self.bytes >= self.config.served_node_bytes
-            {
+            if self.loads.len() >= self.config.loads {
                 return None;
             }
-            let key = self.turn.pop_front()?;
+            let key = self.next_turn()?;
             self.take_turn(key);
         }
         counters.loads += 1;
         self.new_loads.pop_front()
     }
 
+    /// Whose turn it is. Those who did not prove that they read fill no more than half of what all may fill.
+    fn next_turn(&mut self) -> Option<PeerKey> {
+        let most = self.config.served_node_bytes;
+        if self.memory.unproven + self.memory.readers >= most {
+            return None;
+        }
+        let reader = match (self.readers.is_empty(), self.unproven.is_empty()) {
+            (false, false) if self.memory.unproven < most.div_ceil(2) => !self.reader_was_last,
+            (false, _) => true,
+            (true, false) if self.memory.unproven < most.div_ceil(2) => false,
+            (true, _) => return None,
+        };
+        self.reader_was_last = reader;
+        match reader {
+            true => self.readers.pop_front(),
+            false => self.unproven.pop_front(),
+        }
+    }
+
     /// The next message to write.
-    pub(super) fn next_response(&mut self, counters: &mut Counters) -> Option<(PeerId, Message)> {
+    pub(super) fn next_response(
+        &mut self,
+        now: Time,
+        counters: &mut Counters,
+    ) -> Option<(PeerId, Message)> {
         while let Some(key) = self.sendable.pop_front() {
             let Some(peer) = self.peers.get_mut(&key) else {
                 continue;
             };
             peer.in_sendable = false;
-            let before = peer.ready_bytes + peer.flying_bytes;
-            let Some(message) = peer.pack(self.config.message_bytes, counters) else {
+            let before = peer.ready_bytes + peer.flow.flying_bytes();
+            let Some(message) = peer.pack(self.config.message_bytes, now, counters) else {
                 continue;
             };
-            debug_assert_eq!(before, peer.ready_bytes + peer.flying_bytes);
+            debug_assert_eq!(before, peer.ready_bytes + peer.flow.flying_bytes());
             for block in &message.blocks {
                 peer.wants.remove(block.cid());
                 unlink(&mut self.wanted_by, block.cid(), key);
@@ -235,7 +343,10 @@ impl Server {
 
     pub(super) fn is_busy(&self, key: PeerKey) -> bool {
         self.peers.get(&key).is_some_and(|p| {
-            p.flying > 0 || p.loading_bytes > 0 || !p.ready.is_empty() || !p.presences.is_empty()
+            p.flow.flying() > 0
+                || p.loading_bytes > 0
+                || !p.ready.is_empty()
+                || !p.presences.is_empty()
         })
     }
 
@@ -244,7 +355,7 @@ impl Server {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.memory.unproven + self.memory.readers + self.memory.stuck
     }
 
     pub(super) fn loads(&self) -> usize {
@@ -274,16 +385,7 @@ impl Server {
     }
 
     fn cancel(&mut self, key: PeerKey, cid: &Cid) {
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
-        if peer.wants.remove(cid) == Some(State::Ready)
-            && let Some(at) = peer.ready.iter().position(|b| b.cid() == cid)
-            && let Some(block) = peer.ready.remove(at)
-        {
-            peer.ready_bytes -= block.len();
-            self.bytes -= block.len();
-        }
+        self.counted(key, |peer| peer.cancel(cid));
         unlink(&mut self.wanted_by, cid, key);
     }
 
@@ -295,10 +397,11 @@ impl Server {
         for cid in peer.wants.clear() {
             unlink(&mut self.wanted_by, &cid, key);
         }
-        self.bytes -= peer.ready_bytes;
-        peer.ready_bytes = 0;
-        peer.ready.clear();
         peer.presences.clear();
+        self.counted(key, |peer| {
+            peer.ready_bytes = 0;
+            peer.ready.clear();
+        });
     }
 
     /// Lets one peer start loads worth a quantum, highest priority first.
@@ -317,8 +420,8 @@ impl Server {
                 WantKind::Block => (LoadKind::Block, peer.estimate),
             };
             quantum = quantum.saturating_sub(estimate);
+            *self.memory.of(peer.flow.standing()) += estimate;
             peer.loading_bytes += estimate;
-            self.bytes += estimate;
             if load_kind == LoadKind::Block
                 && let Some(load) = self.loading.get(&cid).and_then(|id| self.loads.get_mut(id))
             {
@@ -371,7 +474,7 @@ impl Server {
                 if want.kind == WantKind::Block || data.len() as u64 <= REPLACE_HAVE =>
             {
                 peer.wants.ready(&cid);
-                self.bytes += data.len();
+                *self.memory.of(peer.flow.standing()) += data.len();
                 peer.take_block(cid, data.clone());
             }
             Loaded::Size(size) if want.kind == WantKind::Block || *size <= REPLACE_HAVE => {
@@ -397,7 +500,12 @@ impl Server {
             && peer.has_credit(&self.config)
         {
             peer.in_turn = true;
-            self.turn.push_back(key);
+            match peer.flow.standing() {
+                Standing::Reader => self.readers.push_back(key),
+                // On its way to be one.
+                _ if peer.flow.reads() => self.unproven.push_front(key),
+                Standing::Unproven | Standing::Stuck => self.unproven.push_back(key),
+            }
         }
     }
 
@@ -412,23 +520,59 @@ impl Server {
     }
 }
 
+/// What time did to a peer.
+enum Passed {
+    Nothing,
+    Stuck,
+    Rested,
+}
+
+impl Memory {
+    fn of(&mut self, standing: Standing) -> &mut usize {
+        match standing {
+            Standing::Unproven => &mut self.unproven,
+            Standing::Reader => &mut self.readers,
+            Standing::Stuck => &mut self.stuck,
+        }
+    }
+}
+
 impl Peer {
+    fn held(&self) -> usize {
+        self.ready_bytes + self.loading_bytes + self.flow.flying_bytes()
+    }
+
+    fn cancel(&mut self, cid: &Cid) {
+        if self.wants.remove(cid) == Some(State::Ready)
+            && let Some(at) = self.ready.iter().position(|b| b.cid() == cid)
+            && let Some(block) = self.ready.remove(at)
+        {
+            self.ready_bytes -= block.len();
+        }
+    }
+
     fn has_credit(&self, config: &Config) -> bool {
-        self.ready_bytes + self.loading_bytes + self.flying_bytes < config.served_peer_bytes
+        self.flow.has_credit(self.held())
             // A peer that asks and does not read gets no more lookups either.
             && self.presences.len() < config.served_wants
     }
 
     /// The first message leaves at once; while one is on its way the next is filled.
     fn wants_to_send(&self, message_bytes: usize) -> bool {
-        match self.flying {
+        match self.flow.flying() {
+            _ if self.flow.standing() == Standing::Stuck => false,
             0 => !self.presences.is_empty() || !self.ready.is_empty(),
             1 => self.ready_bytes >= message_bytes / 2,
             _ => false,
         }
     }
 
-    fn pack(&mut self, message_bytes: usize, counters: &mut Counters) -> Option<Message> {
+    fn pack(
+        &mut self,
+        message_bytes: usize,
+        now: Time,
+        counters: &mut Counters,
+    ) -> Option<Message> {
         if !self.wants_to_send(message_bytes) {
             return None;
         }
@@ -452,8 +596,7 @@ impl Peer {
         }
         let block_bytes = message.block_bytes();
         self.ready_bytes -= block_bytes;
-        self.flying += 1;
-        self.flying_bytes += block_bytes;
+        self.flow.handed(block_bytes, now);
         message.pending_bytes = i32::try_from(self.ready_bytes).unwrap_or(i32::MAX);
         Some(message)
     }
@@ -462,6 +605,14 @@ impl Peer {
         self.estimate = (self.estimate * 3 + data.len().max(PRESENCE_BYTES)) / 4;
         self.ready_bytes += data.len();
         self.ready.push_back(Block::danger_unchecked(cid, data));
+    }
+
+    /// Blocks in no message yet go back to where they came from, to be loaded again.
+    fn unload(&mut self) {
+        for block in std::mem::take(&mut self.ready) {
+            self.wants.requeue(block.cid());
+        }
+        self.ready_bytes = 0;
     }
 
     fn say(&mut self, cid: Cid, presence: Presence, config: &Config, counters: &mut Counters) {
