@@ -168,7 +168,7 @@ impl Client {
         let late = format!("not done after {} s", limit.as_secs_f64());
         match asked {
             Ok(Ok(Some(waits))) => {
-                Fail::new(Code::Timeout, format!("{late}: {}", waits.cause)).hint(waits.hint)
+                Fail::new(waits.code, format!("{late}: {}", waits.cause)).hint(waits.hint)
             }
             Ok(Ok(None)) => Fail::new(
                 Code::Timeout,

@@ -3,76 +3,7 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-
-use common::{Daemon, Node, noise, tree, until};
-use serde_json::Value;
-
-/// Nodes with one swarm key, each with its daemon; those after the first know the first.
-struct Swarm {
-    nodes: Vec<(Node, Option<Daemon>)>,
-}
-
-impl Swarm {
-    fn of(count: usize) -> Self {
-        let mut swarm = Self { nodes: Vec::new() };
-        for n in 0..count {
-            swarm.join(n > 0);
-        }
-        swarm
-    }
-
-    /// One more member; it knows the first one if told so.
-    fn join(&mut self, knows: bool) {
-        let node = Node::bare();
-        match self.nodes.first() {
-            None => drop(node.ok(&["init", "--new-swarm-key"])),
-            Some((first, _)) => drop(node.ok(&[
-                "init",
-                "--swarm-key",
-                first.repo.join("swarm.key").to_str().unwrap(),
-            ])),
-        }
-        let bootstrap = if knows {
-            address(&self.nodes[0].0)
-        } else {
-            String::new()
-        };
-        let args: Vec<&str> = if knows {
-            vec!["--bootstrap", &bootstrap]
-        } else {
-            Vec::new()
-        };
-        let daemon = Daemon::start(&node, &args);
-        if knows {
-            until("a connection", || {
-                status(&node)["peers"].as_u64().unwrap() > 0
-            });
-        }
-        self.nodes.push((node, Some(daemon)));
-    }
-
-    fn node(&self, n: usize) -> &Node {
-        &self.nodes[n].0
-    }
-}
-
-fn status(node: &Node) -> Value {
-    node.json(&["status"])
-}
-
-/// The first address of a running node, with `/p2p/…`.
-fn address(node: &Node) -> String {
-    node.json(&["id"])["addresses"][0]
-        .as_str()
-        .unwrap()
-        .to_owned()
-}
-
-fn id(node: &Node) -> String {
-    node.json(&["id"])["id"].as_str().unwrap().to_owned()
-}
+use common::{Daemon, Node, Swarm, address, http, id, noise, status, tree, until};
 
 /// A folder with nested files, an empty folder, a link and a file of several chunks.
 fn folder(node: &Node) -> std::path::PathBuf {
@@ -362,26 +293,6 @@ fn a_block_that_nobody_has_ends_with_a_cause() {
         "{}",
         failure.cause
     );
-}
-
-/// A raw request to the API; status line and body.
-fn http(node: &Node, method: &str, path: &str, headers: &str) -> (u16, String) {
-    let api: Value =
-        serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
-    let address = api["address"].as_str().unwrap();
-    let headers = headers
-        .replace("TOKEN", api["token"].as_str().unwrap())
-        .replace("ADDRESS", address);
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    (code, answer)
 }
 
 /// Rows H2 and H3 at the socket: every route wants the token, a loopback `Host`, and no foreign `Origin`.

@@ -414,22 +414,22 @@ async fn out_of_time(
     status: &PinStatus,
     patience: Option<Duration>,
 ) -> Fail {
-    let cause = match &status.cause {
-        Some(cause) => cause.clone(),
+    let (code, cause) = match &status.cause {
+        Some(cause) => (Code::Timeout, cause.clone()),
         None => {
             let waits = state
                 .handle
                 .ask(|reply| Command::Waits(Wait::Pin(cid), reply))
                 .await;
             match waits {
-                Ok(waits) => waits.cause,
+                Ok(waits) => (waits.code, waits.cause),
                 Err(fail) => return fail,
             }
         }
     };
     let waited = patience.unwrap_or_default().as_secs_f64();
     Fail::new(
-        Code::Timeout,
+        code,
         format!(
             "{} is not whole on this device after {waited} s: {cause}",
             status.cid

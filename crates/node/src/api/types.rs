@@ -182,9 +182,9 @@ pub struct Connected {
 /// What an open request waits for: the answer to `GET /v1/waiting/{request}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Waits {
-    /// `block`, `dial` or `ping`.
+    /// `block`, `pin`, `dial` or `ping`.
     pub what: String,
-    /// The block's CID, the address, the peer.
+    /// The block's CID, the pin's root, the address, the peer.
     pub name: String,
     /// What is known of it, in words.
     pub cause: String,
@@ -192,6 +192,8 @@ pub struct Waits {
     pub hint: String,
     /// For how long, in seconds.
     pub waited_s: f64,
+    /// What to end with when the caller waits no longer: `timeout`, or `integrity` for a block that is damaged on this device.
+    pub code: crate::error::Code,
 }
 
 /// `ping`

@@ -736,6 +736,7 @@ impl Node {
                     cause: disk.unwrap_or_else(|| format!("the pin of {root} waits for its turn, or for the disk")),
                     hint: format!("`gemba pin status {root}` tells how far it is"),
                     waited_s: 0.0,
+                    code: Code::Timeout,
                 },
             },
             Wait::Dial(address) => Waits {
@@ -745,6 +746,7 @@ impl Node {
                 hint: "`gemba status` shows how it ends; a longer --timeout waits for it"
                     .to_owned(),
                 waited_s: 0.0,
+                code: Code::Timeout,
             },
             Wait::Ping(peer) => Waits {
                 what: "ping".to_owned(),
@@ -755,21 +757,30 @@ impl Node {
                 },
                 hint: "nothing comes back over a connection that is there: look at the device or the line".to_owned(),
                 waited_s: 0.0,
+                code: Code::Timeout,
             },
         }
     }
 
     fn waits_for_block(&self, cid: &cid::Cid) -> Waits {
         let why = self.swarm.behaviour().exchange.why(cid);
+        let (code, here) = match self.repair.damage(cid) {
+            Some(damage) => (
+                Code::Integrity,
+                format!("which is damaged on this device ({damage})"),
+            ),
+            None => (Code::Timeout, "which is not on this device".to_owned()),
+        };
         Waits {
             what: "block".to_owned(),
             name: cid.to_string(),
             cause: format!(
-                "waiting for block {cid}, which is not on this device: {}",
+                "waiting for block {cid}, {here}: {}",
                 self.why_not_here(why.as_ref())
             ),
             hint: why::hint(cid, self.peers.connected()),
             waited_s: 0.0,
+            code,
         }
     }
 

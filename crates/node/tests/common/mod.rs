@@ -1,7 +1,8 @@
 //! A repository in a temporary folder, and the binary run on it as its users run it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -146,8 +147,12 @@ impl Done {
         let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
         let output = wait(child);
         writer.join().unwrap();
+        Self::from_output(&args, output)
+    }
+
+    pub fn from_output(args: &str, output: Output) -> Self {
         Self {
-            args,
+            args: args.to_owned(),
             status: output.status,
             stdout: output.stdout,
             stderr: String::from_utf8(output.stderr).unwrap(),
@@ -176,7 +181,7 @@ impl Done {
             Some(code),
             "{}\nstdout: {}\nstderr: {}",
             self.args,
-            String::from_utf8_lossy(&self.stdout),
+            String::from_utf8_lossy(&self.stdout[..self.stdout.len().min(500)]),
             self.stderr
         );
         if let Some(object) = self
@@ -293,7 +298,6 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one on loopback and waits until it says that it is ready.
     pub fn start(node: &Node, args: &[&str]) -> Self {
-        use std::io::BufRead as _;
         let mut all = vec![
             "daemon",
             "--listen",
@@ -303,8 +307,14 @@ impl Daemon {
             "--no-mdns",
         ];
         all.extend(args);
-        let mut child = node
-            .command(&all)
+        Self::of(node.command(&all))
+    }
+
+    /// Starts this command and waits until it says that it is ready.
+    pub fn of(mut command: Command) -> Self {
+        use std::io::BufRead as _;
+        let mut child = command
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -323,4 +333,89 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Nodes with one swarm key, each with its daemon; those after the first know the first.
+pub struct Swarm {
+    pub nodes: Vec<(Node, Option<Daemon>)>,
+}
+
+impl Swarm {
+    pub fn of(count: usize) -> Self {
+        let mut swarm = Self { nodes: Vec::new() };
+        for n in 0..count {
+            swarm.join(n > 0);
+        }
+        swarm
+    }
+
+    /// One more member; it knows the first one if told so.
+    pub fn join(&mut self, knows: bool) {
+        let node = Node::bare();
+        match self.nodes.first() {
+            None => drop(node.ok(&["init", "--new-swarm-key"])),
+            Some((first, _)) => drop(node.ok(&[
+                "init",
+                "--swarm-key",
+                first.repo.join("swarm.key").to_str().unwrap(),
+            ])),
+        }
+        let bootstrap = if knows {
+            address(&self.nodes[0].0)
+        } else {
+            String::new()
+        };
+        let args: Vec<&str> = if knows {
+            vec!["--bootstrap", &bootstrap]
+        } else {
+            Vec::new()
+        };
+        let daemon = Daemon::start(&node, &args);
+        if knows {
+            until("a connection", || {
+                status(&node)["peers"].as_u64().unwrap() > 0
+            });
+        }
+        self.nodes.push((node, Some(daemon)));
+    }
+
+    pub fn node(&self, n: usize) -> &Node {
+        &self.nodes[n].0
+    }
+}
+
+pub fn status(node: &Node) -> Value {
+    node.json(&["status"])
+}
+
+/// The first address of a running node, with `/p2p/…`.
+pub fn address(node: &Node) -> String {
+    node.json(&["id"])["addresses"][0]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+pub fn id(node: &Node) -> String {
+    node.json(&["id"])["id"].as_str().unwrap().to_owned()
+}
+
+/// A raw request to the API; status line and body.
+pub fn http(node: &Node, method: &str, path: &str, headers: &str) -> (u16, String) {
+    let api: Value =
+        serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
+    let address = api["address"].as_str().unwrap();
+    let headers = headers
+        .replace("TOKEN", api["token"].as_str().unwrap())
+        .replace("ADDRESS", address);
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    (code, answer)
 }

@@ -104,6 +104,11 @@ impl Repair {
         }
     }
 
+    /// What is wrong with a block on disk, as long as nobody has brought it.
+    pub fn damage(&self, cid: &Cid) -> Option<&str> {
+        self.wanted.get(cid).map(|found| found.cause.as_str())
+    }
+
     /// Damaged blocks that nobody has brought yet.
     pub fn open(&self) -> usize {
         self.wanted.len()
