@@ -250,6 +250,7 @@ impl Node {
         if self.disk.wants_look(now) {
             let _asked = self.workers.read(Read::Room);
         }
+        self.disk.expire(self.pins.rests(), now);
         self.with_pins(Pins::expire);
         self.with_readers(Readers::expire);
         self.with_repair(Repair::expire);
@@ -351,7 +352,9 @@ impl Node {
                 let now = self.now();
                 self.pins.on_stored(blocks, now);
                 self.with_repair(|repair, ctx| repair.on_stored(cids.iter(), ctx));
-                self.on_disk_takes();
+                if self.disk.on_stored(now) {
+                    self.pins.try_again();
+                }
             }
             Err(refusal) => {
                 tracing::debug!(error = %refusal.fail, blocks = blocks.len(), "blocks could not be stored");
@@ -370,13 +373,8 @@ impl Node {
             readers.on_put(cids, ctx);
             repair.on_stored(cids.iter(), ctx);
         });
-        self.on_disk_takes();
-    }
-
-    fn on_disk_takes(&mut self) {
-        if self.disk.on_stored() {
-            self.pins.try_again();
-        }
+        let now = self.now();
+        self.disk.on_put(now);
     }
 
     // What the swarm says.

@@ -2,7 +2,8 @@
 //! it does again.
 //!
 //! One refused batch is enough to stop. Then the disk is looked at every few seconds; when it has room (or when nobody can tell), one
-//! pin goes on as a trial, a few blocks at a time, and its first stored batch brings the others back.
+//! pin goes on as a trial, a few blocks at a time, and its first stored batch brings the others back. That a smaller batch still found
+//! room right after a larger one was refused says nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,11 +23,15 @@ const LOOK: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause between two trials.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A trouble that comes back within this time is the same one.
+const SAME: Duration = Duration::from_secs(60);
 
 /// What is known of the disk.
 #[derive(Debug, Default)]
 pub struct Disk {
     refusal: Option<Refused>,
+    /// When the last trouble was over, and the pause it had come to: what comes back soon goes on there.
+    over: Option<(Duration, Duration)>,
     /// Batches that were refused since the daemon started.
     pub refused_batches: u64,
 }
@@ -48,6 +53,13 @@ struct Refused {
     has_room: bool,
 }
 
+impl Refused {
+    /// Whether it is time for a trial.
+    fn may_try(&self, now: Duration) -> bool {
+        self.has_room && now >= self.trial_at
+    }
+}
+
 /// What a pin that wants to fetch may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
@@ -65,13 +77,19 @@ impl Disk {
         self.refused_batches += 1;
         let Some(known) = &mut self.refusal else {
             tracing::error!(cause = %refusal.fail.cause, "the disk takes no blocks; fetching rests until it does");
+            let pause = match self.over {
+                Some((at, pause)) if now < at.saturating_add(SAME) => {
+                    pause.saturating_mul(2).min(LONGEST_PAUSE)
+                }
+                _ => FIRST_PAUSE,
+            };
             self.refusal = Some(Refused {
                 cause: refusal.fail.cause.clone(),
                 full: refusal.full,
                 count: 1,
                 last: now,
-                trial_at: now + FIRST_PAUSE,
-                pause: FIRST_PAUSE,
+                trial_at: now.saturating_add(pause),
+                pause,
                 trial: None,
                 look_at: now + LOOK,
                 has_room: !refusal.full,
@@ -90,13 +108,39 @@ impl Disk {
         known.has_room = !refusal.full;
     }
 
-    /// Blocks were stored: whatever it was, it is over. True if there was anything.
-    pub fn on_stored(&mut self) -> bool {
-        let was = self.refusal.take().is_some();
-        if was {
+    /// Blocks were stored. If it was a trial, or could have been one, whatever it was is over: true.
+    pub fn on_stored(&mut self, now: Duration) -> bool {
+        let Some(known) = &self.refusal else {
+            return false;
+        };
+        let proves = known.trial.is_some() || known.may_try(now);
+        if proves {
+            self.end(now);
+        }
+        proves
+    }
+
+    /// A command stored something on this device. That it did not fail is reason enough for a trial.
+    pub fn on_put(&mut self, now: Duration) {
+        if let Some(known) = &mut self.refusal {
+            known.trial_at = now;
+            known.look_at = now;
+        }
+    }
+
+    /// Called on the loop's tick; `wanted`: whether a pin rests. If none does, nobody will try, and room on the disk must do.
+    pub fn expire(&mut self, wanted: bool, now: Duration) {
+        let idle = |known: &Refused| known.full && !wanted && known.may_try(now);
+        if self.refusal.as_ref().is_some_and(idle) {
+            self.end(now);
+        }
+    }
+
+    fn end(&mut self, now: Duration) {
+        if let Some(known) = self.refusal.take() {
+            self.over = Some((now, known.pause));
             tracing::info!("the disk takes blocks again");
         }
-        was
     }
 
     /// Why it takes no blocks.
@@ -127,7 +171,7 @@ impl Disk {
             return Leave::Go;
         };
         let tried = known.trial.is_some_and(|trial| running(&trial));
-        if tried || !known.has_room || now < known.trial_at {
+        if tried || !known.may_try(now) {
             return Leave::Wait;
         }
         known.trial = Some(pin);
@@ -210,8 +254,37 @@ mod tests {
         disk.on_room(None);
         assert_eq!(disk.leave(pin(1), |_| false, at(15)), Leave::Wait);
         assert_eq!(disk.leave(pin(1), |_| false, at(16)), Leave::Try);
-        assert!(disk.on_stored() && !disk.on_stored());
-        assert_eq!(disk.leave(pin(2), |_| true, at(16)), Leave::Go);
+        assert!(disk.on_stored(at(17)) && !disk.on_stored(at(17)));
+        assert_eq!(disk.leave(pin(2), |_| true, at(17)), Leave::Go);
+        // It comes back soon: the pause is longer yet.
+        disk.on_refused(&refusal(false), at(20));
+        assert_eq!(disk.leave(pin(2), |_| false, at(39)), Leave::Wait);
+        assert_eq!(disk.leave(pin(2), |_| false, at(40)), Leave::Try);
+    }
+
+    #[test]
+    fn a_smaller_batch_that_still_finds_room_proves_nothing() {
+        let mut disk = Disk::default();
+        disk.on_refused(&refusal(true), at(0));
+        assert!(!disk.on_stored(at(0)) && disk.refuses().is_some());
+        disk.on_room(Some(ROOM));
+        assert!(!disk.on_stored(at(1)));
+        // What a command could store is reason for a trial, and a block that a reader fetched is one.
+        disk.on_put(at(2));
+        assert!(disk.on_stored(at(2)));
+    }
+
+    #[test]
+    fn a_disk_that_nobody_tries_is_well_when_it_has_room() {
+        let mut disk = Disk::default();
+        disk.on_refused(&refusal(true), at(0));
+        disk.expire(false, at(60));
+        assert!(disk.refuses().is_some());
+        disk.on_room(Some(ROOM));
+        disk.expire(true, at(60));
+        assert!(disk.refuses().is_some());
+        disk.expire(false, at(60));
+        assert!(disk.refuses().is_none());
     }
 
     #[test]

@@ -488,6 +488,12 @@ impl Pins {
         }
     }
 
+    /// Whether one waits for its turn or its next try.
+    pub fn rests(&self) -> bool {
+        let waits = |op: &Op| matches!(op.phase, Phase::Queued | Phase::Waiting(_));
+        self.ops.values().any(waits)
+    }
+
     /// A loader read the links of a block for a walk.
     pub fn on_links(
         &mut self,
