@@ -480,3 +480,29 @@ fn receive_budgets_are_shown() {
         assert!(metrics.contains(name), "{name}: {metrics}");
     }
 }
+
+/// What an `add` holds in memory does not grow with the file, and is given back.
+#[test]
+fn memory_of_an_add_is_bounded_and_given_back() {
+    const MIB: u64 = 1 << 20;
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let path = node.path("big");
+    let mut file = std::fs::File::create(&path).unwrap();
+    for seed in 0..32 {
+        file.write_all(&noise(seed, 8_000_000)).unwrap();
+    }
+    drop(file);
+    let before = status(&node)["rss_bytes"].as_u64().unwrap();
+    node.add(&path, &[]);
+    let after = status(&node);
+    let (peak, rest) = (
+        after["rss_max_bytes"].as_u64().unwrap(),
+        after["rss_bytes"].as_u64().unwrap(),
+    );
+    assert!(peak < before + 26 * MIB, "{before}, then at most {peak}");
+    assert!(
+        rest < before + 16 * MIB,
+        "{before}, then {peak}, then {rest}"
+    );
+}

@@ -631,3 +631,19 @@ fn the_key_of_the_visited_set_changes_nothing_that_is_seen() {
     };
     assert_eq!(run([0; 16]), run([7; 16]));
 }
+
+/// A window can be opened while the walk is under way; what was asked for stays.
+#[test]
+fn the_window_opens_under_way() {
+    let dag = Dag::balanced(1, 8, 64);
+    let mut walk = Walk::new(dag.root, WalkConfig::default().window(1));
+    let root = walk.next_need().unwrap();
+    assert_eq!(walk.next_need(), None);
+    answer(&mut walk, &dag, &root).unwrap();
+    let first = walk.next_need().unwrap();
+    assert_eq!(walk.next_need(), None);
+    walk.set_window(4);
+    let more: Vec<_> = std::iter::from_fn(|| walk.next_need()).collect();
+    assert_eq!(more.len(), 3);
+    assert!(!more.contains(&first));
+}

@@ -25,8 +25,8 @@ const STEP_BATCH_BYTES: usize = 256 * 1024;
 /// … or this many steps.
 const STEP_BATCH: usize = 512;
 /// Most content on its way to, in and back from the workers. With the sink's batch and the buffer that is being
-/// filled, an import holds at most about 20 MiB.
-const IN_FLIGHT_BYTES: usize = 8 * 1024 * 1024;
+/// filled, an import holds at most about 10 MiB.
+const IN_FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 /// Most batches on their way.
 const IN_FLIGHT: usize = 64;
 

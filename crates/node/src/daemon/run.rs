@@ -353,7 +353,7 @@ impl Node {
                 self.pins.on_stored(blocks, now);
                 self.with_repair(|repair, ctx| repair.on_stored(cids.iter(), ctx));
                 if self.disk.on_stored(now) {
-                    self.pins.try_again();
+                    self.pins.on_disk_takes();
                 }
             }
             Err(refusal) => {

@@ -178,6 +178,11 @@ impl Walk {
         }))
     }
 
+    /// How many blocks may be asked for at once, from now on.
+    pub fn set_window(&mut self, blocks: usize) {
+        self.config.window = blocks.max(1);
+    }
+
     /// Asks for the missing blocks once more, each at its old place in the order. Returns how many there were.
     pub fn retry_missing(&mut self) -> usize {
         let missing = std::mem::take(&mut self.missing);

@@ -76,6 +76,11 @@ impl Fetch {
         }
     }
 
+    /// It was a trial, and the disk took its blocks: it goes on as the others do.
+    pub fn open_window(&mut self) {
+        self.walk.set_window(WINDOW);
+    }
+
     /// Asks for what the walk's window allows.
     pub fn pump(&mut self, ctx: &mut Ctx<'_>) -> Standing {
         let mut wanted = Vec::new();

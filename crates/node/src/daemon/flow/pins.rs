@@ -451,11 +451,17 @@ impl Pins {
         });
     }
 
-    /// A new peer may have what the others had not; a disk that takes blocks again has room for what it refused.
+    /// A new peer may have what the others had not.
     pub fn try_again(&mut self) {
         for op in self.ops.values_mut() {
             requeue(op);
         }
+    }
+
+    /// The disk takes blocks again: who rested goes on, and who tried goes on in full.
+    pub fn on_disk_takes(&mut self) {
+        self.try_again();
+        self.running().for_each(Fetch::open_window);
     }
 
     /// Blocks were stored by others on this device: walks that wait for them go on, pins that ended for want of one begin anew.
