@@ -235,6 +235,37 @@ fn s0_7_status_and_id_have_the_fields_of_the_contract() {
     assert_eq!(both.with.lines(&["peers"]), [] as [Value; 0]);
 }
 
+/// Mode and time of files are listed where they are kept, and left out where they are not.
+#[test]
+fn listings_tell_mode_and_time_where_they_are_kept() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let both = Both::new();
+    for node in [&both.with, &both.without] {
+        let file = node.write("kept/file", "content");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let at = std::time::UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 123_456_789);
+        std::fs::File::options()
+            .write(true)
+            .open(&file)
+            .unwrap()
+            .set_modified(at)
+            .unwrap();
+        let folder = node.path("kept");
+        let root = node.add(&folder, &["--preserve-mode", "--preserve-mtime"]);
+        for args in [&["ls", &root][..], &["ls", "--long", &root]] {
+            let listed = node.json(args);
+            assert_eq!(
+                (&listed["mode"], &listed["mtime"], &listed["mtime_nsecs"]),
+                (&0o640.into(), &1_700_000_000.into(), &123_456_789.into()),
+                "{listed}"
+            );
+        }
+        let plain = node.add(&folder, &[]);
+        let listed = node.json(&["ls", "--long", &plain]);
+        assert!(listed.get("mode").is_none() && listed.get("mtime").is_none());
+    }
+}
+
 /// What nobody has ends with a cause when time is up, and the exit code says so.
 #[test]
 fn timeouts_end_with_4_and_a_cause() {

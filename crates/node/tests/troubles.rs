@@ -199,18 +199,18 @@ fn ended(child: Child) -> Done {
 fn sigterm_ends_a_followed_pin_with_its_cause() {
     let node = Node::new();
     let mut daemon = Daemon::start(&node, &[]);
-    let mut pinning = spawn(&node, &["pin", "add", ABSENT, "--json"]);
+    let pinning = spawn(&node, &["pin", "add", ABSENT, "--json"]);
     let reading = spawn(&node, &["cat", ABSENT, "--json"]);
     until("the pin", || {
         node.run(&["pin", "status", ABSENT]).status.success()
     });
-    let mut stream = open_request(
+    let stream = open_request(
         &node,
         "POST",
         "/v1/pins",
         &format!("{{\"cid\":\"{ABSENT}\"}}"),
     );
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let mut lines = BufReader::new(stream).lines();
     assert!(lines.any(|line| line.unwrap().contains("\"pinning\"")));
     // The reader has asked for its block: nobody knows from outside, but it waits 8 s for it.
     std::thread::sleep(Duration::from_millis(200));
@@ -230,8 +230,6 @@ fn sigterm_ends_a_followed_pin_with_its_cause() {
         last["error"]["cause"],
         "the daemon is ending; the pin stays wanted"
     );
-    let _closed = stream.read(&mut [0]);
-    assert!(pinning.stdout.take().is_some());
     let failure = ended(pinning).fails(5);
     assert!(
         failure
@@ -298,6 +296,22 @@ fn a_stopped_daemon_is_told_in_time() {
     }
     signal(daemon.child.id(), Signal::CONT);
     node.ok(&["status"]);
+    // Also in the middle of an answer.
+    let begun = Instant::now();
+    let waiting = [&["cat", ABSENT][..], &["pin", "add", ABSENT]]
+        .map(|args| spawn(&node, &[args, &["--timeout", "2s", "--json"]].concat()));
+    until("the wants", || {
+        node.json(&["why", ABSENT])["wanted"] == true
+            && node.run(&["pin", "status", ABSENT]).status.success()
+    });
+    signal(daemon.child.id(), Signal::STOP);
+    for child in waiting {
+        let failure = ended(child).fails(4);
+        assert!(failure.cause.contains("does not answer"), "{failure:?}");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(7), "{took:?}");
+    signal(daemon.child.id(), Signal::CONT);
 }
 
 /// What breaks off in the middle is the client's failure, and the answer says so.
@@ -505,4 +519,65 @@ fn memory_of_an_add_is_bounded_and_given_back() {
         rest < before + 16 * MIB,
         "{before}, then {peak}, then {rest}"
     );
+}
+
+/// What a command shows on a terminal that is its standard error.
+fn on_a_terminal(node: &Node, args: &[&str]) -> String {
+    use rustix::pty;
+    let flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY;
+    let controller = pty::openpt(flags).unwrap();
+    pty::grantpt(&controller).unwrap();
+    pty::unlockpt(&controller).unwrap();
+    let name = pty::ptsname(&controller, Vec::new()).unwrap();
+    let terminal = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    let mut child = node
+        .command(args)
+        .env("TERM", "xterm")
+        .stdout(Stdio::null())
+        .stderr(terminal)
+        .spawn()
+        .unwrap();
+    let mut controller = std::fs::File::from(controller);
+    let (mut shown, mut some) = (Vec::new(), [0; 4096]);
+    // The last handle on the other side is the child's: reading ends with it.
+    while let Ok(length @ 1..) = controller.read(&mut some) {
+        shown.extend_from_slice(&some[..length]);
+    }
+    let _status = child.wait().unwrap();
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
+/// Whoever looks at a terminal sees that it goes on, and what is waited for.
+#[test]
+fn progress_is_shown_on_a_terminal() {
+    let node = Node::new();
+    let cid = node.add(&node.write("f", noise(1, 20_000_000)), &[]);
+    let car = node.write("car", node.run(&["dag", "export", &cid]).stdout);
+    let car = car.to_str().unwrap();
+    for daemon in [false, true] {
+        let _daemon = daemon.then(|| Daemon::start(&node, &[]));
+        for (args, doing) in [
+            (&["cat", &cid][..], "reading"),
+            (&["dag", "import", car], "importing"),
+            (&["dag", "export", &cid], "exporting"),
+        ] {
+            let shown = on_a_terminal(&node, args);
+            if daemon || doing != "exporting" {
+                assert!(shown.contains(doing), "{args:?}: {shown}");
+            }
+        }
+    }
+    let _daemon = Daemon::start(&node, &[]);
+    for args in [&["cat", ABSENT][..], &["pin", "add", ABSENT]] {
+        let shown = on_a_terminal(&node, &[args, &["--timeout", "6s"]].concat());
+        let before_the_end = shown.split("error: ").next().unwrap();
+        assert!(
+            before_the_end.contains("no peer is connected"),
+            "{args:?}: {shown}"
+        );
+    }
 }

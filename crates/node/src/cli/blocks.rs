@@ -356,7 +356,13 @@ fn import_offline(context: &Context, file: &Path, pin_roots: bool) -> Result<Imp
     let (store, meta) = (repo.store()?, repo.meta()?);
     let _guard = store.guard();
     let mut input = Checked(open_input(file)?, interrupt::check_io);
-    let imported = car::import(&mut input, &store, &mut |_| interrupt::check())?;
+    let progress = import_progress(file);
+    let imported = car::import(&mut input, &store, &mut |bytes| {
+        progress.add(bytes);
+        interrupt::check()
+    });
+    progress.finish();
+    let imported = imported?;
     if pin_roots {
         for root in &imported.roots {
             pins::add(&store, &meta, *root, Kind::Recursive, None).map_err(|fail| {
@@ -379,8 +385,7 @@ fn import_through(
     pin_roots: bool,
 ) -> Result<Imported, Fail> {
     let mut input = open_input(file)?;
-    let total = std::fs::metadata(file).ok().map(|metadata| metadata.len());
-    let progress = Progress::bytes("importing", total.filter(|len| *len > 0));
+    let progress = import_progress(file);
     context.talk(daemon, async |client| {
         let bar = progress.clone();
         let url = session::url("/v1/dag/import", &[("pin_roots", &pin_roots.to_string())]);
@@ -399,6 +404,12 @@ fn import_through(
         progress.finish();
         last.ok_or_else(|| session::answer_fail("ended without a report"))
     })
+}
+
+/// Counts up to the size of the archive, if it is a file.
+fn import_progress(file: &Path) -> Progress {
+    let total = std::fs::metadata(file).ok().map(|metadata| metadata.len());
+    Progress::bytes("importing", total.filter(|len| *len > 0))
 }
 
 fn open_input(file: &Path) -> Result<Box<dyn Read + Send>, Fail> {

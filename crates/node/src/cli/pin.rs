@@ -20,7 +20,7 @@ use crate::repo::{Access, Repo};
 use crate::text;
 
 /// The daemon's own deadline ends the wait; this much later the command gives up on the daemon.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What can be done with pins.
 #[derive(Debug, Subcommand)]

@@ -235,16 +235,13 @@ pub fn cat(context: &Context, args: &CatArgs) -> Result<(), Fail> {
     print(context, args, Content::new())
 }
 
-fn print(
-    context: &Context,
-    args: &CatArgs,
-    mut out: impl Write + Send + 'static,
-) -> Result<(), Fail> {
+fn print(context: &Context, args: &CatArgs, out: impl Write + Send + 'static) -> Result<(), Fail> {
     let path = read::parse_path(&args.path)?;
     let Some(daemon) = context.daemon()? else {
         interrupt::watch();
         let mut store = StoreSource(context.repo(Access::Read)?.store()?);
         let mut source = read::Checked(&mut store, interrupt::check_io);
+        let mut out = Progress::beside_output("reading").counted(out);
         read::cat(&mut source, &path, args.offset, args.length, &mut out)?;
         return out.flush().map_err(io_fail);
     };
