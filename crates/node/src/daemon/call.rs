@@ -25,7 +25,7 @@ pub enum Wait {
     Ping(PeerId),
 }
 
-/// One request. Ends with [`Call::over`] when the caller is gone, has his answer, or the daemon ends.
+/// One request. Ends (see [`Call::token`]) when the caller is gone, has his answer, or the daemon ends.
 #[derive(Debug)]
 pub struct Call {
     /// The caller's name for it; empty if he gave none.
