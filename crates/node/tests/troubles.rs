@@ -572,12 +572,17 @@ fn progress_is_shown_on_a_terminal() {
         }
     }
     let _daemon = Daemon::start(&node, &[]);
-    for args in [&["cat", ABSENT][..], &["pin", "add", ABSENT]] {
-        let shown = on_a_terminal(&node, &[args, &["--timeout", "6s"]].concat());
-        let before_the_end = shown.split("error: ").next().unwrap();
-        assert!(
-            before_the_end.contains("no peer is connected"),
-            "{args:?}: {shown}"
-        );
-    }
+    std::thread::scope(|scope| {
+        for args in [&["cat", ABSENT][..], &["pin", "add", ABSENT]] {
+            let node = &node;
+            scope.spawn(move || {
+                let shown = on_a_terminal(node, &[args, &["--timeout", "6s"]].concat());
+                let before_the_end = shown.split("error: ").next().unwrap();
+                assert!(
+                    before_the_end.contains("no peer is connected"),
+                    "{args:?}: {shown}"
+                );
+            });
+        }
+    });
 }
