@@ -22,6 +22,7 @@ pub struct Config {
     pub(crate) distrust: Duration,
     pub(crate) serve: bool,
     pub(crate) served_wants: usize,
+    pub(crate) served_node_wants: usize,
     pub(crate) served_peer_bytes: usize,
     pub(crate) served_node_bytes: usize,
     pub(crate) loads: usize,
@@ -47,6 +48,7 @@ impl Default for Config {
             distrust: Duration::from_secs(600),
             serve: true,
             served_wants: 1024,
+            served_node_wants: 65_536,
             served_peer_bytes: MIB,
             served_node_bytes: 32 * MIB,
             loads: 64,
@@ -112,6 +114,9 @@ knobs! {
     /// Most wants of one peer that are remembered (boxo's number); overflow replaces missing ones first, then those of
     /// lower priority. About 300 bytes each. Default 1024.
     served_wants / with_served_wants: usize;
+    /// Wants of all peers that are remembered: once half of it is taken, a peer that did not prove that it reads has no more than
+    /// its share, and so has every peer once all of it is; 64 at least. Default 65,536.
+    served_node_wants / with_served_node_wants: usize;
     /// Most bytes loaded or on their way to one peer (boxo's number). Default 1 MiB.
     served_peer_bytes / with_served_peer_bytes: usize;
     /// Most bytes loaded or on their way to all peers. Default 32 MiB.

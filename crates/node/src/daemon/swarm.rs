@@ -84,8 +84,18 @@ pub(super) fn build(
         liveness: Liveness::new(&LivenessConfig::default()),
         identify: libp2p_identify::Behaviour::new(identify),
         streams: libp2p_stream::Behaviour::new(),
-        exchange: Exchange::new(gemba_exchange::Config::default()).with_worker(hashers::start()?),
+        exchange: Exchange::new(exchange_config()).with_worker(hashers::start()?),
     };
     let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
     Ok((Swarm::new(transport, behaviour, local, settings), views))
+}
+
+/// Half of what the exchange would take: with the rest of the node, a transfer stays below 40 MiB, and windows of 4 MiB still
+/// fill every line that a disk of a device can follow (docs/LIMITS.md).
+fn exchange_config() -> gemba_exchange::Config {
+    const MIB: usize = 1024 * 1024;
+    gemba_exchange::Config::default()
+        .with_node_bytes(16 * MIB)
+        .with_served_node_bytes(16 * MIB)
+        .with_receive_node_bytes(16 * MIB)
 }

@@ -4,6 +4,7 @@
 //! and answered when the block arrives. Loads go round the peers by bytes; within a peer the highest priority is first.
 
 mod flow;
+mod interest;
 mod wants;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::metrics::Counters;
 use crate::wire::{Entry, Message, Presence, WantKind};
 use flow::{Flow, Standing};
+use interest::Interest;
 use wants::{State, Taken, Wants};
 
 /// A want-have for a block up to this size is answered with the block (boxo `WantHaveReplaceSize`).
@@ -26,18 +28,19 @@ pub(crate) const REPLACE_HAVE: u64 = 1024;
 const QUANTUM: usize = 256 * 1024;
 /// Size assumed for a block that was not loaded yet, before any was sent to the peer.
 const FIRST_ESTIMATE: usize = 64 * 1024;
-/// What an answer without a block weighs.
-const PRESENCE_BYTES: usize = 64;
+/// What an answer without a block weighs in memory, its CID above all.
+const PRESENCE_BYTES: usize = 128;
 /// While anything is on its way, late messages are looked for this often.
 const TICK: Duration = Duration::from_secs(1);
 /// Answers without blocks in one message: they stay far below the message limit.
-const MESSAGE_PRESENCES: usize = 8192;
+const MESSAGE_PRESENCES: usize = 1024;
+/// Wants of one peer that are remembered however many peers there are.
+const LEAST_WANTS: usize = 64;
 
 pub(super) struct Server {
     config: Config,
     peers: BTreeMap<PeerKey, Peer>,
-    /// Who wants a block, in any state, so that `stored` finds them.
-    wanted_by: HashMap<Cid, Vec<PeerKey>>,
+    interest: Interest,
     loads: BTreeMap<LoadId, Load>,
     /// Block loads by CID: several peers wait for one load.
     loading: HashMap<Cid, LoadId>,
@@ -89,7 +92,7 @@ impl Server {
         Self {
             config,
             peers: BTreeMap::new(),
-            wanted_by: HashMap::new(),
+            interest: Interest::default(),
             loads: BTreeMap::new(),
             loading: HashMap::new(),
             next_load: 0,
@@ -107,7 +110,7 @@ impl Server {
     pub(super) fn connected(&mut self, key: PeerKey, id: PeerId) {
         let peer = Peer {
             id,
-            wants: Wants::new(self.config.served_wants),
+            wants: Wants::default(),
             presences: VecDeque::new(),
             ready: VecDeque::new(),
             ready_bytes: 0,
@@ -127,7 +130,7 @@ impl Server {
         };
         *self.memory.of(peer.flow.standing()) -= peer.held();
         for cid in peer.wants.cids() {
-            unlink(&mut self.wanted_by, cid, key);
+            self.interest.unlink(cid, key);
         }
         for load in self.loads.values_mut() {
             load.waiting.retain(|(waiting, _)| *waiting != key);
@@ -164,10 +167,7 @@ impl Server {
     /// Blocks were stored: answers those who wait, and repeats lookups that were under way when they came.
     pub(super) fn stored(&mut self, cids: &[Cid], counters: &mut Counters) {
         for cid in cids {
-            let Some(keys) = self.wanted_by.get(cid) else {
-                continue;
-            };
-            for key in keys.clone() {
+            for key in self.interest.of(cid) {
                 let Some(peer) = self.peers.get_mut(&key) else {
                     continue;
                 };
@@ -325,14 +325,14 @@ impl Server {
                 continue;
             };
             peer.in_sendable = false;
-            let before = peer.ready_bytes + peer.flow.flying_bytes();
+            let before = peer.held();
             let Some(message) = peer.pack(self.config.message_bytes, now, counters) else {
                 continue;
             };
-            debug_assert_eq!(before, peer.ready_bytes + peer.flow.flying_bytes());
+            debug_assert_eq!(before, peer.held());
             for block in &message.blocks {
                 peer.wants.remove(block.cid());
-                unlink(&mut self.wanted_by, block.cid(), key);
+                self.interest.unlink(block.cid(), key);
             }
             let id = peer.id;
             self.mark_sendable(key);
@@ -363,30 +363,50 @@ impl Server {
     }
 
     fn want(&mut self, key: PeerKey, entry: &Entry, counters: &mut Counters) {
-        let Some(peer) = self.peers.get_mut(&key) else {
-            return;
-        };
         if !self.config.serve {
             if entry.send_dont_have {
-                peer.say(entry.cid, Presence::DontHave, &self.config, counters);
+                self.say(key, entry.cid, Presence::DontHave, counters);
             }
             return;
         }
-        match peer.wants.take(entry) {
-            Taken::New => link(&mut self.wanted_by, entry.cid, key),
+        let limit = self.want_limit(key);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        match peer.wants.take(entry, limit) {
+            Taken::New => self.interest.link(entry.cid, key),
             Taken::Merged => {}
             Taken::Replaced(victim) => {
                 counters.replaced_wants += 1;
-                unlink(&mut self.wanted_by, &victim, key);
-                link(&mut self.wanted_by, entry.cid, key);
+                self.interest.unlink(&victim, key);
+                self.interest.link(entry.cid, key);
             }
             Taken::Refused => counters.dropped_wants += 1,
         }
     }
 
+    /// How many wants of a peer are remembered: its share of what all may fill, once half of that is taken; more for a reader.
+    fn want_limit(&self, key: PeerKey) -> usize {
+        let (most, all) = (self.config.served_wants, self.config.served_node_wants);
+        let taken = self.interest.pairs();
+        let reader = self
+            .peers
+            .get(&key)
+            .is_some_and(|peer| peer.flow.standing() == Standing::Reader);
+        if taken < all / 2 || (reader && taken < all) {
+            return most;
+        }
+        (all / self.peers.len().max(1)).clamp(LEAST_WANTS.min(most), most)
+    }
+
+    fn say(&mut self, key: PeerKey, cid: Cid, presence: Presence, counters: &mut Counters) {
+        let most = 2 * self.config.served_wants;
+        self.counted(key, |peer| peer.say(cid, presence, most, counters));
+    }
+
     fn cancel(&mut self, key: PeerKey, cid: &Cid) {
         self.counted(key, |peer| peer.cancel(cid));
-        unlink(&mut self.wanted_by, cid, key);
+        self.interest.unlink(cid, key);
     }
 
     /// A full wantlist replaces everything, what is loaded already included.
@@ -395,10 +415,10 @@ impl Server {
             return;
         };
         for cid in peer.wants.clear() {
-            unlink(&mut self.wanted_by, &cid, key);
+            self.interest.unlink(&cid, key);
         }
-        peer.presences.clear();
         self.counted(key, |peer| {
+            peer.presences.clear();
             peer.ready_bytes = 0;
             peer.ready.clear();
         });
@@ -465,10 +485,10 @@ impl Server {
         match answer {
             Loaded::Missing if want.arrived_meanwhile => peer.wants.requeue(&cid),
             Loaded::Missing => {
-                if want.send_dont_have {
-                    peer.say(cid, Presence::DontHave, &self.config, counters);
-                }
                 peer.wants.missing(&cid);
+                if want.send_dont_have {
+                    self.say(key, cid, Presence::DontHave, counters);
+                }
             }
             Loaded::Block(data)
                 if want.kind == WantKind::Block || data.len() as u64 <= REPLACE_HAVE =>
@@ -486,9 +506,9 @@ impl Server {
                 }
             }
             Loaded::Block(_) | Loaded::Size(_) => {
-                peer.say(cid, Presence::Have, &self.config, counters);
                 peer.wants.remove(&cid);
-                unlink(&mut self.wanted_by, &cid, key);
+                self.interest.unlink(&cid, key);
+                self.say(key, cid, Presence::Have, counters);
             }
         }
     }
@@ -539,7 +559,8 @@ impl Memory {
 
 impl Peer {
     fn held(&self) -> usize {
-        self.ready_bytes + self.loading_bytes + self.flow.flying_bytes()
+        let presences = self.presences.len() * PRESENCE_BYTES;
+        self.ready_bytes + self.loading_bytes + self.flow.flying_bytes() + presences
     }
 
     fn cancel(&mut self, cid: &Cid) {
@@ -596,7 +617,8 @@ impl Peer {
         }
         let block_bytes = message.block_bytes();
         self.ready_bytes -= block_bytes;
-        self.flow.handed(block_bytes, now);
+        self.flow
+            .handed(block_bytes + presences * PRESENCE_BYTES, now);
         message.pending_bytes = i32::try_from(self.ready_bytes).unwrap_or(i32::MAX);
         Some(message)
     }
@@ -615,25 +637,12 @@ impl Peer {
         self.ready_bytes = 0;
     }
 
-    fn say(&mut self, cid: Cid, presence: Presence, config: &Config, counters: &mut Counters) {
+    fn say(&mut self, cid: Cid, presence: Presence, most: usize, counters: &mut Counters) {
         // The victim is the oldest: the asker has given up on it first.
-        if self.presences.len() >= 2 * config.served_wants {
+        if self.presences.len() >= most {
             self.presences.pop_front();
             counters.dropped_presences += 1;
         }
         self.presences.push_back((cid, presence));
-    }
-}
-
-fn link(wanted_by: &mut HashMap<Cid, Vec<PeerKey>>, cid: Cid, key: PeerKey) {
-    wanted_by.entry(cid).or_default().push(key);
-}
-
-fn unlink(wanted_by: &mut HashMap<Cid, Vec<PeerKey>>, cid: &Cid, key: PeerKey) {
-    if let Some(keys) = wanted_by.get_mut(cid) {
-        keys.retain(|k| *k != key);
-        if keys.is_empty() {
-            wanted_by.remove(cid);
-        }
     }
 }

@@ -7,9 +7,9 @@ use gemba_block::Cid;
 
 use crate::wire::{Entry, WantKind};
 
-/// At most `limit` wants. Every operation costs a logarithm of that, so that a flood is cheap to refuse.
+/// As many wants as its owner allows. Every operation costs a logarithm of that, so that a flood is cheap to refuse.
+#[derive(Default)]
 pub(super) struct Wants {
-    limit: usize,
     all: HashMap<Cid, Want>,
     /// Highest priority first, then first come.
     queued: BTreeMap<(Reverse<i32>, u64), Cid>,
@@ -54,16 +54,6 @@ pub(super) enum Taken {
 }
 
 impl Wants {
-    pub(super) fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            all: HashMap::new(),
-            queued: BTreeMap::new(),
-            missing: BTreeMap::new(),
-            next: 0,
-        }
-    }
-
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -76,13 +66,13 @@ impl Wants {
         self.all.keys()
     }
 
-    /// Takes a want. One that was answered DONT_HAVE and comes again is looked up again.
-    pub(super) fn take(&mut self, entry: &Entry) -> Taken {
+    /// Takes a want, if there are fewer than `limit` or one of them gives way. One that was answered DONT_HAVE and comes again is looked up again.
+    pub(super) fn take(&mut self, entry: &Entry, limit: usize) -> Taken {
         if let Some(want) = self.all.get(&entry.cid).copied() {
             self.merge(entry, want);
             return Taken::Merged;
         }
-        if self.all.len() < self.limit {
+        if self.all.len() < limit {
             self.insert(entry);
             return Taken::New;
         }
@@ -242,9 +232,9 @@ mod tests {
 
     #[test]
     fn highest_priority_is_looked_up_first_then_first_come() {
-        let mut wants = Wants::new(8);
+        let mut wants = Wants::default();
         for (n, priority) in [(1, 5), (2, 9), (3, 5), (4, -1)] {
-            assert_eq!(wants.take(&entry(n, priority)), Taken::New);
+            assert_eq!(wants.take(&entry(n, priority), 8), Taken::New);
         }
         let order: Vec<_> = std::iter::from_fn(|| wants.start_next())
             .map(|(cid, _)| cid)
@@ -254,40 +244,43 @@ mod tests {
 
     #[test]
     fn overflow_replaces_missing_wants_then_less_important_ones() {
-        let mut wants = Wants::new(2);
-        wants.take(&entry(1, 100));
-        wants.take(&entry(2, 5));
+        let mut wants = Wants::default();
+        wants.take(&entry(1, 100), 2);
+        wants.take(&entry(2, 5), 2);
         let (first, _) = wants.start_next().unwrap();
         wants.missing(&first);
         assert_eq!(
-            wants.take(&entry(3, 1)),
+            wants.take(&entry(3, 1), 2),
             Taken::Replaced(entry(1, 0).cid),
             "missing goes first, whatever its priority"
         );
-        assert_eq!(wants.take(&entry(4, 1)), Taken::Refused);
-        assert_eq!(wants.take(&entry(4, 2)), Taken::Replaced(entry(3, 0).cid));
+        assert_eq!(wants.take(&entry(4, 1), 2), Taken::Refused);
+        assert_eq!(
+            wants.take(&entry(4, 2), 2),
+            Taken::Replaced(entry(3, 0).cid)
+        );
         assert_eq!(wants.len(), 2);
     }
 
     #[test]
     fn a_want_that_is_looked_up_is_no_victim() {
-        let mut wants = Wants::new(1);
-        wants.take(&entry(1, 0));
+        let mut wants = Wants::default();
+        wants.take(&entry(1, 0), 1);
         wants.start_next().unwrap();
-        assert_eq!(wants.take(&entry(2, 9)), Taken::Refused);
+        assert_eq!(wants.take(&entry(2, 9), 1), Taken::Refused);
     }
 
     #[test]
     fn block_wins_over_have_in_either_order() {
-        let mut wants = Wants::new(4);
+        let mut wants = Wants::default();
         let have = |n| Entry {
             kind: WantKind::Have,
             ..entry(n, 1)
         };
-        wants.take(&have(1));
-        assert_eq!(wants.take(&entry(1, 1)), Taken::Merged);
-        wants.take(&entry(2, 1));
-        assert_eq!(wants.take(&have(2)), Taken::Merged);
+        wants.take(&have(1), 4);
+        assert_eq!(wants.take(&entry(1, 1), 4), Taken::Merged);
+        wants.take(&entry(2, 1), 4);
+        assert_eq!(wants.take(&have(2), 4), Taken::Merged);
         assert_eq!(wants.start_next().unwrap().1, WantKind::Block);
         assert_eq!(wants.start_next().unwrap().1, WantKind::Block);
     }
