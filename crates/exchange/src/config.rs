@@ -114,8 +114,8 @@ knobs! {
     /// Most wants of one peer that are remembered (boxo's number); overflow replaces missing ones first, then those of
     /// lower priority. About 300 bytes each. Default 1024.
     served_wants / with_served_wants: usize;
-    /// Wants of all peers that are remembered: once half of it is taken, a peer that did not prove that it reads has no more than
-    /// its share, and so has every peer once all of it is; 64 at least. Default 65,536.
+    /// Wants of all peers that are remembered: once half of it is taken, 64 of a peer that did not prove that it reads, and once all
+    /// of it is, 64 of any other. About 500 bytes each. Default 65,536.
     served_node_wants / with_served_node_wants: usize;
     /// Most bytes loaded or on their way to one peer (boxo's number). Default 1 MiB.
     served_peer_bytes / with_served_peer_bytes: usize;

@@ -39,7 +39,10 @@ pub(super) enum Standing {
 
 struct Flight {
     since: Time,
+    /// In memory.
     bytes: usize,
+    /// To be written, about.
+    wire: usize,
 }
 
 /// Before the peer took anything, and after it was given up: one block, or some small ones.
@@ -100,8 +103,9 @@ impl Flow {
         }
     }
 
-    pub(super) fn handed(&mut self, bytes: usize, now: Time) {
-        self.flights.push_back(Flight { since: now, bytes });
+    pub(super) fn handed(&mut self, bytes: usize, wire: usize, now: Time) {
+        let since = now;
+        self.flights.push_back(Flight { since, bytes, wire });
     }
 
     /// The oldest message was written, or given up.
@@ -118,7 +122,7 @@ impl Flow {
             self.giving_up = !self.flights.is_empty();
         } else if took <= PROMPT {
             self.given_up = 0;
-            self.taken = self.taken.saturating_add(flight.bytes);
+            self.taken = self.taken.saturating_add(flight.wire);
             self.credit = self.credit.saturating_mul(2).min(self.most);
         } else if took > LATE {
             self.credit = (self.credit / 2).max(LEAST_CREDIT.min(self.most));
@@ -132,7 +136,7 @@ impl Flow {
     /// Whether the oldest message just became late.
     pub(super) fn gets_stuck(&mut self, now: Time) -> bool {
         let late = self.flights.front().is_some_and(|flight| {
-            let size = Duration::from_millis(flight.bytes as u64 * 1000 / FLOOR_RATE);
+            let size = Duration::from_millis(flight.wire as u64 * 1000 / FLOOR_RATE);
             now >= flight.since.saturating_add(LATE).saturating_add(size)
         });
         if late && self.stuck.is_none() {
@@ -175,11 +179,11 @@ mod tests {
         let mut flow = Flow::new(MOST);
         assert!(flow.has_credit(LEAST_CREDIT - 1) && !flow.has_credit(LEAST_CREDIT));
         for _ in 0..9 {
-            flow.handed(1000, SECOND);
+            flow.handed(1000, 1000, SECOND);
             flow.landed(true, SECOND);
         }
         assert!(flow.has_credit(MOST - 1) && !flow.has_credit(MOST));
-        flow.handed(1000, SECOND);
+        flow.handed(1000, 1000, SECOND);
         flow.landed(true, 4 * SECOND);
         assert!(flow.has_credit(MOST / 2 - 1) && !flow.has_credit(MOST / 2));
     }
@@ -187,7 +191,7 @@ mod tests {
     #[test]
     fn x5_who_does_not_read_gets_no_more_and_rests_after_it_was_given_up() {
         let mut flow = Flow::new(MOST);
-        flow.handed(FLOOR_RATE as usize, SECOND);
+        flow.handed(0, FLOOR_RATE as usize, SECOND);
         assert!(!flow.gets_stuck(3 * SECOND), "its size takes a second");
         assert!(flow.gets_stuck(4 * SECOND));
         assert!(!flow.gets_stuck(5 * SECOND), "said once");

@@ -32,6 +32,8 @@ const FIRST_ESTIMATE: usize = 64 * 1024;
 const PRESENCE_BYTES: usize = 128;
 /// While anything is on its way, late messages are looked for this often.
 const TICK: Duration = Duration::from_secs(1);
+/// And on the wire.
+const PRESENCE_WIRE_BYTES: usize = 40;
 /// Answers without blocks in one message: they stay far below the message limit.
 const MESSAGE_PRESENCES: usize = 1024;
 /// Wants of one peer that are remembered however many peers there are.
@@ -385,7 +387,7 @@ impl Server {
         }
     }
 
-    /// How many wants of a peer are remembered: its share of what all may fill, once half of that is taken; more for a reader.
+    /// How many wants of a peer are remembered. Few, once strangers filled half of what all may fill, or readers the rest.
     fn want_limit(&self, key: PeerKey) -> usize {
         let (most, all) = (self.config.served_wants, self.config.served_node_wants);
         let taken = self.interest.pairs();
@@ -393,10 +395,10 @@ impl Server {
             .peers
             .get(&key)
             .is_some_and(|peer| peer.flow.standing() == Standing::Reader);
-        if taken < all / 2 || (reader && taken < all) {
-            return most;
+        match taken < all / 2 || (reader && taken < all) {
+            true => most,
+            false => LEAST_WANTS.min(most),
         }
-        (all / self.peers.len().max(1)).clamp(LEAST_WANTS.min(most), most)
     }
 
     fn say(&mut self, key: PeerKey, cid: Cid, presence: Presence, counters: &mut Counters) {
@@ -617,8 +619,9 @@ impl Peer {
         }
         let block_bytes = message.block_bytes();
         self.ready_bytes -= block_bytes;
+        let wire = block_bytes + presences * PRESENCE_WIRE_BYTES;
         self.flow
-            .handed(block_bytes + presences * PRESENCE_BYTES, now);
+            .handed(block_bytes + presences * PRESENCE_BYTES, wire, now);
         message.pending_bytes = i32::try_from(self.ready_bytes).unwrap_or(i32::MAX);
         Some(message)
     }
