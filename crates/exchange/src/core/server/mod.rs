@@ -394,7 +394,7 @@ impl Server {
         let reader = self
             .peers
             .get(&key)
-            .is_some_and(|peer| peer.flow.standing() == Standing::Reader);
+            .is_some_and(|peer| peer.flow.reads());
         match taken < all / 2 || (reader && taken < all) {
             true => most,
             false => LEAST_WANTS.min(most),
