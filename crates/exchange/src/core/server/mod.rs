@@ -391,10 +391,7 @@ impl Server {
     fn want_limit(&self, key: PeerKey) -> usize {
         let (most, all) = (self.config.served_wants, self.config.served_node_wants);
         let taken = self.interest.pairs();
-        let reader = self
-            .peers
-            .get(&key)
-            .is_some_and(|peer| peer.flow.reads());
+        let reader = self.peers.get(&key).is_some_and(|peer| peer.flow.reads());
         match taken < all / 2 || (reader && taken < all) {
             true => most,
             false => LEAST_WANTS.min(most),
