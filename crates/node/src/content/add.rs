@@ -18,8 +18,8 @@ use crate::error::Fail;
 use crate::repo::store_fail;
 
 /// Batches that wait for the disk, at most 4 MiB each, beside the one being written and the one being filled. With what is being hashed,
-/// an add holds about 15 MiB.
-const WRITE_QUEUE: usize = 0;
+/// an add holds about 20 MiB.
+const WRITE_QUEUE: usize = 1;
 /// Threads that hash. More than two bring nothing where the disk is the limit, and cost memory on a tablet.
 const MAX_WORKERS: usize = 4;
 
