@@ -5,7 +5,8 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-/// A file system, as far as segments need one. Twelve calls with [`DiskFile`]; none of them appends, maps or seeks.
+/// A file system, as far as segments need one. Twelve calls with [`DiskFile`], and two that a disk may lack; none of them
+/// appends, maps or seeks.
 ///
 /// What an implementation must hold (specs/segment.md §2): a name that was created, renamed or removed is sure to survive a
 /// power cut only after [`Disk::sync_dir`] of its folder returned; bytes only after [`DiskFile::sync_data`] returned.
@@ -85,6 +86,25 @@ pub trait DiskFile: Send + Sync + Debug {
     /// # Errors
     /// As the operating system has it.
     fn len(&self) -> io::Result<u64>;
+
+    /// Gives the space of a stretch back; it reads as zeros from then on, and the length stays. Nothing is durable before
+    /// [`DiskFile::sync_data`]: after a power cut any part of the stretch may hold its old bytes or zeros.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] where the file system cannot, which is what this default says; else as the operating
+    /// system has it.
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        let _ = (at, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Bytes that the file takes on the disk, as far as the file system tells; its length otherwise.
+    ///
+    /// # Errors
+    /// As [`DiskFile::len`].
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
 
     /// Whether the file has no bytes.
     ///

@@ -116,10 +116,34 @@ impl Footer {
         if self.parts(visit)? {
             Ok(())
         } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the footer index was damaged after it was opened",
-            ))
+            Err(damaged_since())
+        }
+    }
+
+    /// Where [`Self::page`] begins.
+    #[must_use]
+    pub fn first_page(&self) -> FooterPage {
+        FooterPage {
+            at: self.index_at,
+            last_end: FILE_HEADER as u64,
+        }
+    }
+
+    /// The entries of one part, in the order of the file, and where the next part begins; `None` behind the last one. What
+    /// it takes in memory is one part, about 256 KiB.
+    ///
+    /// # Errors
+    /// As [`Self::for_each`].
+    pub fn page(&self, page: FooterPage) -> io::Result<Option<(Vec<Entry>, FooterPage)>> {
+        if page.at >= self.seal_at {
+            return Ok(None);
+        }
+        let mut shown = Vec::new();
+        let mut last_end = page.last_end;
+        let next = self.part(page.at, &mut last_end, &mut |entry| shown.push(entry))?;
+        match next {
+            Some(at) => Ok(Some((shown, FooterPage { at, last_end }))),
+            None => Err(damaged_since()),
         }
     }
 
@@ -132,18 +156,43 @@ impl Footer {
             return Ok(false);
         }
         while at < self.seal_at {
-            let frame = read_frame(self.file.as_ref(), &self.identity, at, self.seal_at)?;
-            let Some((header, payload)) = frame else {
-                return Ok(false);
-            };
-            if header.kind != Kind::INDEX || !entries(&payload, self.index_at, &mut last_end, visit)
-            {
-                return Ok(false);
+            match self.part(at, &mut last_end, visit)? {
+                Some(next) => at = next,
+                None => return Ok(false),
             }
-            at += header.frame_len();
         }
         Ok(at == self.seal_at)
     }
+
+    /// Shows the entries of the part at `at` and gives the offset behind it; `None` if it is not whole.
+    fn part(
+        &self,
+        at: u64,
+        last_end: &mut u64,
+        visit: &mut dyn FnMut(Entry),
+    ) -> io::Result<Option<u64>> {
+        let frame = read_frame(self.file.as_ref(), &self.identity, at, self.seal_at)?;
+        let Some((header, payload)) = frame else {
+            return Ok(None);
+        };
+        let whole = header.kind == Kind::INDEX && entries(&payload, self.index_at, last_end, visit);
+        Ok(whole.then(|| at + header.frame_len()))
+    }
+}
+
+/// Where a part of a footer begins, for [`Footer::page`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FooterPage {
+    at: u64,
+    /// The last frame that an entry named: entries stand in order and do not overlap.
+    last_end: u64,
+}
+
+fn damaged_since() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the footer index was damaged after it was opened",
+    )
 }
 
 /// Shows the entries of one part; `false` if they are not well formed or name bytes outside of the file's frames.

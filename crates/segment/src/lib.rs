@@ -12,7 +12,7 @@ mod writer;
 
 pub use commit::{GroupCommit, LeaderDied};
 pub use disk::{Disk, DiskFile, LockError, LockGuard, Mode, Sharing, is_full, is_unreadable};
-pub use footer::Footer;
+pub use footer::{Footer, FooterPage};
 pub use frame::{
     FILE_HEADER, FORMAT, FRAME_HEADER, FrameHeader, HeaderFault, Identity, Kind, MAX_PAYLOAD,
     MAX_TAG, frame_len,

@@ -159,4 +159,23 @@ impl DiskFile for RealFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, at, len) {
+            // A file system without holes, or a kernel without the call: the same answer for both.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    #[cfg(unix)]
+    fn allocated(&self) -> io::Result<u64> {
+        // The unit is 512 bytes whatever the file system's block size is (stat(2)).
+        Ok(std::os::unix::fs::MetadataExt::blocks(&self.file.metadata()?) * 512)
+    }
 }

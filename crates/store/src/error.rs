@@ -66,7 +66,20 @@ pub enum StoreError {
     /// The store was opened for reading only.
     #[error("the store is open for reading only")]
     ReadOnly,
-    /// No room. Nothing of the call is stored, all else still is; free some space and call again.
+    /// The store's own limit is reached. Nothing of the call is stored, all else still is; the disk itself may have room.
+    #[error(
+        "the store may take {limit} bytes and has taken {used}, so {needed} more find no room: run `gemba gc`, or raise the \
+         limit"
+    )]
+    NoSpace {
+        /// Bytes that the call needed on the disk.
+        needed: u64,
+        /// Bytes that the store takes on the disk now.
+        used: u64,
+        /// Bytes that it may take for calls of this kind: for puts the limit less the reserve.
+        limit: u64,
+    },
+    /// The disk has no room. Nothing of the call is stored, all else still is; free some space and call again.
     #[error("the disk is full ({0}): run `gemba gc`, or free some space")]
     Full(Arc<io::Error>),
     /// The disk refused. Nothing of a failed write counts as stored; reads go on, and a later write is tried on a new file.
@@ -87,6 +100,12 @@ pub enum StoreError {
         offset: u64,
         /// What is wrong.
         what: &'static str,
+    },
+    /// The block was moved by compaction again and again while it was read. Read it again.
+    #[error("block {cid} was moved again and again while it was read; read it again")]
+    Moving {
+        /// The block, as it was asked for.
+        cid: Box<Cid>,
     },
     /// Larger than a block may be.
     #[error("block {cid} has {size} bytes; a block may have 2097152 at most")]

@@ -10,10 +10,13 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) const BLOCK: Kind = Kind(16);
 /// A deletion: the tag is the multihash, there is no payload.
 pub(crate) const TOMBSTONE: Kind = Kind(17);
+/// Marks of last use, in the file `uses`: the tag is the tick of its writing.
+pub(crate) const USES: Kind = Kind(18);
 /// Largest pack number: the index has 24 bits for it.
 pub(crate) const MAX_PACK_NUMBER: u32 = (1 << 24) - 1;
 
 const PURPOSE: [u8; 4] = *b"PACK";
+const USES_PURPOSE: [u8; 4] = *b"USES";
 const VERSION_WORD: &str = "gemba-store";
 
 /// Where a store's files are.
@@ -35,6 +38,20 @@ impl Layout {
 
     pub(crate) fn version_temporary(&self) -> PathBuf {
         self.dir.join("version.tmp")
+    }
+
+    /// Marks of last use.
+    pub(crate) fn uses(&self) -> PathBuf {
+        self.dir.join("uses")
+    }
+
+    pub(crate) fn uses_temporary(&self) -> PathBuf {
+        self.dir.join("uses.tmp")
+    }
+
+    /// A file that keeps space taken.
+    pub(crate) fn ballast(&self) -> PathBuf {
+        self.dir.join("ballast")
     }
 
     pub(crate) fn lock(&self) -> PathBuf {
@@ -60,6 +77,15 @@ pub(crate) fn identity(store_id: u64, number: u32) -> Identity {
         purpose: PURPOSE,
         number,
         salt: store_id ^ (u64::from(number) << 32),
+    }
+}
+
+/// Which file the marks of last use are.
+pub(crate) fn uses_identity(store_id: u64) -> Identity {
+    Identity {
+        purpose: USES_PURPOSE,
+        number: 0,
+        salt: store_id,
     }
 }
 

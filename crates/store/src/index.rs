@@ -5,6 +5,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::guard::Guards;
@@ -15,10 +16,14 @@ const SHARDS: usize = 16;
 const SMALLEST: usize = 16;
 /// Largest share of slots in use, in tenths.
 const MAX_LOAD: usize = 8;
-/// Top bits of `Slot::len`.
+/// Bits of `Slot::len`: two flags, eight bits of last use, and the payload's length.
 const DYING: u32 = 1 << 31;
 const BAD: u32 = 1 << 30;
-const LEN: u32 = BAD - 1;
+const USED_SHIFT: u32 = 22;
+const USED: u32 = 0xff << USED_SHIFT;
+const LEN: u32 = (1 << USED_SHIFT) - 1;
+/// Longest payload that the index can name: a little under 4 MiB, twice what a block may have.
+pub(crate) const MAX_LEN: u32 = LEN;
 /// `Slot::place` of an empty slot: no pack has this number.
 const EMPTY: u64 = u64::MAX;
 
@@ -68,6 +73,11 @@ impl Place {
         Self(u64::from(pack) << 40 | offset)
     }
 
+    /// As one number: places in the order of the disk are numbers in order.
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn pack(self) -> u32 {
         (self.0 >> 40) as u32
     }
@@ -84,6 +94,10 @@ pub(crate) struct Located {
     pub(crate) len: u32,
     /// Known to be damaged on disk.
     pub(crate) bad: bool,
+    /// A deletion of it is being written.
+    pub(crate) dying: bool,
+    /// The tick of its last use.
+    pub(crate) used: u8,
 }
 
 /// Whether a put may leave a block as it is.
@@ -109,13 +123,45 @@ pub(crate) enum Deleting {
 pub(crate) struct Index {
     shards: Vec<RwLock<Table>>,
     keys: [RandomState; 2],
+    /// The current tick, for marks of last use: 0 to 255. It only goes back when all marks do (see [`Index::tick`]).
+    now: AtomicU8,
 }
+
+/// Blocks and bytes by the tick of their last use.
+pub(crate) type Uses = [(u64, u64); 256];
 
 impl Index {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| RwLock::new(Table::new())).collect(),
             keys: [RandomState::new(), RandomState::new()],
+            now: AtomicU8::new(0),
+        }
+    }
+
+    /// The current tick.
+    pub(crate) fn now(&self) -> u8 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Begins with this tick. Before anything is in the index.
+    pub(crate) fn set_now(&self, now: u8) {
+        self.now.store(now, Ordering::Relaxed);
+    }
+
+    /// Lets a unit of time pass. At the end of the scale all marks are halved: old differences get coarser, the order stays.
+    pub(crate) fn tick(&self) {
+        let now = self.now();
+        if now < u8::MAX {
+            self.now.store(now + 1, Ordering::Relaxed);
+            return;
+        }
+        self.now.store(u8::MAX / 2 + 1, Ordering::Relaxed);
+        for shard in &self.shards {
+            let mut table = shard.write().unwrap_or_else(PoisonError::into_inner);
+            for slot in &mut table.slots {
+                slot.set_used(slot.used() / 2);
+            }
         }
     }
 
@@ -128,12 +174,25 @@ impl Index {
         self.read(fp).find(fp).map(Slot::located)
     }
 
+    /// As [`Self::locate`], and counts as a use: once a tick that costs a lock for writing.
+    pub(crate) fn locate_for_use(&self, fp: Fingerprint) -> Option<Located> {
+        let located = self.locate(fp)?;
+        let now = self.now();
+        if located.used != now
+            && let Some(slot) = self.write(fp).find_mut(fp)
+        {
+            slot.set_used(now);
+        }
+        Some(located)
+    }
+
     /// Renews the guard of a block that is there, in the same critical section in which it is found.
     pub(crate) fn renew(&self, fp: Fingerprint, guards: &Guards) -> Renewed {
         let mut table = self.write(fp);
         match table.find_mut(fp) {
             Some(slot) if slot.len & (DYING | BAD) == 0 => {
                 slot.stamp = guards.now();
+                slot.set_used(self.now());
                 Renewed::Present
             }
             _ => Renewed::Needed,
@@ -147,14 +206,59 @@ impl Index {
         place: Place,
         len: u32,
         stamp: u32,
+        used: u8,
     ) -> Option<Located> {
         debug_assert!(len <= LEN);
         self.write(fp).insert(Slot {
             fp,
             place: place.0,
-            len,
+            len: len | u32::from(used) << USED_SHIFT,
             stamp,
         })
+    }
+
+    /// A block stands elsewhere from now on; whether it still stood where it was copied from. Its marks stay.
+    pub(crate) fn relocate(&self, fp: Fingerprint, from: Place, to: Place) -> bool {
+        match self.write(fp).find_mut(fp) {
+            Some(slot) if slot.place == from.0 => {
+                slot.place = to.0;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// How much was used last in which tick. Looks at every slot, a sixteenth under one lock.
+    pub(crate) fn uses(&self) -> Box<Uses> {
+        let mut uses = Box::new([(0, 0); 256]);
+        self.for_each(|slot| {
+            let (blocks, bytes) = &mut uses[slot.used() as usize];
+            *blocks += 1;
+            *bytes += u64::from(slot.len & LEN);
+        });
+        uses
+    }
+
+    /// Places of all blocks that were used after tick 0, with their ticks, in the order of the disk.
+    pub(crate) fn used_places(&self) -> Vec<(Place, u8)> {
+        let mut all = Vec::new();
+        self.for_each(|slot| {
+            if slot.used() > 0 {
+                all.push((Place(slot.place), slot.used()));
+            }
+        });
+        all.sort_unstable_by_key(|(place, _)| place.0);
+        all
+    }
+
+    fn for_each(&self, mut visit: impl FnMut(&Slot)) {
+        for shard in &self.shards {
+            let table = shard.read().unwrap_or_else(PoisonError::into_inner);
+            let slots = table.slots.iter();
+            slots
+                .filter(|slot| slot.place != EMPTY)
+                .for_each(&mut visit);
+        }
     }
 
     /// Marks a block for deletion unless a guard protects it.
@@ -223,7 +327,7 @@ impl Index {
 struct Slot {
     fp: Fingerprint,
     place: u64,
-    /// Payload bytes, and the two flags.
+    /// Payload bytes, tick of the last use, and the two flags.
     len: u32,
     /// When the block was put or touched last (see [`Guards`]).
     stamp: u32,
@@ -242,7 +346,17 @@ impl Slot {
             place: Place(self.place),
             len: self.len & LEN,
             bad: self.len & BAD != 0,
+            dying: self.len & DYING != 0,
+            used: self.used(),
         }
+    }
+
+    fn used(&self) -> u8 {
+        ((self.len & USED) >> USED_SHIFT) as u8
+    }
+
+    fn set_used(&mut self, tick: u8) {
+        self.len = self.len & !USED | u32::from(tick) << USED_SHIFT;
     }
 }
 
@@ -394,7 +508,7 @@ mod tests {
         let index = Index::new();
         for i in 0..200_000_u32 {
             let fp = index.fingerprint(&i.to_le_bytes());
-            assert_eq!(index.insert(fp, place(i), 1, 0), None);
+            assert_eq!(index.insert(fp, place(i), 1, 0, 0), None);
             if i >= 10_000 && i % 1000 == 0 {
                 let each = index.memory() / (i as usize + 1);
                 assert!(each <= 64, "{each} bytes a block at {i} blocks");
@@ -404,6 +518,42 @@ mod tests {
             let found = index.locate(index.fingerprint(&i.to_le_bytes()));
             assert_eq!(found.unwrap().place, place(i));
         }
+    }
+
+    /// Marks of last use keep their order over any number of ticks, and touch neither length nor flags.
+    #[test]
+    fn marks_of_last_use_stay_in_order() {
+        let index = Index::new();
+        let fps: Vec<_> = (0..600_u32)
+            .map(|i| {
+                let fp = index.fingerprint(&i.to_le_bytes());
+                index.insert(fp, place(i), MAX_LEN, 0, index.now());
+                index.mark_bad(fp, place(i));
+                index.tick();
+                fp
+            })
+            .collect();
+        let marks: Vec<_> = fps.iter().map(|fp| index.locate(*fp).unwrap()).collect();
+        assert!(marks.is_sorted_by_key(|located| located.used));
+        assert!(marks.iter().all(|l| l.bad && !l.dying && l.len == MAX_LEN));
+        assert!(marks[599].used > marks[300].used);
+        assert_eq!(index.locate_for_use(fps[0]).unwrap().used, marks[0].used);
+        assert_eq!(index.locate(fps[0]).unwrap().used, index.now());
+        assert_eq!(
+            index.uses().iter().map(|(blocks, _)| blocks).sum::<u64>(),
+            600
+        );
+    }
+
+    #[test]
+    fn a_block_that_moved_is_known_at_its_new_place_only() {
+        let index = Index::new();
+        let fp = index.fingerprint(b"block");
+        index.insert(fp, place(1), 9, 4, 7);
+        assert!(!index.relocate(fp, place(2), place(3)));
+        assert!(index.relocate(fp, place(1), place(3)));
+        let located = index.locate(fp).unwrap();
+        assert_eq!((located.place, located.len, located.used), (place(3), 9, 7));
     }
 
     #[test]
@@ -420,7 +570,7 @@ mod tests {
         let index = Index::new();
         let guards = std::sync::Arc::new(Guards::default());
         let fp = index.fingerprint(b"block");
-        index.insert(fp, place(1), 9, guards.now());
+        index.insert(fp, place(1), 9, guards.now(), 0);
 
         let guard = guards.take();
         assert_eq!(index.renew(fp, &guards), Renewed::Present);
@@ -439,7 +589,7 @@ mod tests {
         assert_eq!(index.renew(fp, &guards), Renewed::Present);
         index.mark_bad(fp, place(1));
         assert_eq!(index.renew(fp, &guards), Renewed::Needed);
-        index.insert(fp, place(3), 9, guards.now());
+        index.insert(fp, place(3), 9, guards.now(), 0);
         assert_eq!(index.renew(fp, &guards), Renewed::Present);
     }
 }

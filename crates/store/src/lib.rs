@@ -1,19 +1,28 @@
 #![doc = include_str!("../README.md")]
 
+mod ballast;
+mod compact;
 mod config;
 mod error;
 mod format;
 mod guard;
 mod index;
+mod keys;
 mod log;
 mod open;
 mod packs;
+mod pages;
+mod scrub;
 mod store;
+mod uses;
 mod verify;
 
+pub use compact::{Aim, CompactStep};
 pub use config::{Config, VerifyOnRead};
 pub use error::{OpenError, StoreError};
 pub use guard::Guard;
+pub use keys::{Key, Keys};
 pub use open::{OpenReport, PackGap};
+pub use scrub::{Pace, Scrub, ScrubPoint, ScrubStep};
 pub use store::{DeleteReport, PutReport, Stat, Store};
 pub use verify::{CorruptBlock, Progress, VerifyReport};

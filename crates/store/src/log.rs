@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use gemba_segment::{Frame, State, Writer};
 
+use crate::ballast::Ballast;
+use crate::config::Limits;
 use crate::error::StoreError;
 use crate::format::{MAX_PACK_NUMBER, TOMBSTONE};
 use crate::guard::Guards;
@@ -22,6 +24,17 @@ pub(crate) type PackWriter = (u32, Writer);
 pub(crate) enum Op {
     Put(Vec<Candidate>),
     Delete(Vec<(Fingerprint, Vec<u8>)>),
+    /// Compaction: frames of a pack that is to go, written once more.
+    Move(Vec<Moving>),
+}
+
+/// A frame that compaction has read from its old place.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    pub(crate) fp: Fingerprint,
+    pub(crate) frame: Frame<Bytes>,
+    /// Where a block stood; `None` for a tombstone.
+    pub(crate) from: Option<Place>,
 }
 
 /// A block that was not found in the index when its caller looked.
@@ -42,6 +55,8 @@ pub(crate) struct Outcome {
     pub(crate) idle: u64,
     /// Blocks that a guard keeps from being deleted.
     pub(crate) guarded: u64,
+    /// Blocks that could not be moved now, because a deletion of them is under way or they are damaged.
+    pub(crate) stuck: u64,
 }
 
 /// Counters of the writing end, for `stat` and metrics.
@@ -49,6 +64,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Counters {
     pub(crate) groups: AtomicU64,
     pub(crate) written: AtomicU64,
+    pub(crate) moved: AtomicU64,
+    pub(crate) freed: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) blocks: AtomicU64,
     pub(crate) bytes: AtomicU64,
@@ -61,6 +78,8 @@ pub(crate) struct Log {
     /// The largest number that a pack has or had.
     pub(crate) last_number: u32,
     pub(crate) pack_bytes: u64,
+    pub(crate) limits: Limits,
+    pub(crate) ballast: Ballast,
 }
 
 /// What the writing end works on.
@@ -79,25 +98,87 @@ impl Log {
         ops: Vec<Op>,
         world: &World,
     ) -> (Vec<Result<Outcome, StoreError>>, Option<PackWriter>) {
-        let mut plan = Plan::default();
-        let outcomes: Vec<_> = ops.into_iter().map(|op| plan.add(op, world)).collect();
-        if plan.frames.is_empty() {
-            return (outcomes.into_iter().map(|(o, _)| Ok(o)).collect(), None);
-        }
-        let mut full = None;
-        match self.commit(&plan.frames, world, &mut full) {
-            Ok((pack, offsets)) => {
-                plan.apply(pack, &offsets, world);
-                (outcomes.into_iter().map(|(o, _)| Ok(o)).collect(), full)
+        let mut plan = Plan::new(world.packs.disk_bytes(), self.limits);
+        // While the ballast is given up, what room there is belongs to what makes room.
+        let has_puts = ops.iter().any(|op| matches!(op, Op::Put(_)));
+        let full = has_puts
+            .then(|| self.ballast.regain(world.packs.disk().as_ref()))
+            .flatten();
+        let mut outcomes: Vec<Planned> = ops
+            .into_iter()
+            .map(|op| match (&op, &full) {
+                (Op::Put(_), Some(full)) => Planned::refused(StoreError::Full(Arc::clone(full))),
+                _ => plan.take(op, world),
+            })
+            .collect();
+        let mut full_pack = None;
+        let mut written = self.write(&plan, world, &mut full_pack);
+        if let Err(StoreError::Full(e)) = &written
+            && plan.has_more_than_puts()
+            && self.ballast.give_up(world.packs.disk().as_ref())
+        {
+            // The room that was kept is for what makes room: puts of this group are refused.
+            let refused = StoreError::Full(Arc::clone(e));
+            plan.drop_puts();
+            for planned in outcomes.iter_mut().filter(|p| p.is_put && p.leans) {
+                planned.result = Err(refused.clone());
             }
+            let mut again = None;
+            written = self.write(&plan, world, &mut again);
+            full_pack = full_pack.or(again);
+        }
+        match written {
+            Ok(Some((pack, offsets))) => plan.apply(pack, &offsets, world),
+            Ok(None) => {}
             Err(e) => {
                 world.counters.failures.fetch_add(1, Ordering::Relaxed);
                 plan.cancel(world);
-                let results = outcomes
-                    .into_iter()
-                    .map(|(outcome, leans)| if leans { Err(e.clone()) } else { Ok(outcome) })
-                    .collect();
-                (results, full)
+                for planned in outcomes.iter_mut().filter(|p| p.leans) {
+                    planned.result = Err(e.clone());
+                }
+            }
+        }
+        (outcomes.into_iter().map(|p| p.result).collect(), full_pack)
+    }
+
+    /// Writes what was planned; `None` if that is nothing.
+    fn write(
+        &mut self,
+        plan: &Plan,
+        world: &World,
+        full: &mut Option<PackWriter>,
+    ) -> Result<Option<(u32, Vec<u64>)>, StoreError> {
+        if plan.frames.is_empty() {
+            return Ok(None);
+        }
+        self.commit(&plan.frames, world, full).map(Some)
+    }
+
+    /// Ends the pack that is written to, if it is this one, and begins the next. Gives the writer, which wants a footer.
+    pub(crate) fn roll(
+        &mut self,
+        number: u32,
+        world: &World,
+    ) -> Result<Option<PackWriter>, StoreError> {
+        match self.writer.take() {
+            Some((current, writer)) if current == number => {
+                match self.begin_pack(world) {
+                    Ok(next) => self.writer = Some(next),
+                    Err(e) => {
+                        self.writer = Some((current, writer));
+                        return Err(e);
+                    }
+                }
+                world.packs.note(current, |pack| pack.closed = true);
+                Ok(Some((current, writer)))
+            }
+            other => {
+                self.writer = other;
+                // No pack is written to, and none is larger: one that has this number for sure must stay behind it.
+                if self.writer.is_none() && self.last_number == number {
+                    self.writer = Some(self.begin_pack(world)?);
+                }
+                Ok(None)
             }
         }
     }
@@ -117,6 +198,9 @@ impl Log {
                 (number, writer)
             }
             other => {
+                if let Some((number, _)) = &other {
+                    world.packs.note(*number, |pack| pack.closed = true);
+                }
                 *full = other;
                 self.begin_pack(world)?
             }
@@ -124,6 +208,8 @@ impl Log {
         match writer.commit(frames) {
             Ok(offsets) => {
                 world.packs.set_len(number, writer.end());
+                let lens = |frame: &Frame<Bytes>| (frame.tag().len(), frame.frame_len());
+                world.packs.add_frames(number, frames.iter().map(lens));
                 world.counters.groups.fetch_add(1, Ordering::Relaxed);
                 world.counters.written.fetch_add(size, Ordering::Relaxed);
                 self.writer = Some((number, writer));
@@ -133,7 +219,10 @@ impl Log {
                 // A poisoned writer is given up: the next group gets a file of its own, written and flushed from scratch.
                 if !writer.is_poisoned() {
                     self.writer = Some((number, writer));
-                } else if writer.end() <= gemba_segment::FILE_HEADER as u64 {
+                    return Err(e.into());
+                }
+                world.packs.note(number, |pack| pack.closed = true);
+                if writer.end() <= gemba_segment::FILE_HEADER as u64 {
                     // Nothing is in it: the next try uses the same number.
                     self.last_number = number - 1;
                 }
@@ -163,6 +252,7 @@ impl Log {
                 Err(e) => return Err(StoreError::io(e)),
             };
             self.last_number = number;
+            world.packs.begin(number);
             world.packs.set_len(number, writer.end());
             world.packs.keep(number, writer.reader());
             return Ok((number, writer));
@@ -185,7 +275,7 @@ pub(crate) fn seal(number: u32, writer: Writer, packs: &Packs) -> Result<(), Sto
         }
         Ok(())
     })?;
-    packs.set_len(number, len);
+    packs.sealed(number, len);
     Ok(())
 }
 
@@ -203,7 +293,7 @@ pub(crate) fn seal_found(
         } => seal(number, writer, packs),
         State::Damaged(damaged) => {
             if let Some(len) = damaged.seal(report)? {
-                packs.set_len(number, len);
+                packs.sealed(number, len);
             }
             Ok(())
         }
@@ -211,38 +301,114 @@ pub(crate) fn seal_found(
     }
 }
 
+/// What is known of an operation before its group is written.
+#[derive(Debug)]
+struct Planned {
+    result: Result<Outcome, StoreError>,
+    /// Whether the result depends on the group being written.
+    leans: bool,
+    is_put: bool,
+}
+
+impl Planned {
+    fn refused(error: StoreError) -> Self {
+        Self {
+            result: Err(error),
+            leans: false,
+            is_put: true,
+        }
+    }
+}
+
 /// What a group will write, and what that will mean.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Plan {
     frames: Vec<Frame<Bytes>>,
     effects: Vec<Effect>,
     /// What this group makes of a block: there (`true`) or gone.
     fate: HashMap<Fingerprint, bool, AlreadyHashed>,
+    /// Bytes on the disk when the group is written.
+    used: u64,
+    limits: Limits,
 }
 
 /// One for each frame.
 #[derive(Clone, Copy, Debug)]
 struct Effect {
     fp: Fingerprint,
-    /// Payload bytes of a put; `None` for a deletion.
-    put: Option<u32>,
+    change: Change,
     frame_len: u64,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    /// A block of so many bytes.
+    Put(u32),
+    Delete,
+    /// The block that stood there.
+    Move(Place),
+    /// A tombstone that is needed further on.
+    Bury,
+}
+
 impl Plan {
-    /// Takes an operation in: what it will have done, and whether that depends on this group being written.
-    fn add(&mut self, op: Op, world: &World) -> (Outcome, bool) {
+    fn new(used: u64, limits: Limits) -> Self {
+        Self {
+            frames: Vec::new(),
+            effects: Vec::new(),
+            fate: HashMap::default(),
+            used,
+            limits,
+        }
+    }
+
+    /// Takes an operation in: what it will have done, and whether that depends on this group being written. An operation that
+    /// goes beyond its limit is refused as a whole, and leaves no trace in the group.
+    fn take(&mut self, op: Op, world: &World) -> Planned {
+        let is_put = matches!(op, Op::Put(_));
+        let limit = if is_put {
+            self.limits.puts
+        } else {
+            self.limits.all
+        };
+        let (frames, used) = (self.frames.len(), self.used);
+        let mut undo = Vec::new();
+        let (outcome, leans) = self.add(op, world, &mut undo);
+        let result = if self.used > limit && self.used > used {
+            let needed = self.used - used;
+            self.take_back(frames, used, undo, world);
+            Err(StoreError::NoSpace {
+                needed,
+                used,
+                limit,
+            })
+        } else {
+            Ok(outcome)
+        };
+        Planned {
+            leans: leans && result.is_ok(),
+            result,
+            is_put,
+        }
+    }
+
+    fn add(&mut self, op: Op, world: &World, undo: &mut Undo) -> (Outcome, bool) {
         let mut outcome = Outcome::default();
         let mut leans = false;
         match op {
             Op::Put(candidates) => {
                 for candidate in candidates {
-                    leans |= self.put(candidate, world, &mut outcome);
+                    leans |= self.put(candidate, world, &mut outcome, undo);
                 }
             }
             Op::Delete(keys) => {
                 for (fp, key) in keys {
-                    leans |= self.delete(fp, key, world, &mut outcome);
+                    leans |= self.delete(fp, key, world, &mut outcome, undo);
+                }
+            }
+            Op::Move(frames) => {
+                for moving in frames {
+                    leans |= self.relocate(moving, world, &mut outcome);
                 }
             }
         }
@@ -251,7 +417,13 @@ impl Plan {
 
     /// Callers looked before they queued; meanwhile another one may have written the same block. The look that counts is here,
     /// where groups are one after the other.
-    fn put(&mut self, candidate: Candidate, world: &World, outcome: &mut Outcome) -> bool {
+    fn put(
+        &mut self,
+        candidate: Candidate,
+        world: &World,
+        outcome: &mut Outcome,
+        undo: &mut Undo,
+    ) -> bool {
         let Candidate { fp, frame } = candidate;
         match self.fate.get(&fp) {
             Some(true) => {
@@ -268,13 +440,8 @@ impl Plan {
         }
         outcome.done += 1;
         outcome.bytes += frame.payload().len() as u64;
-        self.fate.insert(fp, true);
-        self.effects.push(Effect {
-            fp,
-            put: Some(frame.payload().len() as u32),
-            frame_len: frame.frame_len(),
-        });
-        self.frames.push(frame);
+        undo.push((fp, self.fate.insert(fp, true)));
+        self.push(fp, Change::Put(frame.payload().len() as u32), frame);
         true
     }
 
@@ -284,6 +451,7 @@ impl Plan {
         key: Vec<u8>,
         world: &World,
         outcome: &mut Outcome,
+        undo: &mut Undo,
     ) -> bool {
         let bytes = match self.fate.get(&fp) {
             Some(false) => {
@@ -314,44 +482,127 @@ impl Plan {
         };
         outcome.done += 1;
         outcome.bytes += bytes;
-        self.fate.insert(fp, false);
+        undo.push((fp, self.fate.insert(fp, false)));
+        self.push(fp, Change::Delete, frame);
+        true
+    }
+
+    /// A block moves only if it still stands where it was read and nothing is being done to it; a tombstone only if its block
+    /// is not there.
+    fn relocate(&mut self, moving: Moving, world: &World, outcome: &mut Outcome) -> bool {
+        let Moving { fp, frame, from } = moving;
+        let located = world.index.locate(fp);
+        let change = match (from, located) {
+            (Some(from), Some(located)) if located.place == from => {
+                if located.bad || located.dying {
+                    outcome.stuck += 1;
+                    return false;
+                }
+                Change::Move(from)
+            }
+            (None, None) if !self.fate.contains_key(&fp) => Change::Bury,
+            // Written again, deleted, or moved: what this group or an earlier one wrote says more than this frame does.
+            _ => {
+                outcome.idle += 1;
+                return self.fate.contains_key(&fp);
+            }
+        };
+        outcome.done += 1;
+        outcome.bytes += frame.frame_len();
+        self.push(fp, change, frame);
+        true
+    }
+
+    fn push(&mut self, fp: Fingerprint, change: Change, frame: Frame<Bytes>) {
+        let frame_len = frame.frame_len();
+        self.used += frame_len;
         self.effects.push(Effect {
             fp,
-            put: None,
-            frame_len: frame.frame_len(),
+            change,
+            frame_len,
         });
         self.frames.push(frame);
-        true
+    }
+
+    /// Makes the group what it was before an operation.
+    fn take_back(&mut self, frames: usize, used: u64, undo: Undo, world: &World) {
+        for effect in &self.effects[frames..] {
+            if effect.change == Change::Delete {
+                world.index.cancel_delete(effect.fp);
+            }
+        }
+        self.frames.truncate(frames);
+        self.effects.truncate(frames);
+        self.used = used;
+        for (fp, before) in undo.into_iter().rev() {
+            match before {
+                Some(fate) => self.fate.insert(fp, fate),
+                None => self.fate.remove(&fp),
+            };
+        }
+    }
+
+    fn has_more_than_puts(&self) -> bool {
+        let is_put = |effect: &Effect| matches!(effect.change, Change::Put(_));
+        !self.effects.iter().all(is_put)
+    }
+
+    /// Leaves out what puts wanted to write. A tombstone for a block that is then never written does no harm.
+    fn drop_puts(&mut self) {
+        let effects = std::mem::take(&mut self.effects);
+        let frames = std::mem::take(&mut self.frames);
+        for (effect, frame) in effects.into_iter().zip(frames) {
+            if !matches!(effect.change, Change::Put(_)) {
+                self.effects.push(effect);
+                self.frames.push(frame);
+            }
+        }
     }
 
     /// The group is durable: shows it, in the order of the file.
     fn apply(&self, pack: u32, offsets: &[u64], world: &World) {
         let stamp = world.guards.now();
+        let used = world.index.now();
         // Counted in before anything is counted out: a group may replace what it put itself.
-        let puts = || {
-            self.effects
-                .iter()
-                .filter_map(|e| Some((e.put?, e.frame_len)))
-        };
-        world.packs.add_live(pack, puts().map(|(_, len)| len).sum());
-        let blocks = puts().count() as u64;
-        let bytes = puts().map(|(len, _)| u64::from(len)).sum();
+        let mut blocks = 0;
+        let mut bytes = 0;
+        for effect in &self.effects {
+            match effect.change {
+                Change::Put(len) => {
+                    world.packs.add_block(pack, effect.frame_len);
+                    blocks += 1;
+                    bytes += u64::from(len);
+                }
+                Change::Move(_) => world.packs.add_block(pack, effect.frame_len),
+                Change::Delete | Change::Bury => {}
+            }
+        }
         world.counters.blocks.fetch_add(blocks, Ordering::Relaxed);
         world.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         for (effect, offset) in self.effects.iter().zip(offsets) {
-            let replaced = match effect.put {
-                Some(len) => {
-                    let place = Place::new(pack, *offset);
-                    world.index.insert(effect.fp, place, len, stamp)
+            let place = Place::new(pack, *offset);
+            let header = match effect.change {
+                Change::Put(len) => effect.frame_len - u64::from(len),
+                _ => effect.frame_len,
+            };
+            let replaced = match effect.change {
+                Change::Put(len) => world.index.insert(effect.fp, place, len, stamp, used),
+                Change::Delete => world.index.remove(effect.fp),
+                Change::Bury => None,
+                Change::Move(from) => {
+                    // Groups are one after the other, and within one a block is moved before it is deleted or written again.
+                    let moved = world.index.relocate(effect.fp, from, place);
+                    let dead = if moved { from.pack() } else { pack };
+                    world.packs.sub_live(dead, effect.frame_len);
+                    let moved = if moved { effect.frame_len } else { 0 };
+                    world.counters.moved.fetch_add(moved, Ordering::Relaxed);
+                    None
                 }
-                None => world.index.remove(effect.fp),
             };
             if let Some(old) = replaced {
                 // Both frames have the same tag; a tombstone is as long as a frame without payload.
-                let header = effect.frame_len - u64::from(effect.put.unwrap_or(0));
-                world
-                    .packs
-                    .sub_live(old.place.pack(), header + u64::from(old.len));
+                let dead = header + u64::from(old.len);
+                world.packs.sub_live(old.place.pack(), dead);
                 count_out(&world.counters, old.len);
             }
         }
@@ -360,12 +611,15 @@ impl Plan {
     /// The group was not written: deletions are undone.
     fn cancel(&self, world: &World) {
         for effect in &self.effects {
-            if effect.put.is_none() {
+            if effect.change == Change::Delete {
                 world.index.cancel_delete(effect.fp);
             }
         }
     }
 }
+
+/// Fates that an operation changed, with what they were.
+type Undo = Vec<(Fingerprint, Option<bool>)>;
 
 pub(crate) fn count_in(counters: &Counters, len: u32) {
     counters.blocks.fetch_add(1, Ordering::Relaxed);

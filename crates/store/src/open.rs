@@ -11,13 +11,15 @@ use gemba_segment::{
     Sharing, State,
 };
 
+use crate::ballast::Ballast;
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::format::{self, BLOCK, FORMAT, Layout, TOMBSTONE, Version};
 use crate::guard::Guards;
-use crate::index::{Index, MAX_OFFSET, Place};
+use crate::index::{Index, MAX_LEN, MAX_OFFSET, Place};
 use crate::log::{Counters, Log, World, count_in, count_out};
 use crate::packs::Packs;
+use crate::uses::Uses;
 
 /// What opening found besides blocks. All empty after an orderly stop on a healthy disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,23 +84,30 @@ pub(crate) fn open(
         counters: Arc::new(Counters::default()),
     };
     let mut report = OpenReport::default();
+    let pack_bytes = config.effective_pack_bytes();
+    let ballast = if read_only { 0 } else { config.ballast };
     let mut log = Log {
         writer: None,
         last_number: numbers.last().copied().unwrap_or(0),
-        pack_bytes: config.pack_bytes,
+        pack_bytes,
+        limits: config.limits(),
+        ballast: Ballast::new(disk.as_ref(), world.packs.layout().ballast(), ballast),
     };
+    let mut uses = Uses::open(&world.packs);
+    world.index.set_now(uses.now());
     for number in numbers {
-        let (state, found) = load_pack(&world, number, read_only, &mut report)?;
+        let (state, found) = load_pack(&world, number, read_only, &mut uses, &mut report)?;
         if read_only {
             continue;
         }
-        if matches!(state, State::Unfinished) && number == log.last_number {
+        let last = number == log.last_number;
+        if matches!(state, State::Unfinished) && last {
             // Nothing is in it yet: the next pack is made under this number.
             log.last_number = number - 1;
             continue;
         }
-        let state = match crate::log::writable(state, config.pack_bytes) {
-            Ok(writer) if number == log.last_number => {
+        let state = match crate::log::writable(state, pack_bytes) {
+            Ok(writer) if last => {
                 log.writer = Some((number, writer));
                 continue;
             }
@@ -108,6 +117,7 @@ pub(crate) fn open(
             },
             Err(state) => state,
         };
+        world.packs.note(number, |pack| pack.closed = true);
         if let Err(e) = crate::log::seal_found(number, state, &found, &world.packs) {
             tracing::warn!(pack = number, error = %e, "no footer could be written; opening takes longer");
             report.unsealed.push(number);
@@ -126,9 +136,11 @@ fn load_pack(
     world: &World,
     number: u32,
     read_only: bool,
+    uses: &mut Uses,
     report: &mut OpenReport,
 ) -> Result<(State, Report), OpenError> {
     let path = world.packs.path(number);
+    world.packs.begin(number);
     let access = if read_only {
         Access::Read
     } else {
@@ -139,7 +151,7 @@ fn load_pack(
         &path,
         world.packs.identity(number),
         access,
-        &mut |entry| show(world, number, &entry),
+        &mut |entry| show(world, number, &entry, uses),
     )
     .map_err(|e| match e {
         gemba_segment::OpenError::Header(HeaderFault::Newer(found)) => OpenError::NewerFormat {
@@ -160,32 +172,54 @@ fn load_pack(
         State::Damaged(damaged) => Some(damaged.end),
         State::Unfinished => None,
     };
-    if let Some(end) = end {
-        world.packs.set_len(number, end);
-        world.packs.keep(number, opened.reader);
+    match end {
+        Some(end) => {
+            let sealed = matches!(opened.state, State::Sealed(_));
+            let holes = if sealed {
+                let allocated = opened.reader.file().allocated();
+                end.saturating_sub(allocated.map_err(|e| io_error(&path, e))?)
+            } else {
+                0
+            };
+            world.packs.note(number, |pack| {
+                pack.len = end;
+                pack.holes = holes;
+                pack.sealed = sealed;
+                pack.damaged = !opened.report.damage.is_empty();
+            });
+            world.packs.keep(number, opened.reader);
+        }
+        None => world.packs.forget(number),
     }
     note(number, &opened.report, report);
     Ok((opened.state, opened.report))
 }
 
 /// One frame, in the order of the files: the last word on a block counts.
-fn show(world: &World, number: u32, entry: &Entry) {
-    if entry.at >= MAX_OFFSET {
-        // No store writes there: somebody made this file.
+fn show(world: &World, number: u32, entry: &Entry, uses: &mut Uses) {
+    if entry.at >= MAX_OFFSET || entry.len > MAX_LEN {
+        // No store writes there, or a block of that length: somebody made this file.
+        world.packs.note(number, |pack| pack.strange = true);
         return;
     }
     let fp = world.index.fingerprint(&entry.tag);
+    let is_block = entry.kind == BLOCK;
+    world
+        .packs
+        .found(number, entry.tag.len(), entry.frame_len(), is_block);
     let replaced = match entry.kind {
         BLOCK => {
-            world.packs.add_live(number, entry.frame_len());
             count_in(&world.counters, entry.len);
-            world
-                .index
-                .insert(fp, Place::new(number, entry.at), entry.len, 0)
+            let place = Place::new(number, entry.at);
+            let used = uses.of(place);
+            world.index.insert(fp, place, entry.len, 0, used)
         }
         TOMBSTONE => world.index.remove(fp),
         // Kinds of later formats that do not change what blocks there are.
-        _ => None,
+        _ => {
+            world.packs.note(number, |pack| pack.strange = true);
+            None
+        }
     };
     if let Some(old) = replaced {
         let len = gemba_segment::frame_len(entry.tag.len(), old.len as usize);

@@ -6,17 +6,65 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gemba_segment::{Disk, Entry, Footer, Gap, Kind, Reader, Step};
+use gemba_segment::{Disk, Mode, Reader};
 
 use crate::format::{self, Layout};
+use crate::pages::Pages;
+
+/// Bytes of an entry in a footer besides its tag (specs/segment.md §6).
+const FOOTER_ENTRY: u64 = 14;
 
 /// What is known about a pack.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pack {
-    /// Bytes of the file up to the last whole frame.
+    /// Bytes of the file up to the last whole frame, or to its end if it has a footer.
     pub(crate) len: u64,
     /// Bytes of frames whose blocks are alive.
     pub(crate) live: u64,
+    /// Bytes of all frames that hold blocks, dead ones too.
+    pub(crate) blocks: u64,
+    /// Bytes of all frames: blocks and tombstones.
+    pub(crate) frames: u64,
+    /// Bytes of `len` that take no space: holes that were punched.
+    pub(crate) holes: u64,
+    /// Bytes that its footer will take.
+    pub(crate) footer: u64,
+    /// Nothing is appended any more.
+    pub(crate) closed: bool,
+    /// Has a footer.
+    pub(crate) sealed: bool,
+    /// Frames of it were lost, which was reported: it stays as evidence until somebody says otherwise.
+    pub(crate) damaged: bool,
+    /// Holds frames of a kind that this version does not know.
+    pub(crate) strange: bool,
+    /// What was dead when holes were punched last, or when it turned out that there is nothing to punch.
+    pub(crate) punched_at: u64,
+    /// What was alive when a compaction had to leave something behind.
+    pub(crate) stuck_at: Option<u64>,
+}
+
+impl Pack {
+    /// Bytes that it takes on the disk.
+    pub(crate) fn on_disk(&self) -> u64 {
+        self.len.saturating_sub(self.holes)
+    }
+
+    /// Bytes that it takes on the disk once it has its footer: what counts for a limit.
+    pub(crate) fn used(&self) -> u64 {
+        let footer = if self.sealed { 0 } else { self.footer };
+        self.on_disk() + footer
+    }
+
+    /// Bytes of frames whose blocks are gone.
+    pub(crate) fn dead(&self) -> u64 {
+        self.blocks.saturating_sub(self.live)
+    }
+
+    /// Bytes of frames on the disk. Footers are left out where it is decided what to copy: a copy has one too, and what is not
+    /// smaller afterwards would be copied for ever.
+    pub(crate) fn weight(&self) -> u64 {
+        self.frames.saturating_sub(self.holes)
+    }
 }
 
 #[derive(Debug)]
@@ -59,6 +107,14 @@ impl Packs {
         &self.disk
     }
 
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
     pub(crate) fn path(&self, number: u32) -> PathBuf {
         self.layout.pack(number)
     }
@@ -72,33 +128,104 @@ impl Packs {
         self.known().keys().copied().collect()
     }
 
+    /// The first pack from this number on.
+    pub(crate) fn first_from(&self, number: u32) -> Option<u32> {
+        self.known()
+            .range(number..)
+            .next()
+            .map(|(number, _)| *number)
+    }
+
+    /// The pack with the largest number. Its number is never given up, so that no number is used twice.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.known().last_key_value().map(|(number, _)| *number)
+    }
+
     pub(crate) fn get(&self, number: u32) -> Option<Pack> {
         self.known().get(&number).cloned()
     }
 
+    pub(crate) fn all(&self) -> Vec<(u32, Pack)> {
+        let known = self.known();
+        known
+            .iter()
+            .map(|(number, pack)| (*number, pack.clone()))
+            .collect()
+    }
+
+    /// A pack comes in, or is begun once more under the number of one that never held anything.
+    pub(crate) fn begin(&self, number: u32) {
+        self.known().insert(number, Pack::default());
+    }
+
+    /// Changes what is known of a pack that has not been removed meanwhile.
+    pub(crate) fn note(&self, number: u32, change: impl FnOnce(&mut Pack)) {
+        if let Some(pack) = self.known().get_mut(&number) {
+            change(pack);
+        }
+    }
+
     /// Records how long a pack is.
     pub(crate) fn set_len(&self, number: u32, len: u64) {
-        self.known().entry(number).or_default().len = len;
+        self.note(number, |pack| pack.len = len);
     }
 
-    /// A frame came to life or died.
-    pub(crate) fn add_live(&self, number: u32, bytes: u64) {
-        self.known().entry(number).or_default().live += bytes;
+    /// The frame of a block that is alive was written.
+    pub(crate) fn add_block(&self, number: u32, bytes: u64) {
+        self.note(number, |pack| {
+            pack.blocks += bytes;
+            pack.live += bytes;
+        });
     }
 
+    /// A frame was found when the store opened.
+    pub(crate) fn found(&self, number: u32, tag: usize, frame_len: u64, is_block: bool) {
+        self.note(number, |pack| {
+            pack.footer += FOOTER_ENTRY + tag as u64;
+            pack.frames += frame_len;
+            if is_block {
+                pack.blocks += frame_len;
+                pack.live += frame_len;
+            }
+        });
+    }
+
+    /// The block of a frame is gone, or stands elsewhere.
     pub(crate) fn sub_live(&self, number: u32, bytes: u64) {
-        let mut known = self.known();
-        let pack = known.entry(number).or_default();
-        pack.live = pack.live.saturating_sub(bytes);
+        self.note(number, |pack| pack.live = pack.live.saturating_sub(bytes));
     }
 
-    /// Sum of all packs' bytes.
+    /// Frames were written, with tags and payloads of these lengths.
+    pub(crate) fn add_frames(&self, number: u32, frames: impl Iterator<Item = (usize, u64)>) {
+        let (mut footer, mut bytes) = (0, 0);
+        for (tag, len) in frames {
+            footer += FOOTER_ENTRY + tag as u64;
+            bytes += len;
+        }
+        self.note(number, |pack| {
+            pack.footer += footer;
+            pack.frames += bytes;
+        });
+    }
+
+    /// A pack has its footer, and is so long with it.
+    pub(crate) fn sealed(&self, number: u32, len: u64) {
+        self.note(number, |pack| {
+            pack.len = len;
+            pack.closed = true;
+            pack.sealed = true;
+        });
+    }
+
+    /// Sum of all packs' bytes on the disk, footers that are still to be written included.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.known().values().map(|pack| pack.len).sum()
+        self.known().values().map(Pack::used).sum()
     }
 
-    pub(crate) fn live_bytes(&self) -> u64 {
-        self.known().values().map(|pack| pack.live).sum()
+    /// A pack's file is gone for sure.
+    pub(crate) fn forget(&self, number: u32) {
+        self.known().remove(&number);
+        self.open().readers.remove(&number);
     }
 
     /// How often a file was opened for reading since the store was.
@@ -116,12 +243,14 @@ impl Packs {
             return Ok(reader.clone());
         }
         drop(open);
-        let file = self
-            .disk
-            .open(&self.path(number), gemba_segment::Mode::Read)?;
+        let file = self.disk.open(&self.path(number), Mode::Read)?;
         self.opened.fetch_add(1, Ordering::Relaxed);
         let reader = Reader::new(file, self.identity(number));
         self.keep(number, reader.clone());
+        // Removed while it was opened: an open file would keep its space. Whoever forgets it afterwards closes it.
+        if self.get(number).is_none() {
+            self.open().readers.remove(&number);
+        }
         Ok(reader)
     }
 
@@ -142,37 +271,17 @@ impl Packs {
         open.readers.insert(number, (reader, clock));
     }
 
-    /// Shows every frame of a pack up to its known length, by its footer if it has one; gives its holes. For listings and
-    /// scrubs; what is being appended meanwhile is not looked at.
-    pub(crate) fn entries(
-        &self,
-        number: u32,
-        visit: &mut dyn FnMut(Entry),
-    ) -> io::Result<Vec<Gap>> {
+    /// The frames of a pack up to its length of this moment, page by page. For listings, scrubs and compaction.
+    pub(crate) fn pages(&self, number: u32) -> io::Result<Option<Pages>> {
         let Some(pack) = self.get(number) else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
-        let reader = self.reader(number)?;
-        let mut gaps = Vec::new();
-        if let Some(footer) = Footer::open(reader.file(), reader.identity(), reader.file().len()?)?
-        {
-            footer.for_each(&mut |entry| match entry.kind {
-                Kind::HOLE => gaps.push(Gap {
-                    at: entry.at,
-                    len: u64::from(entry.len),
-                }),
-                _ => visit(entry),
-            })?;
-            return Ok(gaps);
+        match self.reader(number) {
+            Ok(reader) => Pages::new(reader, pack.len).map(Some),
+            // Removed since it was looked up.
+            Err(_) if self.get(number).is_none() => Ok(None),
+            Err(e) => Err(e),
         }
-        let mut walk = reader.walk(pack.len);
-        while let Some(step) = walk.next_step()? {
-            match step {
-                Step::Frame(entry, _) => visit(entry),
-                Step::Gap(gap) => gaps.push(gap),
-            }
-        }
-        Ok(gaps)
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u32, Pack>> {

@@ -3,33 +3,37 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use cid::Cid;
-use cid::multihash::Multihash;
 use gemba_block::{Block, MAX_BLOCK_BYTES};
 use gemba_segment::{Disk, Frame, GroupCommit, LockGuard, ReadError, RealDisk, is_unreadable};
 
+use crate::compact::Compactor;
 use crate::config::{Config, VerifyOnRead};
 use crate::error::{OpenError, StoreError};
 use crate::format::BLOCK;
 use crate::guard::Guard;
 use crate::index::{AlreadyHashed, Fingerprint, Located, Renewed};
-use crate::log::{Candidate, Log, Op, Outcome, World, seal};
+use crate::log::{Candidate, Log, Op, Outcome, PackWriter, World, seal};
 use crate::open::{OpenReport, Parts, open};
 
 /// Most bytes of blocks that one flush takes from one call; larger calls take several.
 const CALL_BYTES: usize = 32 << 20;
 /// Most blocks that one flush takes from one call.
 const CALL_BLOCKS: usize = 16 << 10;
+/// Blocks that a listing looks up at a time.
+const LISTED: usize = 4096;
+/// How often a read looks again when its block was moved meanwhile: a block moves once in a compaction.
+const LOOKS: usize = 8;
 /// Most calls that share a flush.
 const GROUP_CALLS: usize = 1024;
 /// The code of the identity multihash: the CID is the block.
 const IDENTITY: u64 = 0;
 /// The raw codec, under which blocks are listed.
-const RAW: u64 = 0x55;
+pub(crate) const RAW: u64 = 0x55;
 
 /// A block store in one folder. Cheap to clone; all methods block on the disk and may be called from many threads at once.
 ///
@@ -48,8 +52,11 @@ struct Inner {
     /// `None` if the store is open for reading only.
     queue: Option<GroupCommit<Op, Result<Outcome, StoreError>>>,
     log: Mutex<Log>,
+    compactor: Mutex<Compactor>,
     report: OpenReport,
     corrupt_reads: AtomicU64,
+    /// There are marks of last use that are worth writing down.
+    ticked: AtomicBool,
     /// Last field: released after everything else is closed.
     _lock: Option<Box<dyn LockGuard>>,
 }
@@ -86,12 +93,18 @@ pub struct Stat {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes of all packs.
+    /// Bytes of all packs on the disk, without holes.
     pub disk_bytes: u64,
-    /// Bytes of frames whose blocks are gone or were written again: what compaction can give back.
+    /// Bytes of them that are no live blocks: dead ones, tombstones, footers. Compaction gives most of it back.
     pub dead_bytes: u64,
+    /// Most bytes that the packs may take; `None` without a limit.
+    pub max_bytes: Option<u64>,
+    /// Bytes that puts may still take; `None` without a limit.
+    pub room_bytes: Option<u64>,
     /// Packs.
     pub packs: u64,
+    /// Packs of which frames were lost.
+    pub damaged_packs: u64,
     /// Bytes that the index takes in memory.
     pub index_bytes: u64,
     /// Guards that are held.
@@ -100,6 +113,10 @@ pub struct Stat {
     pub flushes: u64,
     /// Bytes written in frames since the store was opened.
     pub written_bytes: u64,
+    /// Bytes of them that compaction wrote.
+    pub moved_bytes: u64,
+    /// Bytes of packs that compaction removed since the store was opened.
+    pub freed_bytes: u64,
     /// Groups that were not written because the disk refused.
     pub failed_groups: u64,
     /// Reads that found a damaged block since the store was opened.
@@ -169,8 +186,10 @@ impl Store {
                 world,
                 queue: (!read_only).then(|| GroupCommit::new(GROUP_CALLS)),
                 log: Mutex::new(log),
+                compactor: Mutex::default(),
                 report,
                 corrupt_reads: AtomicU64::new(0),
+                ticked: AtomicBool::new(false),
                 _lock: lock,
             }),
         })
@@ -220,12 +239,22 @@ impl Store {
         }
         let key = cid.hash().to_bytes();
         let fp = self.inner.world.index.fingerprint(&key);
-        match self.inner.world.index.locate(fp) {
-            Some(located) => self
-                .read(cid, &key, fp, located, self.inner.config.verify_on_read)
-                .map(Some),
-            None => Ok(None),
+        let index = &self.inner.world.index;
+        let mut located = index.locate_for_use(fp);
+        for _ in 0..LOOKS {
+            let Some(found) = located else {
+                return Ok(None);
+            };
+            let read = self.read(cid, &key, found, self.inner.config.verify_on_read);
+            // Compaction may have moved the block in between, and have removed the pack or punched the frame.
+            located = index.locate(fp);
+            if located.map(|now| now.place) == Some(found.place) {
+                return self.note_damage(fp, found, read).map(Some);
+            }
         }
+        Err(StoreError::Moving {
+            cid: Box::new(*cid),
+        })
     }
 
     /// Whether a block is there and not known to be damaged. Never a reason to skip a put: see [`Store::put_many`].
@@ -281,25 +310,12 @@ impl Store {
         &self,
         mut visit: impl FnMut(Cid, u64) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let world = &self.inner.world;
-        let mut flow = ControlFlow::Continue(());
-        for number in world.packs.numbers() {
-            world
-                .packs
-                .entries(number, &mut |entry| {
-                    if flow.is_break() || entry.kind != BLOCK {
-                        return;
-                    }
-                    let fp = world.index.fingerprint(&entry.tag);
-                    let place = crate::index::Place::new(number, entry.at);
-                    let lives = world.index.locate(fp).is_some_and(|l| l.place == place);
-                    if let (true, Ok(hash)) = (lives, Multihash::from_bytes(&entry.tag)) {
-                        flow = visit(Cid::new_v1(RAW, hash), u64::from(entry.len));
-                    }
-                })
-                .map_err(StoreError::io)?;
-            if flow.is_break() {
-                break;
+        let mut keys = self.keys();
+        while let Some(page) = keys.next_page(LISTED)? {
+            for key in page {
+                if visit(key.cid, key.size).is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -318,22 +334,62 @@ impl Store {
         is_identity(cid) || world.index.renew(fp, &world.guards) == Renewed::Present
     }
 
+    /// Lets a unit of time pass for marks of last use; an hour is a good one. Every read, put or touch marks its block with the
+    /// unit in which it happened. A store that is never told has no marks, and everything counts as used equally long ago.
+    pub fn tick(&self) {
+        self.inner.world.index.tick();
+        self.inner.ticked.store(true, Ordering::Relaxed);
+    }
+
+    /// The current unit of [`Self::tick`], 0 to 255. It goes back now and then, and all marks with it.
+    #[must_use]
+    pub fn now(&self) -> u8 {
+        self.inner.world.index.now()
+    }
+
+    /// Blocks and bytes by the unit in which they were used last: what is to be collected to reach a size. Looks at the whole
+    /// index: some ten milliseconds for a million blocks.
+    #[must_use]
+    pub fn uses(&self) -> Box<[(u64, u64); 256]> {
+        self.inner.world.index.uses()
+    }
+
+    /// Writes the marks of last use down, 9 bytes a block. Now and then is enough: a crash costs only marks. An orderly end
+    /// does it too.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn save_uses(&self) -> Result<(), StoreError> {
+        if self.is_read_only() {
+            return Err(StoreError::ReadOnly);
+        }
+        crate::uses::save(&self.inner.world.index, &self.inner.world.packs)
+    }
+
     /// Figures. Cheap.
     #[must_use]
     pub fn stat(&self) -> Stat {
         let world = &self.inner.world;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let disk_bytes = world.packs.disk_bytes();
+        let packs = world.packs.all();
+        let disk_bytes = packs.iter().map(|(_, pack)| pack.on_disk()).sum::<u64>();
+        let used: u64 = packs.iter().map(|(_, pack)| pack.used()).sum();
+        let limits = self.inner.config.limits();
         Stat {
             blocks: load(&world.counters.blocks),
             bytes: load(&world.counters.bytes),
             disk_bytes,
-            dead_bytes: disk_bytes.saturating_sub(world.packs.live_bytes()),
-            packs: world.packs.numbers().len() as u64,
+            dead_bytes: disk_bytes.saturating_sub(packs.iter().map(|(_, pack)| pack.live).sum()),
+            max_bytes: (limits.all != u64::MAX).then_some(limits.all),
+            room_bytes: (limits.all != u64::MAX).then(|| limits.puts.saturating_sub(used)),
+            packs: packs.len() as u64,
+            damaged_packs: packs.iter().filter(|(_, pack)| pack.damaged).count() as u64,
             index_bytes: world.index.memory() as u64,
             guards: world.guards.count() as u64,
             flushes: load(&world.counters.groups),
             written_bytes: load(&world.counters.written),
+            moved_bytes: load(&world.counters.moved),
+            freed_bytes: load(&world.counters.freed),
             failed_groups: load(&world.counters.failures),
             corrupt_reads: load(&self.inner.corrupt_reads),
             pack_opens: world.packs.opened(),
@@ -356,6 +412,27 @@ impl Store {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.inner.queue.is_none()
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    pub(crate) fn compactor(&self) -> &Mutex<Compactor> {
+        &self.inner.compactor
+    }
+
+    /// Ends the pack that is written to, if it is this one, and gives it its footer.
+    pub(crate) fn roll(&self, number: u32) -> Result<(), StoreError> {
+        let mut log = self
+            .inner
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let ended = log.roll(number, &self.inner.world)?;
+        drop(log);
+        self.seal_ended(ended);
+        Ok(())
     }
 
     pub(crate) fn world(&self) -> &World {
@@ -399,7 +476,7 @@ impl Store {
 
     /// Hands an operation to the next group. Whoever fills a pack gives it its footer afterwards, while others go on writing
     /// to the next one.
-    fn submit(&self, op: Op) -> Result<Outcome, StoreError> {
+    pub(crate) fn submit(&self, op: Op) -> Result<Outcome, StoreError> {
         let inner = &self.inner;
         let Some(queue) = &inner.queue else {
             return Err(StoreError::ReadOnly);
@@ -411,34 +488,48 @@ impl Store {
             full = filled;
             results
         });
-        if let Some((number, writer)) = full
-            && let Err(error) = seal(number, writer, &inner.world.packs)
-        {
-            tracing::warn!(pack = number, %error, "no footer could be written; opening takes longer");
-        }
+        self.seal_ended(full);
         outcome.map_err(|_| StoreError::WriterDied)?
     }
 
+    fn seal_ended(&self, ended: Option<PackWriter>) {
+        if let Some((number, writer)) = ended
+            && let Err(error) = seal(number, writer, &self.inner.world.packs)
+        {
+            tracing::warn!(pack = number, %error, "no footer could be written; opening takes longer");
+        }
+    }
+
+    /// Remembers what a read found, if it is damage at the place where the block still stands.
+    pub(crate) fn note_damage(
+        &self,
+        fp: Fingerprint,
+        located: Located,
+        read: Result<Bytes, StoreError>,
+    ) -> Result<Bytes, StoreError> {
+        if matches!(read, Err(StoreError::Corrupt { .. })) {
+            self.inner.world.index.mark_bad(fp, located.place);
+            self.inner.corrupt_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        read
+    }
+
+    /// Reads what stands at a place. The block may have moved since it was looked up there: whoever calls looks again.
     pub(crate) fn read(
         &self,
         cid: &Cid,
         key: &[u8],
-        fp: Fingerprint,
         located: Located,
         verify: VerifyOnRead,
     ) -> Result<Bytes, StoreError> {
         let world = &self.inner.world;
         let (pack, offset) = (located.place.pack(), located.place.offset());
         let check = verify != VerifyOnRead::Off;
-        let corrupt = |what| {
-            world.index.mark_bad(fp, located.place);
-            self.inner.corrupt_reads.fetch_add(1, Ordering::Relaxed);
-            StoreError::Corrupt {
-                cid: Box::new(*cid),
-                pack,
-                offset,
-                what,
-            }
+        let corrupt = |what| StoreError::Corrupt {
+            cid: Box::new(*cid),
+            pack,
+            offset,
+            what,
         };
         let reader = match world.packs.reader(pack) {
             Ok(reader) => reader,
@@ -477,6 +568,11 @@ impl Drop for Inner {
             && let Err(error) = writer.close()
         {
             tracing::warn!(pack = number, %error, "the store was not closed in order");
+        }
+        if *self.ticked.get_mut()
+            && let Err(error) = crate::uses::save(&self.world.index, &self.world.packs)
+        {
+            tracing::warn!(%error, "marks of last use were not written down");
         }
     }
 }

@@ -3,18 +3,12 @@
 use std::ops::ControlFlow;
 
 use cid::Cid;
-use cid::multihash::Multihash;
 
 use crate::config::VerifyOnRead;
 use crate::error::StoreError;
-use crate::format::BLOCK;
-use crate::index::{Located, Place};
+use crate::index::Located;
+use crate::scrub::{ScrubPoint, ScrubStep};
 use crate::store::Store;
-
-/// Blocks that are looked up and then hashed before progress is told and the caller may stop.
-const STEP: usize = 64;
-/// The raw codec: codecs are not stored.
-const RAW: u64 = 0x55;
 
 /// How far a scrub is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,15 +53,18 @@ pub struct CorruptBlock {
 }
 
 /// A block that is to be checked.
-struct Target {
-    cid: Cid,
-    key: Vec<u8>,
-    located: Located,
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) cid: Cid,
+    pub(crate) key: Vec<u8>,
+    pub(crate) located: Located,
 }
 
 impl Store {
     /// Reads and hashes every block, pack by pack, in the order of the disk. Tells its progress every 64 blocks, and
-    /// stops if the answer is [`ControlFlow::Break`]. Runs beside everything else; memory: the names of one pack.
+    /// stops if the answer is [`ControlFlow::Break`]. Runs beside everything else; memory: one page of names.
+    ///
+    /// [`Store::scrub`] does the same in steps, at a pace of the caller's, over restarts.
     ///
     /// # Errors
     /// [`StoreError::Io`] if a pack cannot be opened or listed. Blocks that cannot be read are in the report.
@@ -77,63 +74,30 @@ impl Store {
     ) -> Result<VerifyReport, StoreError> {
         let mut report = VerifyReport::default();
         let total_blocks = self.stat().blocks;
-        for pack in self.world().packs.numbers() {
-            let targets = self.targets(pack, &mut report)?;
-            for step in targets.chunks(STEP) {
-                self.check(step, &mut report);
-                let now = Progress {
-                    blocks: report.checked,
-                    bytes: report.bytes,
-                    total_blocks,
-                    corrupt: report.corrupt.len() as u64,
-                };
-                if progress(now).is_break() {
-                    report.stopped = true;
-                    return Ok(report);
-                }
+        let mut scrub = self.scrub(ScrubPoint::default());
+        loop {
+            let step = scrub.step_of_blocks()?;
+            report.checked += step.blocks;
+            report.bytes += step.bytes;
+            report.corrupt.extend(step.corrupt);
+            let now = Progress {
+                blocks: report.checked,
+                bytes: report.bytes,
+                total_blocks,
+                corrupt: report.corrupt.len() as u64,
+            };
+            if step.blocks > 0 && progress(now).is_break() {
+                report.stopped = true;
+                return Ok(report);
+            }
+            if step.done {
+                return Ok(report);
             }
         }
-        Ok(report)
-    }
-
-    /// The live blocks of a pack; its holes go straight into the report.
-    fn targets(&self, pack: u32, report: &mut VerifyReport) -> Result<Vec<Target>, StoreError> {
-        let index = &self.world().index;
-        let mut targets = Vec::new();
-        let gaps = self
-            .world()
-            .packs
-            .entries(pack, &mut |entry| {
-                if entry.kind != BLOCK {
-                    return;
-                }
-                let Ok(hash) = Multihash::from_bytes(&entry.tag) else {
-                    return;
-                };
-                let place = Place::new(pack, entry.at);
-                match index.locate(index.fingerprint(&entry.tag)) {
-                    Some(located) if located.place == place => targets.push(Target {
-                        cid: Cid::new_v1(RAW, hash),
-                        key: entry.tag,
-                        located,
-                    }),
-                    _ => {}
-                }
-            })
-            .map_err(StoreError::io)?;
-        for gap in gaps {
-            report.corrupt.push(CorruptBlock {
-                cid: None,
-                pack,
-                offset: gap.at,
-                cause: format!("{} bytes hold no whole frame", gap.len),
-            });
-        }
-        Ok(targets)
     }
 
     /// Checks a few blocks, half of them on a second thread: hashing is the slow part, and there are two cores.
-    fn check(&self, targets: &[Target], report: &mut VerifyReport) {
+    pub(crate) fn check(&self, targets: Vec<Target>, step: &mut ScrubStep) {
         let (left, right) = targets.split_at(targets.len() / 2);
         let check_all = |targets: &[Target]| -> Vec<Option<String>> {
             targets
@@ -151,10 +115,10 @@ impl Store {
             }
         });
         for (target, cause) in targets.iter().zip(causes) {
-            report.checked += 1;
-            report.bytes += u64::from(target.located.len);
+            step.blocks += 1;
+            step.bytes += u64::from(target.located.len);
             if let Some(cause) = cause {
-                report.corrupt.push(CorruptBlock {
+                step.corrupt.push(CorruptBlock {
                     cid: Some(target.cid),
                     pack: target.located.place.pack(),
                     offset: target.located.place.offset(),
@@ -164,16 +128,15 @@ impl Store {
         }
     }
 
+    /// What is wrong with a block, if it still stands where it was found: one that moved meanwhile is checked at its new place.
     fn check_one(&self, target: &Target) -> Option<String> {
-        let fp = self.world().index.fingerprint(&target.key);
-        let read = self.read(
-            &target.cid,
-            &target.key,
-            fp,
-            target.located,
-            VerifyOnRead::Hash,
-        );
-        match read {
+        let index = &self.world().index;
+        let fp = index.fingerprint(&target.key);
+        let read = self.read(&target.cid, &target.key, target.located, VerifyOnRead::Hash);
+        if read.is_err() && index.locate(fp).map(|now| now.place) != Some(target.located.place) {
+            return None;
+        }
+        match self.note_damage(fp, target.located, read) {
             Ok(_) => None,
             Err(StoreError::Corrupt { what, .. }) => Some(what.to_owned()),
             Err(other) => Some(other.to_string()),

@@ -63,6 +63,10 @@ pub enum Call {
     Rename,
     /// `set_len`: EIO.
     SetLen,
+    /// `punch`: EIO, nothing is punched.
+    Punch,
+    /// `unlink`: EIO.
+    Unlink,
 }
 
 type Observer = Box<dyn FnMut(&Moment<'_>) + Send>;
@@ -105,6 +109,8 @@ struct FileState {
     live: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<FileOp>,
+    /// Bytes that were punched out: they are in `live` as zeros and take no room.
+    punched: u64,
 }
 
 #[derive(Clone)]
@@ -268,6 +274,7 @@ impl SimDisk {
             live: bytes.clone(),
             durable: bytes,
             pending: Vec::new(),
+            punched: 0,
         });
         world.names.insert(path.to_path_buf(), id);
         world.durable_names.insert(path.to_path_buf(), id);
@@ -399,6 +406,9 @@ impl Disk for SimDisk {
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.change("unlink", |world| {
+            if world.fails(Call::Unlink, "eio unlink") {
+                return Err(eio());
+            }
             world.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
             world.pending_names.push(NameOp::Unlink(path.to_path_buf()));
             Ok(())
@@ -542,6 +552,33 @@ impl DiskFile for SimFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.disk.world().files[self.id].live.len() as u64)
     }
+
+    fn punch(&self, at: u64, len: u64) -> io::Result<()> {
+        self.check_writable()?;
+        self.disk.change("punch", |world| {
+            if world.fails(Call::Punch, "eio punch") {
+                return Err(eio());
+            }
+            let (at, len) = (at as usize, len as usize);
+            let file = &mut world.files[self.id];
+            let end = (at + len).min(file.live.len());
+            if at >= end {
+                return Ok(());
+            }
+            if file.live[at..end].iter().any(|b| *b != 0) {
+                file.punched += (end - at) as u64;
+            }
+            // A power cut tears it like a write of zeros.
+            world.write(self.id, at, vec![0; end - at]);
+            Ok(())
+        })
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        let world = self.disk.world();
+        let file = &world.files[self.id];
+        Ok((file.live.len() as u64).saturating_sub(file.punched))
+    }
 }
 
 impl World {
@@ -552,7 +589,8 @@ impl World {
     fn used(&self) -> u64 {
         self.names
             .values()
-            .map(|id| self.files[*id].live.len() as u64)
+            .map(|id| &self.files[*id])
+            .map(|file| (file.live.len() as u64).saturating_sub(file.punched))
             .sum()
     }
 
@@ -644,6 +682,7 @@ impl World {
                     live: bytes.clone(),
                     durable: bytes,
                     pending: Vec::new(),
+                    punched: file.punched,
                 }
             })
             .collect();

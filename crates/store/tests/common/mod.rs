@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use gemba_block::{Block, Cid};
 use gemba_segment::Disk;
-use gemba_store::{Config, Store};
+use gemba_store::{Aim, Config, Store};
 use gemba_testkit::Rng;
 use gemba_testkit::disk::{Moment, SimDisk};
 
@@ -21,7 +21,24 @@ pub const DIR: &str = "/repo/blocks";
 
 /// Small packs, so that a short workload rolls over.
 pub fn config() -> Config {
-    Config::default().pack_bytes(16 << 10)
+    Config::default().pack_bytes(16 << 10).punch_from(4 << 10)
+}
+
+/// Compacts until there is nothing left to do; what the steps did in all.
+pub fn compact(store: &Store, aim: Aim) -> gemba_store::CompactStep {
+    let mut total = gemba_store::CompactStep::default();
+    for _ in 0..100_000 {
+        let step = store.compact_step(&aim).unwrap();
+        total.copied += step.copied;
+        total.moved += step.moved;
+        total.removed += step.removed;
+        total.punched += step.punched;
+        total.corrupt.extend(step.corrupt);
+        if step.idle {
+            return total;
+        }
+    }
+    panic!("compaction never ends");
 }
 
 pub fn block(rng: &mut Rng) -> Block {
@@ -109,6 +126,18 @@ pub fn workload(
     steps: usize,
     model: &Arc<Mutex<Model>>,
 ) {
+    run_workload(disk, config, seed, steps, model, false);
+}
+
+/// As [`workload`]; `with_compaction` deletes more, and compacts in small steps all the time.
+pub fn run_workload(
+    disk: &Arc<dyn Disk>,
+    config: &Config,
+    seed: u64,
+    steps: usize,
+    model: &Arc<Mutex<Model>>,
+    with_compaction: bool,
+) {
     let mut rng = Rng::new(seed);
     let mut store = None;
     let mut known: Vec<Block> = Vec::new();
@@ -117,16 +146,36 @@ pub fn workload(
             .take()
             .or_else(|| Store::open_on(Arc::clone(disk), DIR, config.clone()).ok());
         let Some(open) = open else { continue };
-        match rng.below(10) {
+        match rng.below(if with_compaction { 16 } else { 10 }) {
             0 => drop(open),
+            10..=15 => {
+                // Any part of the work, at any moment of it: also the store is closed in the middle of one.
+                let aim = Aim::default()
+                    .budget(1 + rng.below(9_000))
+                    .below(10 + rng.below(81) as u8);
+                for _ in 0..1 + rng.below(6) {
+                    let _ = open.compact_step(&aim);
+                }
+                if rng.chance(1, 4) {
+                    open.tick();
+                    let _ = open.save_uses();
+                }
+                store = Some(open);
+            }
             1 | 2 if !known.is_empty() => {
-                let victims: Vec<_> = (0..3).map(|_| rng.pick(&known).clone()).collect();
+                let count = if with_compaction && rng.coin() { 12 } else { 3 };
+                let victims: Vec<_> = (0..count).map(|_| rng.pick(&known).clone()).collect();
                 delete(&open, &victims, model);
                 store = Some(open);
             }
             _ => {
                 let count = 1 + rng.below(6);
                 let mut batch: Vec<_> = (0..count).map(|_| block(&mut rng)).collect();
+                if with_compaction {
+                    // Worth a hole when it is dead.
+                    let len = 5_000 + rng.below(4_000);
+                    batch.push(Block::raw(rng.bytes(len as usize)).unwrap());
+                }
                 if !known.is_empty() && rng.coin() {
                     batch.push(rng.pick(&known).clone());
                 }
@@ -170,6 +219,8 @@ pub struct Score {
     pub points: u64,
     pub second_order: u64,
     pub faults: gemba_testkit::Faults,
+    /// Calls after which the power was cut.
+    pub calls: gemba_testkit::Faults,
     /// The first broken promise, and where.
     pub broken: Option<String>,
 }
@@ -182,6 +233,17 @@ pub fn crash_everywhere(
     survivors: usize,
     wrap: impl Fn(SimDisk) -> Arc<dyn Disk> + Clone + Send + 'static,
 ) -> Score {
+    crash_workload(seed, steps, survivors, false, wrap)
+}
+
+/// As [`crash_everywhere`], with or without compaction in the workload and after each recovery.
+pub fn crash_workload(
+    seed: u64,
+    steps: usize,
+    survivors: usize,
+    with_compaction: bool,
+    wrap: impl Fn(SimDisk) -> Arc<dyn Disk> + Clone + Send + 'static,
+) -> Score {
     let sim = SimDisk::new(seed);
     let model = Arc::new(Mutex::new(Model::default()));
     let score = Arc::new(Mutex::new(Score::default()));
@@ -191,10 +253,18 @@ pub fn crash_everywhere(
         model: Arc::clone(&model),
         score: Arc::clone(&score),
         wrap: wrap.clone(),
+        with_compaction,
     };
     let observer = Mutex::new(observer);
     sim.observe(move |moment| observer.lock().unwrap().look(moment));
-    workload(&wrap(sim.clone()), &config(), seed, steps, &model);
+    run_workload(
+        &wrap(sim.clone()),
+        &config(),
+        seed,
+        steps,
+        &model,
+        with_compaction,
+    );
     sim.stop_observing();
     let mut score = score.lock().unwrap();
     std::mem::take(&mut *score)
@@ -206,6 +276,7 @@ struct Observer<W> {
     model: Arc<Mutex<Model>>,
     score: Arc<Mutex<Score>>,
     wrap: W,
+    with_compaction: bool,
 }
 
 impl<W: Fn(SimDisk) -> Arc<dyn Disk> + Clone + Send + 'static> Observer<W> {
@@ -213,6 +284,7 @@ impl<W: Fn(SimDisk) -> Arc<dyn Disk> + Clone + Send + 'static> Observer<W> {
         if self.score.lock().unwrap().broken.is_some() {
             return;
         }
+        self.score.lock().unwrap().calls.hit(moment.name);
         let model = self.model.lock().unwrap().clone();
         for i in 0..self.survivors {
             let seed = self.rng.next_u64();
@@ -259,6 +331,12 @@ impl<W: Fn(SimDisk) -> Arc<dyn Disk> + Clone + Send + 'static> Observer<W> {
         };
         if let Err(broken) = check_open(&store, model) {
             return Some(broken);
+        }
+        if self.with_compaction {
+            compact(&store, Aim::default().below(90));
+            if let Err(broken) = check_open(&store, model) {
+                return Some(format!("after compaction: {broken}"));
+            }
         }
         // Whatever is shown now may be told to be present, which is an acknowledgement: it has to last.
         let mut later = model.clone();
