@@ -1,10 +1,14 @@
-//! Durable puts in batches of 64, beside what the same disk gives a program that only writes and syncs the same bytes.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! Durable puts in batches of 64, beside what the same disk gives a program that only writes and syncs the same bytes; and what
+//! opening a million blocks costs after a kill, in time and memory: in processes of their own, which really die.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group};
 use gemba_store::{Config, Store};
 
 const BATCH: usize = 64;
@@ -45,5 +49,79 @@ fn puts(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, puts);
-criterion_main!(benches);
+/// Blocks of the large store.
+const MANY: u64 = 1_000_000;
+/// Tells a process of this program that it is one of those that die, and in which folder.
+const CHILD: &str = "GEMBA_BENCH_STORE";
+
+/// Small blocks, so that all of them stand in few packs and the most has to be read; goals 2 s and 128 MiB.
+fn opens(c: &mut Criterion) {
+    let mut group = c.benchmark_group("open 1 M blocks after a kill");
+    group.sample_size(10);
+    for size in [128, 1024] {
+        let dir = tempfile::tempdir().unwrap();
+        child("fill", dir.path(), size);
+        let mut peak = 0;
+        group.bench_function(format!("{size} bytes each"), |b| {
+            b.iter_custom(|times| {
+                let mut total = Duration::ZERO;
+                for _ in 0..times {
+                    let (took, rss) = child("open", dir.path(), size);
+                    total += took;
+                    peak = peak.max(rss);
+                }
+                total
+            });
+        });
+        println!("{size} bytes each: at most {peak} KiB resident\n");
+    }
+    group.finish();
+}
+
+/// Runs a process that fills or opens the store and dies; how long that took, and the most memory it held, in KiB.
+fn child(what: &str, dir: &Path, size: usize) -> (Duration, u64) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .env(CHILD, format!("{what} {size} {}", dir.display()))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut numbers = text.split_whitespace().map(|n| n.parse::<u64>().unwrap());
+    let nanos = numbers.next().unwrap();
+    (Duration::from_nanos(nanos), numbers.next().unwrap())
+}
+
+/// What such a process does.
+fn live_and_die(order: &str) -> ! {
+    let mut words = order.splitn(3, ' ');
+    let (what, size) = (words.next().unwrap(), words.next().unwrap());
+    let (size, dir) = (size.parse().unwrap(), words.next().unwrap());
+    let started = Instant::now();
+    let store = Store::open(dir, Config::default()).unwrap();
+    if what == "fill" {
+        for salt in 0..MANY / 10_000 {
+            store
+                .put_many(&gemba_benches::blocks(10_000, size, salt))
+                .unwrap();
+        }
+    }
+    let took = started.elapsed();
+    assert_eq!(store.stat().blocks, MANY);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.map_or("0", |rest| rest.trim().trim_end_matches(" kB"));
+    println!("{} {peak}", took.as_nanos());
+    // Nothing is closed in order, as with a kill.
+    std::process::abort();
+}
+
+criterion_group!(benches, puts, opens);
+
+fn main() {
+    match std::env::var(CHILD) {
+        Ok(order) => live_and_die(&order),
+        Err(_) => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

@@ -8,6 +8,10 @@ use crate::frame::{FRAME_HEADER, FRAME_MAGIC, FrameHeader, Identity, Kind, MAX_T
 
 /// Bytes read at a time; what a walk keeps in memory.
 const WINDOW: usize = 256 << 10;
+/// Bytes read where a large payload was passed over: the next frame's header, and perhaps a few small frames.
+const GLANCE: usize = 4 << 10;
+/// A payload that reaches further beyond the window than this is passed over: one more read costs less than what it spares.
+const LARGE: u64 = 64 << 10;
 
 /// A frame as a walk or a footer names it: all but its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +150,8 @@ impl Walk {
         if at >= self.window_at && at + want <= have {
             return Ok(());
         }
-        let len = (WINDOW as u64).min(self.end - at) as usize;
+        let window = if at >= have + LARGE { GLANCE } else { WINDOW };
+        let len = (window as u64).min(self.end - at) as usize;
         self.window.resize(len, 0);
         self.window_at = at;
         let read = read_exact_at(self.file.as_ref(), &mut self.window, at);

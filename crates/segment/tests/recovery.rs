@@ -142,6 +142,24 @@ fn seg_4_damage_before_the_last_group_is_reported_for_ever() {
     assert_eq!(opened.report.damage, [gap]);
 }
 
+/// Large payloads are passed over unread; a damaged header between them does not hide what stands behind it.
+#[test]
+fn seg_4_a_gap_between_large_frames_is_found() {
+    let large = |tag: &str| frame(tag.as_bytes(), &[7; 300_000]);
+    let groups = [[large("a")], [large("b")], [large("c")], [hundred("d")]];
+    let groups: Vec<&[_]> = groups.iter().map(|group| &group[..]).collect();
+    let sim = written(&groups, false);
+    let second = FILE_HEADER as u64 + frame_len(1, 300_000);
+    smash(&sim, second + 9);
+    let (opened, seen) = reopen(&sim, Access::Write);
+    assert_eq!(tags(&seen), ["a", "c", "d"]);
+    let gap = Gap {
+        at: second,
+        len: frame_len(1, 300_000),
+    };
+    assert_eq!(opened.report.damage, [gap]);
+}
+
 /// In the last group before an unclean stop nobody can tell; frames behind the gap are kept.
 #[test]
 fn seg_4_a_gap_in_the_last_group_is_called_ambiguous() {

@@ -44,10 +44,9 @@ const MAX_PACK: u64 = 1 << 39;
 const MIN_LIMITED_PACK: u64 = 1 << 20;
 
 impl Config {
-    /// Bytes after which a pack is sealed and the next one begins; 256 MiB by default, 4 KiB to 512 GiB.
+    /// Bytes after which a pack is sealed and the next one begins; 256 MiB by default, 4 KiB to 512 GiB. 65,536 frames seal it too.
     ///
-    /// After an unclean stop the last pack is walked: larger packs mean a longer opening then (about 1 s a GiB of small
-    /// blocks on an SSD), smaller ones more files.
+    /// After an unclean stop the last pack is walked; larger packs mean a longer opening then, smaller ones more files.
     #[must_use]
     pub fn pack_bytes(mut self, bytes: u64) -> Self {
         self.pack_bytes = bytes.clamp(4 << 10, MAX_PACK);

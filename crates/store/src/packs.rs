@@ -25,6 +25,8 @@ pub(crate) struct Pack {
     pub(crate) blocks: u64,
     /// Bytes of all frames: blocks and tombstones.
     pub(crate) frames: u64,
+    /// How many they are.
+    pub(crate) count: u64,
     /// Bytes of `len` that take no space: holes that were punched.
     pub(crate) holes: u64,
     /// Bytes that its footer will take.
@@ -183,6 +185,7 @@ impl Packs {
         self.note(number, |pack| {
             pack.footer += FOOTER_ENTRY + tag as u64;
             pack.frames += frame_len;
+            pack.count += 1;
             if is_block {
                 pack.blocks += frame_len;
                 pack.live += frame_len;
@@ -197,14 +200,16 @@ impl Packs {
 
     /// Frames were written, with tags and payloads of these lengths.
     pub(crate) fn add_frames(&self, number: u32, frames: impl Iterator<Item = (usize, u64)>) {
-        let (mut footer, mut bytes) = (0, 0);
+        let (mut footer, mut bytes, mut count) = (0, 0, 0);
         for (tag, len) in frames {
+            count += 1;
             footer += FOOTER_ENTRY + tag as u64;
             bytes += len;
         }
         self.note(number, |pack| {
             pack.footer += footer;
             pack.frames += bytes;
+            pack.count += count;
         });
     }
 

@@ -438,6 +438,24 @@ fn s10_the_index_is_rebuilt_from_the_packs() {
     assert_eq!(cids(&store), listed);
 }
 
+/// Row S12: what has to be walked after a kill is bounded by the number of frames too, not only by bytes.
+#[test]
+fn s12_a_pack_of_tiny_blocks_is_sealed_by_their_number() {
+    let sim = SimDisk::new(1);
+    let store = open(&sim, Config::default()).unwrap();
+    let all: Vec<_> = (0..80_000_u32)
+        .map(|i| Block::raw(i.to_le_bytes().to_vec()).unwrap())
+        .collect();
+    for batch in all.chunks(10_000) {
+        store.put_many(batch).unwrap();
+    }
+    assert_eq!(store.stat().packs, 2);
+    let killed = sim.kill();
+    let store = open(&killed, Config::default()).unwrap();
+    assert_eq!((store.stat().packs, store.stat().blocks), (2, 80_000));
+    assert!(store.stat().index_bytes <= 64 * 80_000);
+}
+
 /// Row S11: a newer store is not touched, and the text says what to run.
 #[test]
 fn s11_a_newer_format_is_refused() {
