@@ -107,6 +107,9 @@ pub enum StoreError {
         /// The block, as it was asked for.
         cid: Box<Cid>,
     },
+    /// Only one collection at a time can be under way.
+    #[error("the store is collecting already; wait for the end of it")]
+    Collecting,
     /// Larger than a block may be.
     #[error("block {cid} has {size} bytes; a block may have 2097152 at most")]
     TooLarge {

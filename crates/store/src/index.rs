@@ -22,6 +22,8 @@ const BAD: u32 = 1 << 30;
 const USED_SHIFT: u32 = 22;
 const USED: u32 = 0xff << USED_SHIFT;
 const LEN: u32 = (1 << USED_SHIFT) - 1;
+/// Bit of `Slot::stamp`: reachable, as far as the collection that is under way knows.
+const MARKED: u32 = 1 << 31;
 /// Longest payload that the index can name: a little under 4 MiB, twice what a block may have.
 pub(crate) const MAX_LEN: u32 = LEN;
 /// `Slot::place` of an empty slot: no pack has this number.
@@ -98,6 +100,10 @@ pub(crate) struct Located {
     pub(crate) dying: bool,
     /// The tick of its last use.
     pub(crate) used: u8,
+    /// When it was put, touched or read under a guard last.
+    pub(crate) stamp: u32,
+    /// Marked as reachable.
+    pub(crate) marked: bool,
 }
 
 /// Whether a put may leave a block as it is.
@@ -109,11 +115,32 @@ pub(crate) enum Renewed {
     Needed,
 }
 
+/// What a collection found when it marked a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mark {
+    /// The block is not there.
+    Absent,
+    /// It was not marked before: its links have to be followed.
+    Fresh,
+    /// It was marked before.
+    Again,
+}
+
+/// Whose deletion it is, and so what keeps a block from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Somebody named the block: only guards count.
+    Asked,
+    /// A collection: what is marked stays too.
+    Collected,
+}
+
 /// What a deletion found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deleting {
     Absent,
-    /// Somebody holds a guard since before it was put or touched last.
+    /// Somebody holds a guard since before it was put, read or touched last; or it is marked.
     Guarded,
     /// It is marked; whoever puts it from now on writes it again.
     Begun(Located),
@@ -174,16 +201,53 @@ impl Index {
         self.read(fp).find(fp).map(Slot::located)
     }
 
-    /// As [`Self::locate`], and counts as a use: once a tick that costs a lock for writing.
-    pub(crate) fn locate_for_use(&self, fp: Fingerprint) -> Option<Located> {
+    /// As [`Self::locate`], and counts as a use: once a tick that costs a lock for writing. Under a guard it renews the guard of
+    /// the block too, once a guard, and a block that is being deleted is absent: nothing could protect it any more.
+    pub(crate) fn locate_for_use(&self, fp: Fingerprint, guards: &Guards) -> Option<Located> {
         let located = self.locate(fp)?;
         let now = self.now();
-        if located.used != now
-            && let Some(slot) = self.write(fp).find_mut(fp)
-        {
-            slot.set_used(now);
+        let guarded = guards.any();
+        let is_old = guarded && (located.stamp < guards.now() || located.dying);
+        if located.used == now && !is_old {
+            return Some(located);
         }
-        Some(located)
+        let mut table = self.write(fp);
+        let slot = table.find_mut(fp)?;
+        if guarded {
+            if slot.len & DYING != 0 {
+                return None;
+            }
+            slot.set_stamp(guards.now());
+        }
+        slot.set_used(now);
+        Some(slot.located())
+    }
+
+    /// Marks a block as reachable. Neither a use nor a renewal of its guard.
+    pub(crate) fn mark(&self, fp: Fingerprint) -> Mark {
+        match self.locate(fp) {
+            None => return Mark::Absent,
+            Some(located) if located.marked => return Mark::Again,
+            Some(_) => {}
+        }
+        match self.write(fp).find_mut(fp) {
+            None => Mark::Absent,
+            Some(slot) if slot.stamp & MARKED != 0 => Mark::Again,
+            Some(slot) => {
+                slot.stamp |= MARKED;
+                Mark::Fresh
+            }
+        }
+    }
+
+    /// Takes all marks away, a sixteenth under one lock.
+    pub(crate) fn unmark(&self) {
+        for shard in &self.shards {
+            let mut table = shard.write().unwrap_or_else(PoisonError::into_inner);
+            for slot in &mut table.slots {
+                slot.stamp &= !MARKED;
+            }
+        }
     }
 
     /// Renews the guard of a block that is there, in the same critical section in which it is found.
@@ -191,7 +255,7 @@ impl Index {
         let mut table = self.write(fp);
         match table.find_mut(fp) {
             Some(slot) if slot.len & (DYING | BAD) == 0 => {
-                slot.stamp = guards.now();
+                slot.set_stamp(guards.now());
                 slot.set_used(self.now());
                 Renewed::Present
             }
@@ -251,6 +315,11 @@ impl Index {
         all
     }
 
+    /// Shows every block, a sixteenth under one lock.
+    pub(crate) fn show(&self, mut visit: impl FnMut(Located)) {
+        self.for_each(|slot| visit(slot.located()));
+    }
+
     fn for_each(&self, mut visit: impl FnMut(&Slot)) {
         for shard in &self.shards {
             let table = shard.read().unwrap_or_else(PoisonError::into_inner);
@@ -261,14 +330,16 @@ impl Index {
         }
     }
 
-    /// Marks a block for deletion unless a guard protects it.
-    pub(crate) fn begin_delete(&self, fp: Fingerprint, guards: &Guards) -> Deleting {
+    /// Begins to delete a block unless a guard protects it, or a mark where that counts.
+    pub(crate) fn begin_delete(&self, fp: Fingerprint, guards: &Guards, why: Reason) -> Deleting {
         let mut table = self.write(fp);
         let Some(slot) = table.find_mut(fp) else {
             return Deleting::Absent;
         };
         // Asked under the lock of the slot: a guard that was taken before the block was touched is seen here.
-        if guards.protects(slot.stamp) {
+        let located = slot.located();
+        let is_kept = why == Reason::Collected && located.marked;
+        if is_kept || guards.protects(located.stamp) {
             return Deleting::Guarded;
         }
         slot.len |= DYING;
@@ -329,7 +400,7 @@ struct Slot {
     place: u64,
     /// Payload bytes, tick of the last use, and the two flags.
     len: u32,
-    /// When the block was put or touched last (see [`Guards`]).
+    /// When the block was put, touched or read under a guard last (see [`Guards`]), and the mark.
     stamp: u32,
 }
 
@@ -348,7 +419,14 @@ impl Slot {
             bad: self.len & BAD != 0,
             dying: self.len & DYING != 0,
             used: self.used(),
+            stamp: self.stamp & !MARKED,
+            marked: self.stamp & MARKED != 0,
         }
+    }
+
+    /// Leaves the mark as it is.
+    fn set_stamp(&mut self, stamp: u32) {
+        self.stamp = self.stamp & MARKED | stamp;
     }
 
     fn used(&self) -> u8 {
@@ -537,7 +615,8 @@ mod tests {
         assert!(marks.is_sorted_by_key(|located| located.used));
         assert!(marks.iter().all(|l| l.bad && !l.dying && l.len == MAX_LEN));
         assert!(marks[599].used > marks[300].used);
-        assert_eq!(index.locate_for_use(fps[0]).unwrap().used, marks[0].used);
+        let read = index.locate_for_use(fps[0], &Guards::default());
+        assert_eq!(read.unwrap().used, index.now());
         assert_eq!(index.locate(fps[0]).unwrap().used, index.now());
         assert_eq!(
             index.uses().iter().map(|(blocks, _)| blocks).sum::<u64>(),
@@ -554,6 +633,49 @@ mod tests {
         assert!(index.relocate(fp, place(1), place(3)));
         let located = index.locate(fp).unwrap();
         assert_eq!((located.place, located.len, located.used), (place(3), 9, 7));
+    }
+
+    /// Marks against guards and deletions, in the critical section of each.
+    #[test]
+    fn a_mark_keeps_a_block_from_a_collection_only_and_moves_with_it() {
+        let index = Index::new();
+        let guards = std::sync::Arc::new(Guards::default());
+        let fp = index.fingerprint(b"block");
+        assert_eq!(index.mark(fp), Mark::Absent);
+        index.insert(fp, place(1), 9, guards.now(), 5);
+        assert_eq!(index.mark(fp), Mark::Fresh);
+        assert_eq!(index.mark(fp), Mark::Again);
+        assert!(index.relocate(fp, place(1), place(2)));
+        assert_eq!(index.renew(fp, &guards), Renewed::Present);
+        let located = index.locate(fp).unwrap();
+        assert!(located.marked && located.stamp == guards.now());
+        let collected = |index: &Index| index.begin_delete(fp, &guards, Reason::Collected);
+        assert_eq!(collected(&index), Deleting::Guarded);
+        assert!(matches!(
+            index.begin_delete(fp, &guards, Reason::Asked),
+            Deleting::Begun(_)
+        ));
+        index.cancel_delete(fp);
+        index.unmark();
+        assert!(matches!(collected(&index), Deleting::Begun(_)));
+    }
+
+    /// A read under a guard protects, unless the deletion came first: then the block is absent for the reader.
+    #[test]
+    fn a_read_under_a_guard_renews_or_finds_nothing() {
+        let index = Index::new();
+        let guards = std::sync::Arc::new(Guards::default());
+        let fp = index.fingerprint(b"block");
+        index.insert(fp, place(1), 9, guards.now(), 0);
+        assert!(index.locate_for_use(fp, &guards).is_some());
+        let begin = |index: &Index| index.begin_delete(fp, &guards, Reason::Asked);
+        assert!(matches!(begin(&index), Deleting::Begun(_)));
+        assert!(index.locate_for_use(fp, &guards).is_some());
+        let _guard = guards.take();
+        assert!(index.locate_for_use(fp, &guards).is_none());
+        index.cancel_delete(fp);
+        assert!(index.locate_for_use(fp, &guards).is_some());
+        assert_eq!(begin(&index), Deleting::Guarded);
     }
 
     #[test]
@@ -574,11 +696,14 @@ mod tests {
 
         let guard = guards.take();
         assert_eq!(index.renew(fp, &guards), Renewed::Present);
-        assert_eq!(index.begin_delete(fp, &guards), Deleting::Guarded);
+        assert_eq!(
+            index.begin_delete(fp, &guards, Reason::Asked),
+            Deleting::Guarded
+        );
         drop(guard);
 
         assert!(matches!(
-            index.begin_delete(fp, &guards),
+            index.begin_delete(fp, &guards, Reason::Asked),
             Deleting::Begun(_)
         ));
         assert_eq!(index.renew(fp, &guards), Renewed::Needed);

@@ -7,7 +7,7 @@ use cid::multihash::Multihash;
 
 use crate::error::StoreError;
 use crate::format::BLOCK;
-use crate::index::Place;
+use crate::index::{Located, Place};
 use crate::pages::Pages;
 use crate::store::{RAW, Store};
 
@@ -59,32 +59,36 @@ impl Keys {
     pub fn next_page(&mut self, limit: usize) -> Result<Option<Vec<Key>>, StoreError> {
         let limit = limit.max(1);
         let mut shown = Vec::new();
-        while shown.len() < limit {
-            let Some((place, tag)) = self.ahead.pop_front() else {
-                if self.load()? {
-                    continue;
-                }
-                break;
+        while shown.len() < limit
+            && let Some((tag, located)) = self.next_block()?
+        {
+            let Ok(hash) = Multihash::from_bytes(&tag) else {
+                continue;
             };
-            if let Some(key) = self.look(place, &tag) {
-                shown.push(key);
-            }
+            shown.push(Key {
+                cid: Cid::new_v1(RAW, hash),
+                size: u64::from(located.len),
+                used: located.used,
+            });
         }
         Ok((!shown.is_empty()).then_some(shown))
     }
 
-    /// The block of this frame, if it is alive here.
-    fn look(&self, place: Place, tag: &[u8]) -> Option<Key> {
-        let index = &self.store.world().index;
-        let located = index.locate(index.fingerprint(tag))?;
-        if located.place != place {
-            return None;
+    /// The next block that is alive, and what the index says about it.
+    pub(crate) fn next_block(&mut self) -> Result<Option<(Vec<u8>, Located)>, StoreError> {
+        loop {
+            let Some((place, tag)) = self.ahead.pop_front() else {
+                if self.load()? {
+                    continue;
+                }
+                return Ok(None);
+            };
+            let index = &self.store.world().index;
+            match index.locate(index.fingerprint(&tag)) {
+                Some(located) if located.place == place => return Ok(Some((tag, located))),
+                _ => {}
+            }
         }
-        Some(Key {
-            cid: Cid::new_v1(RAW, Multihash::from_bytes(tag).ok()?),
-            size: u64::from(located.len),
-            used: located.used,
-        })
     }
 
     /// Takes in the next page; whether there was one.

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod ballast;
+mod collect;
 mod compact;
 mod config;
 mod error;
@@ -17,10 +18,12 @@ mod store;
 mod uses;
 mod verify;
 
+pub use collect::{Collection, Garbage, Sweep, SweepStep};
 pub use compact::{Aim, CompactStep};
 pub use config::{Config, VerifyOnRead};
 pub use error::{OpenError, StoreError};
 pub use guard::Guard;
+pub use index::Mark;
 pub use keys::{Key, Keys};
 pub use open::{OpenReport, PackGap};
 pub use scrub::{Pace, Scrub, ScrubPoint, ScrubStep};

@@ -13,7 +13,7 @@ use crate::config::Limits;
 use crate::error::StoreError;
 use crate::format::{MAX_PACK_NUMBER, TOMBSTONE};
 use crate::guard::Guards;
-use crate::index::{AlreadyHashed, Deleting, Fingerprint, Index, Place, Renewed};
+use crate::index::{AlreadyHashed, Deleting, Fingerprint, Index, Place, Reason, Renewed};
 use crate::packs::Packs;
 
 /// Frames after which a pack is sealed, however few bytes they have: what opening has to walk after a kill, where a footer
@@ -27,7 +27,7 @@ pub(crate) type PackWriter = (u32, Writer);
 #[derive(Debug)]
 pub(crate) enum Op {
     Put(Vec<Candidate>),
-    Delete(Vec<(Fingerprint, Vec<u8>)>),
+    Delete(Reason, Vec<(Fingerprint, Vec<u8>)>),
     /// Compaction: frames of a pack that is to go, written once more.
     Move(Vec<Moving>),
 }
@@ -70,6 +70,8 @@ pub(crate) struct Counters {
     pub(crate) written: AtomicU64,
     pub(crate) moved: AtomicU64,
     pub(crate) freed: AtomicU64,
+    pub(crate) collected: AtomicU64,
+    pub(crate) collected_bytes: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) blocks: AtomicU64,
     pub(crate) bytes: AtomicU64,
@@ -409,9 +411,9 @@ impl Plan {
                     leans |= self.put(candidate, world, &mut outcome, undo);
                 }
             }
-            Op::Delete(keys) => {
+            Op::Delete(why, keys) => {
                 for (fp, key) in keys {
-                    leans |= self.delete(fp, key, world, &mut outcome, undo);
+                    leans |= self.delete(fp, key, why, world, &mut outcome, undo);
                 }
             }
             Op::Move(frames) => {
@@ -457,6 +459,7 @@ impl Plan {
         &mut self,
         fp: Fingerprint,
         key: Vec<u8>,
+        why: Reason,
         world: &World,
         outcome: &mut Outcome,
         undo: &mut Undo,
@@ -472,7 +475,7 @@ impl Plan {
                 return false;
             }
             Some(true) => 0,
-            None => match world.index.begin_delete(fp, &world.guards) {
+            None => match world.index.begin_delete(fp, &world.guards, why) {
                 Deleting::Absent => {
                     outcome.idle += 1;
                     return false;

@@ -16,7 +16,7 @@ use crate::config::{Config, VerifyOnRead};
 use crate::error::{OpenError, StoreError};
 use crate::format::BLOCK;
 use crate::guard::Guard;
-use crate::index::{AlreadyHashed, Fingerprint, Located, Renewed};
+use crate::index::{AlreadyHashed, Fingerprint, Located, Reason, Renewed};
 use crate::log::{Candidate, Log, Op, Outcome, PackWriter, World, seal};
 use crate::open::{OpenReport, Parts, open};
 
@@ -55,6 +55,8 @@ struct Inner {
     compactor: Mutex<Compactor>,
     report: OpenReport,
     corrupt_reads: AtomicU64,
+    /// A collection is under way.
+    collecting: AtomicBool,
     /// There are marks of last use that are worth writing down.
     ticked: AtomicBool,
     /// Last field: released after everything else is closed.
@@ -119,6 +121,10 @@ pub struct Stat {
     pub freed_bytes: u64,
     /// Groups that were not written because the disk refused.
     pub failed_groups: u64,
+    /// Blocks that collections removed since the store was opened: what was evicted.
+    pub collected_blocks: u64,
+    /// Their bytes.
+    pub collected_bytes: u64,
     /// Reads that found a damaged block since the store was opened.
     pub corrupt_reads: u64,
     /// How often a pack was opened for reading because it was not open any more.
@@ -189,6 +195,7 @@ impl Store {
                 compactor: Mutex::default(),
                 report,
                 corrupt_reads: AtomicU64::new(0),
+                collecting: AtomicBool::new(false),
                 ticked: AtomicBool::new(false),
                 _lock: lock,
             }),
@@ -238,14 +245,26 @@ impl Store {
             return Ok(Some(Bytes::copy_from_slice(cid.hash().digest())));
         }
         let key = cid.hash().to_bytes();
-        let fp = self.inner.world.index.fingerprint(&key);
         let index = &self.inner.world.index;
-        let mut located = index.locate_for_use(fp);
+        let fp = index.fingerprint(&key);
+        let located = index.locate_for_use(fp, &self.inner.world.guards);
+        self.get_at(cid, &key, located)
+    }
+
+    /// Reads a block that was looked up.
+    pub(crate) fn get_at(
+        &self,
+        cid: &Cid,
+        key: &[u8],
+        mut located: Option<Located>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let index = &self.inner.world.index;
+        let fp = index.fingerprint(key);
         for _ in 0..LOOKS {
             let Some(found) = located else {
                 return Ok(None);
             };
-            let read = self.read(cid, &key, found, self.inner.config.verify_on_read);
+            let read = self.read(cid, key, found, self.inner.config.verify_on_read);
             // Compaction may have moved the block in between, and have removed the pack or punched the frame.
             located = index.locate(fp);
             if located.map(|now| now.place) == Some(found.place) {
@@ -292,7 +311,7 @@ impl Store {
                 })
                 .collect();
             report.absent += (chunk.len() - keys.len()) as u64;
-            let outcome = self.submit(Op::Delete(keys))?;
+            let outcome = self.submit(Op::Delete(Reason::Asked, keys))?;
             report.removed += outcome.done;
             report.bytes += outcome.bytes;
             report.absent += outcome.idle;
@@ -321,7 +340,7 @@ impl Store {
         Ok(())
     }
 
-    /// Protects all that is put or touched from now on, by anybody, from deletion until the guard is dropped.
+    /// Protects all that is put, read or touched from now on, by anybody, from deletion until the guard is dropped.
     pub fn guard(&self) -> Guard {
         self.inner.world.guards.take()
     }
@@ -390,6 +409,8 @@ impl Store {
             written_bytes: load(&world.counters.written),
             moved_bytes: load(&world.counters.moved),
             freed_bytes: load(&world.counters.freed),
+            collected_blocks: load(&world.counters.collected),
+            collected_bytes: load(&world.counters.collected_bytes),
             failed_groups: load(&world.counters.failures),
             corrupt_reads: load(&self.inner.corrupt_reads),
             pack_opens: world.packs.opened(),
@@ -416,6 +437,10 @@ impl Store {
 
     pub(crate) fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    pub(crate) fn collecting(&self) -> &AtomicBool {
+        &self.inner.collecting
     }
 
     pub(crate) fn compactor(&self) -> &Mutex<Compactor> {
@@ -577,6 +602,6 @@ impl Drop for Inner {
     }
 }
 
-fn is_identity(cid: &Cid) -> bool {
+pub(crate) fn is_identity(cid: &Cid) -> bool {
     cid.hash().code() == IDENTITY
 }

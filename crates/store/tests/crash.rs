@@ -40,10 +40,10 @@ fn s1_s2_nothing_acknowledged_is_lost_at_any_call() {
     );
 }
 
-/// Row S9, and S1 with compaction and hole punching under way: a power cut at any call of either, recovery from it, compaction
+/// Row S9, and S1 with collection, compaction and hole punching under way: a power cut at any call of them, recovery from it, compaction
 /// to the end, and a second power cut. 10,000 points in full.
 #[test]
-fn s9_a_power_cut_during_compaction_loses_nothing_and_brings_nothing_back() {
+fn s9_a_power_cut_during_collection_or_compaction_loses_nothing_and_brings_nothing_back() {
     let mut total = Score::default();
     for seed in rng::seeds(sim_scale(20)) {
         let score = crash_workload(seed, 60, 2, true, |sim| Arc::new(sim));

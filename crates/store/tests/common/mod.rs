@@ -146,7 +146,7 @@ pub fn run_workload(
             .take()
             .or_else(|| Store::open_on(Arc::clone(disk), DIR, config.clone()).ok());
         let Some(open) = open else { continue };
-        match rng.below(if with_compaction { 16 } else { 10 }) {
+        match rng.below(if with_compaction { 18 } else { 10 }) {
             0 => drop(open),
             10..=15 => {
                 // Any part of the work, at any moment of it: also the store is closed in the middle of one.
@@ -160,6 +160,10 @@ pub fn run_workload(
                     open.tick();
                     let _ = open.save_uses();
                 }
+                store = Some(open);
+            }
+            16..=17 => {
+                collect(&open, &mut rng, model);
                 store = Some(open);
             }
             1 | 2 if !known.is_empty() => {
@@ -209,6 +213,31 @@ pub fn delete(store: &Store, victims: &[Block], model: &Arc<Mutex<Model>>) {
         let mut model = model.lock().unwrap();
         for block in victims {
             model.gone.insert(*block.cid(), block.clone());
+        }
+    }
+}
+
+/// A collection that keeps most of what was acknowledged, and is perhaps given up in the middle.
+fn collect(store: &Store, rng: &mut Rng, model: &Arc<Mutex<Model>>) {
+    let collection = store.collect().unwrap();
+    let all = model.lock().unwrap().put.clone();
+    let (kept, victims): (Vec<_>, Vec<_>) = all.into_values().partition(|_| rng.chance(4, 5));
+    for block in &kept {
+        collection.mark(block.cid());
+    }
+    for block in &victims {
+        model.lock().unwrap().put.remove(block.cid());
+    }
+    let mut sweep = collection.sweep();
+    for _ in 0..1 + rng.below(20) {
+        match sweep.step(1 + rng.below(9) as usize) {
+            Ok(step) if step.done => {
+                let victims = victims.into_iter().map(|block| (*block.cid(), block));
+                model.lock().unwrap().gone.extend(victims);
+                return;
+            }
+            Ok(_) => {}
+            Err(_) => return,
         }
     }
 }
