@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use cid::Cid;
 use cid::multihash::Multihash;
-use gemba_segment::{DiskFile, Entry, Frame, Mode, ReadError};
+use gemba_segment::{DiskFile, Entry, Frame, Mode, ReadError, is_unreadable};
 
 use crate::error::StoreError;
 use crate::format::{BLOCK, TOMBSTONE};
@@ -125,6 +125,16 @@ enum Work {
     Remove(u32),
 }
 
+impl Work {
+    fn pack(&self) -> u32 {
+        match self {
+            Self::Copy(job) => job.pack,
+            Self::Punch(punching) => punching.pack,
+            Self::Remove(pack) => *pack,
+        }
+    }
+}
+
 /// A pack that is copied elsewhere.
 #[derive(Debug)]
 struct Job {
@@ -180,24 +190,34 @@ impl Store {
             .unwrap_or_else(PoisonError::into_inner);
         let mut step = CompactStep::default();
         while step.cost() < aim.budget {
-            let Some(work) = compactor.next_work(self, aim)? else {
+            let Some(work) = compactor.next_work(self, aim, &mut step)? else {
                 step.idle = true;
                 break;
             };
             // A failed step leaves no work behind, except a removal, which has to end before anything else begins.
-            let removing = match &work {
-                Work::Remove(pack) => Some(*pack),
-                _ => None,
-            };
+            let (pack, removing) = (work.pack(), matches!(work, Work::Remove(_)));
             match self.work_on(work, aim, &mut step, &mut compactor.cannot_punch) {
                 Ok(next) => compactor.work = next,
-                Err(e) => {
-                    compactor.work = removing.map(Work::Remove);
+                Err(e) if removing => {
+                    compactor.work = Some(Work::Remove(pack));
                     return Err(e);
                 }
+                Err(e) => self.give_up(pack, e, &mut step)?,
             }
         }
         Ok(step)
+    }
+
+    /// What cannot be read stays as it is, and does not keep the other packs from being compacted.
+    fn give_up(&self, pack: u32, e: StoreError, step: &mut CompactStep) -> Result<(), StoreError> {
+        let StoreError::Unlisted { pack: unlisted, .. } = e else {
+            return Err(e);
+        };
+        self.world()
+            .packs
+            .note(pack, |pack| pack.stuck_at = Some(pack.live));
+        step.corrupt.push(CorruptBlock::unlisted(unlisted));
+        Ok(())
     }
 
     /// One piece of work; gives what is to be done next.
@@ -226,7 +246,7 @@ impl Store {
     ) -> Result<Option<Work>, StoreError> {
         let world = self.world();
         match &mut job.phase {
-            Phase::Tombstones(pages) => match pages.next_page().map_err(StoreError::io)? {
+            Phase::Tombstones(pages) => match pages.next_page()? {
                 Some(page) => {
                     step.read += page.cost;
                     job.note_tombstones(&page.entries, world);
@@ -245,7 +265,7 @@ impl Store {
             },
             Phase::Older(older, pages) => {
                 let page = match pages {
-                    Some(pages) => pages.next_page().map_err(StoreError::io)?,
+                    Some(pages) => pages.next_page()?,
                     None => None,
                 };
                 if let Some(page) = page {
@@ -257,9 +277,9 @@ impl Store {
                         }
                     }
                 } else if let Some(next) = older.pop() {
-                    *pages = world.packs.pages(next).map_err(StoreError::io)?;
+                    *pages = world.packs.pages(next)?;
                 } else if job.is_worth_it(aim, world) {
-                    let pages = world.packs.pages(job.pack).map_err(StoreError::io)?;
+                    let pages = world.packs.pages(job.pack)?;
                     let Some(pages) = pages else { return Ok(None) };
                     job.phase = Phase::Copy(pages, VecDeque::new());
                 } else {
@@ -269,7 +289,7 @@ impl Store {
             }
             Phase::Copy(pages, entries) => {
                 if entries.is_empty() {
-                    let Some(page) = pages.next_page().map_err(StoreError::io)? else {
+                    let Some(page) = pages.next_page()? else {
                         return Ok(job.end(world));
                     };
                     step.read += page.cost;
@@ -322,7 +342,7 @@ impl Store {
     ) -> Result<Option<Work>, StoreError> {
         let world = self.world();
         let Some(entry) = punching.entries.pop_front() else {
-            let Some(page) = punching.pages.next_page().map_err(StoreError::io)? else {
+            let Some(page) = punching.pages.next_page()? else {
                 punching.end(world, step)?;
                 return Ok(None);
             };
@@ -353,16 +373,35 @@ impl Store {
 
 impl Compactor {
     /// What was begun, or what promises most; `None` if nothing does.
-    fn next_work(&mut self, store: &Store, aim: &Aim) -> Result<Option<Work>, StoreError> {
+    fn next_work(
+        &mut self,
+        store: &Store,
+        aim: &Aim,
+        step: &mut CompactStep,
+    ) -> Result<Option<Work>, StoreError> {
         if let Some(work) = self.work.take() {
             return Ok(Some(work));
         }
+        loop {
+            let Some((pack, begun)) = self.begin(store, aim) else {
+                return Ok(None);
+            };
+            match begun {
+                Ok(work) => return Ok(Some(work)),
+                // It is not chosen again: that is what ends the loop.
+                Err(e) => store.give_up(pack, e, step)?,
+            }
+        }
+    }
+
+    /// The pack that promises most, and the work on it.
+    fn begin(&self, store: &Store, aim: &Aim) -> Option<(u32, Result<Work, StoreError>)> {
         let world = store.world();
         let packs = world.packs.all();
         if !self.cannot_punch
             && let Some((number, pack)) = packs.iter().find(|(_, pack)| wants_punching(pack))
         {
-            return Punching::begin(*number, pack, world).map(Some);
+            return Some((*number, Punching::begin(*number, pack, world)));
         }
         let room = store
             .config()
@@ -374,10 +413,7 @@ impl Compactor {
             .iter()
             .filter(|(_, pack)| wants_copying(pack, aim, roll_from) && pack.live <= room)
             .min_by_key(|(_, pack)| pack.live * 1000 / pack.weight().max(1));
-        match sparsest {
-            Some((number, _)) => Job::begin(*number, store).map(Some),
-            None => Ok(None),
-        }
+        sparsest.map(|(number, _)| (*number, Job::begin(*number, store)))
     }
 }
 
@@ -423,7 +459,7 @@ impl Job {
         {
             store.roll(number)?;
         }
-        let pages = store.world().packs.pages(number).map_err(StoreError::io)?;
+        let pages = store.world().packs.pages(number)?;
         let Some(pages) = pages else {
             return Ok(Work::Remove(number));
         };
@@ -520,7 +556,7 @@ fn read_group(
                 let frame = Frame::new(entry.kind, entry.tag, Bytes::from(bytes).slice(at..))?;
                 group.push(Moving { fp, frame, from });
             }
-            Err(ReadError::Io(e)) => return Err(StoreError::io(e)),
+            Err(ReadError::Io(e)) if !is_unreadable(&e) => return Err(StoreError::io(e)),
             // A tombstone needs no more than its name, which the footer has too.
             _ if from.is_none() => {
                 let frame = Frame::new(TOMBSTONE, entry.tag, Bytes::new())?;
@@ -555,7 +591,7 @@ impl Punching {
         world
             .packs
             .note(number, |known| known.punched_at = pack.dead());
-        let pages = world.packs.pages(number).map_err(StoreError::io)?;
+        let pages = world.packs.pages(number)?;
         let Some(pages) = pages else {
             return Ok(Work::Remove(number));
         };

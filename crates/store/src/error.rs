@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cid::Cid;
-use gemba_segment::{HeaderFault, WriteError, is_full};
+use gemba_segment::{HeaderFault, WriteError, is_full, is_unreadable};
 
 /// Why a store did not open. It never refuses because of a crash, a torn file or damaged blocks.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,14 @@ pub enum StoreError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The medium does not give back which blocks stand in a pack. They may be whole all the same, and are read by their names.
+    #[error("the disk cannot read which blocks stand in pack {pack} ({source}): check the disk")]
+    Unlisted {
+        /// Number of the pack.
+        pack: u32,
+        /// What the disk answered.
+        source: Arc<io::Error>,
+    },
     /// The block was moved by compaction again and again while it was read. Read it again.
     #[error("block {cid} was moved again and again while it was read; read it again")]
     Moving {
@@ -127,6 +135,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// An error of reading the list of blocks in a pack.
+    pub(crate) fn listing(pack: u32, error: io::Error) -> Self {
+        if is_unreadable(&error) {
+            Self::Unlisted {
+                pack,
+                source: Arc::new(error),
+            }
+        } else {
+            Self::io(error)
+        }
+    }
+
     pub(crate) fn io(error: io::Error) -> Self {
         if is_full(&error) {
             Self::Full(Arc::new(error))

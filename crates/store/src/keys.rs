@@ -55,7 +55,7 @@ impl Keys {
     /// The next blocks, at most `limit` (and at least one); `None` at the end. Memory: one page of names, about 1 MiB.
     ///
     /// # Errors
-    /// [`StoreError::Io`] if a pack cannot be read.
+    /// [`StoreError::Unlisted`] or [`StoreError::Io`] if a pack cannot be read; the next call goes on behind it.
     pub fn next_page(&mut self, limit: usize) -> Result<Option<Vec<Key>>, StoreError> {
         let limit = limit.max(1);
         let mut shown = Vec::new();
@@ -96,7 +96,11 @@ impl Keys {
         loop {
             if let Some((pack, pages)) = &mut self.pages {
                 let pack = *pack;
-                if let Some(page) = pages.next_page().map_err(StoreError::io)? {
+                let page = pages.next_page();
+                if page.is_err() {
+                    self.pages = None;
+                }
+                if let Some(page) = page? {
                     let blocks = page.entries.into_iter().filter(|entry| entry.kind == BLOCK);
                     self.ahead
                         .extend(blocks.map(|entry| (Place::new(pack, entry.at), entry.tag)));
@@ -110,7 +114,7 @@ impl Keys {
                 return Ok(false);
             };
             self.next = pack + 1;
-            let pages = packs.pages(pack).map_err(StoreError::io)?;
+            let pages = packs.pages(pack)?;
             self.pages = pages.map(|pages| (pack, pages));
         }
     }

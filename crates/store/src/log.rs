@@ -599,7 +599,11 @@ impl Plan {
             let replaced = match effect.change {
                 Change::Put(len) => world.index.insert(effect.fp, place, len, stamp, used),
                 Change::Delete => world.index.remove(effect.fp),
-                Change::Bury => None,
+                Change::Bury => {
+                    let moved = &world.counters.moved;
+                    moved.fetch_add(effect.frame_len, Ordering::Relaxed);
+                    None
+                }
                 Change::Move(from) => {
                     // Groups are one after the other, and within one a block is moved before it is deleted or written again.
                     let moved = world.index.relocate(effect.fp, from, place);

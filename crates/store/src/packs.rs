@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gemba_segment::{Disk, Mode, Reader};
 
+use crate::error::StoreError;
 use crate::format::{self, Layout};
 use crate::pages::Pages;
 
@@ -277,15 +278,15 @@ impl Packs {
     }
 
     /// The frames of a pack up to its length of this moment, page by page. For listings, scrubs and compaction.
-    pub(crate) fn pages(&self, number: u32) -> io::Result<Option<Pages>> {
+    pub(crate) fn pages(&self, number: u32) -> Result<Option<Pages>, StoreError> {
         let Some(pack) = self.get(number) else {
             return Ok(None);
         };
         match self.reader(number) {
-            Ok(reader) => Pages::new(reader, pack.len).map(Some),
+            Ok(reader) => Pages::new(number, reader, pack.len).map(Some),
             // Removed since it was looked up.
             Err(_) if self.get(number).is_none() => Ok(None),
-            Err(e) => Err(e),
+            Err(e) => Err(StoreError::listing(number, e)),
         }
     }
 

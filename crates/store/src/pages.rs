@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::error::StoreError;
 use crate::index::MAX_OFFSET;
 use gemba_segment::{Entry, Footer, FooterPage, Gap, Kind, Reader, Step, Walk};
 
@@ -13,6 +14,7 @@ const ENTRY_COST: u64 = 28;
 /// Goes over a pack once. Frames that are appended meanwhile are not shown.
 #[derive(Debug)]
 pub(crate) struct Pages {
+    pack: u32,
     source: Source,
 }
 
@@ -33,19 +35,27 @@ pub(crate) struct Page {
 }
 
 impl Pages {
-    pub(crate) fn new(reader: Reader, len: u64) -> io::Result<Self> {
+    pub(crate) fn new(pack: u32, reader: Reader, len: u64) -> Result<Self, StoreError> {
         let file = reader.file();
-        let source = match Footer::open(file, reader.identity(), file.len()?)? {
+        let footer = file
+            .len()
+            .and_then(|len| Footer::open(file, reader.identity(), len));
+        let source = match footer.map_err(|e| StoreError::listing(pack, e))? {
             Some(footer) => {
                 let first = footer.first_page();
                 Source::Footer(footer, first)
             }
             None => Source::Walk(Box::new(reader.walk(len))),
         };
-        Ok(Self { source })
+        Ok(Self { pack, source })
     }
 
-    pub(crate) fn next_page(&mut self) -> io::Result<Option<Page>> {
+    pub(crate) fn next_page(&mut self) -> Result<Option<Page>, StoreError> {
+        let pack = self.pack;
+        self.read().map_err(|e| StoreError::listing(pack, e))
+    }
+
+    fn read(&mut self) -> io::Result<Option<Page>> {
         let mut page = Page::default();
         match &mut self.source {
             Source::Footer(footer, at) => {

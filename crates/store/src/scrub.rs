@@ -90,7 +90,7 @@ impl Scrub {
     /// Checks blocks of about `bytes` bytes, at least one.
     ///
     /// # Errors
-    /// [`StoreError::Io`] if a pack cannot be opened or listed. Blocks that cannot be read are in the report.
+    /// [`StoreError::Io`] if a pack cannot be opened. What the medium does not give back is in the report.
     pub fn step(&mut self, bytes: u64) -> Result<ScrubStep, StoreError> {
         let mut step = ScrubStep::default();
         while step.bytes < bytes.max(1) && !step.done {
@@ -136,13 +136,20 @@ impl Scrub {
                 return Ok(Some(target));
             }
             let Some((pack, pages)) = &mut self.pages else {
-                if !self.next_pack()? {
+                if !self.next_pack(step)? {
                     return Ok(None);
                 }
                 continue;
             };
             let pack = *pack;
-            let Some(page) = pages.next_page().map_err(StoreError::io)? else {
+            let page = match pages.next_page() {
+                Err(StoreError::Unlisted { .. }) => {
+                    step.corrupt.push(CorruptBlock::unlisted(pack));
+                    None
+                }
+                other => other?,
+            };
+            let Some(page) = page else {
                 self.pages = None;
                 self.point = ScrubPoint {
                     pack: pack + 1,
@@ -185,19 +192,24 @@ impl Scrub {
         }
     }
 
-    fn next_pack(&mut self) -> Result<bool, StoreError> {
+    fn next_pack(&mut self, step: &mut ScrubStep) -> Result<bool, StoreError> {
         let packs = &self.store.world().packs;
         while let Some(pack) = packs.first_from(self.point.pack) {
             if pack > self.point.pack {
                 self.point = ScrubPoint { pack, offset: 0 };
             }
-            match packs.pages(pack).map_err(StoreError::io)? {
-                Some(pages) => {
+            match packs.pages(pack) {
+                Ok(Some(pages)) => {
                     self.pages = Some((pack, pages));
                     return Ok(true);
                 }
                 // Removed in this moment.
-                None => self.point.pack += 1,
+                Ok(None) => self.point.pack += 1,
+                Err(StoreError::Unlisted { .. }) => {
+                    step.corrupt.push(CorruptBlock::unlisted(pack));
+                    self.point.pack += 1;
+                }
+                Err(e) => return Err(e),
             }
         }
         Ok(false)

@@ -52,6 +52,18 @@ pub struct CorruptBlock {
     pub cause: String,
 }
 
+impl CorruptBlock {
+    /// A pack whose list of blocks the medium does not give back. Its blocks may be whole.
+    pub(crate) fn unlisted(pack: u32) -> Self {
+        Self {
+            cid: None,
+            pack,
+            offset: 0,
+            cause: "the disk cannot read which blocks stand there".to_owned(),
+        }
+    }
+}
+
 /// A block that is to be checked.
 #[derive(Debug)]
 pub(crate) struct Target {

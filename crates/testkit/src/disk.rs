@@ -109,8 +109,47 @@ struct FileState {
     live: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<FileOp>,
-    /// Bytes that were punched out: they are in `live` as zeros and take no room.
-    punched: u64,
+    /// Stretches of `live` that take no room: punched out, or never written since the length was set beyond them.
+    holes: Holes,
+}
+
+/// Stretches of bytes that do not overlap, by where they begin.
+#[derive(Clone, Default)]
+struct Holes(BTreeMap<usize, usize>);
+
+impl Holes {
+    fn add(&mut self, from: usize, to: usize) {
+        self.fill(from, to);
+        if from < to {
+            self.0.insert(from, to);
+        }
+    }
+
+    /// The bytes take room from now on.
+    fn fill(&mut self, from: usize, to: usize) {
+        let touched: Vec<_> = self.overlapping(from, to).collect();
+        for (begin, end) in touched {
+            self.0.remove(&begin);
+            if begin < from {
+                self.0.insert(begin, from);
+            }
+            if end > to {
+                self.0.insert(to, end);
+            }
+        }
+    }
+
+    fn overlapping(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, usize)> {
+        let before = self.0.range(..to).map(|(begin, end)| (*begin, *end));
+        before.filter(move |(_, end)| *end > from)
+    }
+
+    /// Bytes of holes between two offsets.
+    fn between(&self, from: usize, to: usize) -> u64 {
+        self.overlapping(from, to)
+            .map(|(begin, end)| (end.min(to) - begin.max(from)) as u64)
+            .sum()
+    }
 }
 
 #[derive(Clone)]
@@ -274,7 +313,7 @@ impl SimDisk {
             live: bytes.clone(),
             durable: bytes,
             pending: Vec::new(),
-            punched: 0,
+            holes: Holes::default(),
         });
         world.names.insert(path.to_path_buf(), id);
         world.durable_names.insert(path.to_path_buf(), id);
@@ -508,7 +547,7 @@ impl DiskFile for SimFile {
                 return Err(eio());
             }
             let full = world.fails(Call::WriteFull, "enospc write")
-                || !world.has_room(self.id, at as usize + data.len());
+                || !world.has_room(self.id, at as usize, data.len());
             let short = world.fails(Call::WriteShort, "short write");
             if full || short {
                 let keep = world.rng.below(data.len() as u64) as usize;
@@ -527,8 +566,11 @@ impl DiskFile for SimFile {
                 return Err(eio());
             }
             let file = &mut world.files[self.id];
-            file.live.resize(len as usize, 0);
-            file.pending.push(FileOp::SetLen(len as usize));
+            let (before, len) = (file.live.len(), len as usize);
+            file.live.resize(len, 0);
+            file.holes.fill(len, usize::MAX);
+            file.holes.add(before.min(len), len);
+            file.pending.push(FileOp::SetLen(len));
             Ok(())
         })
     }
@@ -560,24 +602,20 @@ impl DiskFile for SimFile {
                 return Err(eio());
             }
             let (at, len) = (at as usize, len as usize);
-            let file = &mut world.files[self.id];
+            let file = &world.files[self.id];
             let end = (at + len).min(file.live.len());
             if at >= end {
                 return Ok(());
             }
-            if file.live[at..end].iter().any(|b| *b != 0) {
-                file.punched += (end - at) as u64;
-            }
             // A power cut tears it like a write of zeros.
             world.write(self.id, at, vec![0; end - at]);
+            world.files[self.id].holes.add(at, end);
             Ok(())
         })
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        let world = self.disk.world();
-        let file = &world.files[self.id];
-        Ok((file.live.len() as u64).saturating_sub(file.punched))
+        Ok(self.disk.world().files[self.id].allocated())
     }
 }
 
@@ -589,13 +627,13 @@ impl World {
     fn used(&self) -> u64 {
         self.names
             .values()
-            .map(|id| &self.files[*id])
-            .map(|file| (file.live.len() as u64).saturating_sub(file.punched))
+            .map(|id| self.files[*id].allocated())
             .sum()
     }
 
-    fn has_room(&self, id: usize, end: usize) -> bool {
-        let more = end.saturating_sub(self.files[id].live.len()) as u64;
+    fn has_room(&self, id: usize, at: usize, len: usize) -> bool {
+        let (file, end) = (&self.files[id], at + len);
+        let more = end.saturating_sub(file.live.len()) as u64 + file.holes.between(at, end);
         more == 0 || self.used() + more <= self.capacity
     }
 
@@ -634,6 +672,7 @@ impl World {
             return;
         }
         let file = &mut self.files[id];
+        file.holes.fill(at, at + data.len());
         let op = FileOp::Write { at, data };
         op.clone().apply(&mut file.live);
         file.pending.push(op);
@@ -682,7 +721,7 @@ impl World {
                     live: bytes.clone(),
                     durable: bytes,
                     pending: Vec::new(),
-                    punched: file.punched,
+                    holes: file.holes.clone(),
                 }
             })
             .collect();
@@ -707,6 +746,11 @@ impl World {
 }
 
 impl FileState {
+    fn allocated(&self) -> u64 {
+        let len = self.live.len();
+        len as u64 - self.holes.between(0, len)
+    }
+
     /// One way in which the file may look after a power cut.
     fn survive(&self, rng: &mut Rng, faults: &mut Faults) -> Vec<u8> {
         let mut bytes = self.durable.clone();
@@ -946,6 +990,30 @@ mod tests {
         assert_eq!(disk.bytes(Path::new("f")).unwrap()[0], b'o' ^ 1);
         disk.faults()
             .assert_fired(&["eio write", "short write", "eio read", "bit flip"], 1);
+    }
+
+    #[test]
+    fn holes_take_no_room_until_they_are_written() {
+        let disk = SimDisk::new(1);
+        let file = disk.open(Path::new("f"), Mode::Create).unwrap();
+        let write = |at| file.write_at(&[IoSlice::new(&[7; 100])], at);
+        file.set_len(1000).unwrap();
+        assert_eq!((file.allocated().unwrap(), disk.used()), (0, 0));
+        write(200).unwrap();
+        disk.set_capacity(150);
+        assert_eq!(write(400).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        disk.set_capacity(1000);
+        write(950).unwrap();
+        file.punch(200, 50).unwrap();
+        file.punch(240, 20).unwrap();
+        let mut read = [1; 70];
+        assert_eq!(file.read_at(&mut read, 200).unwrap(), 70);
+        assert!(read[..60] == [0; 60] && read[60..] == [7; 10]);
+        file.set_len(1020).unwrap();
+        let rest = file.allocated().unwrap();
+        file.set_len(210).unwrap();
+        file.set_len(1020).unwrap();
+        assert!(rest >= 110 && file.allocated().unwrap() == 0);
     }
 
     #[test]
