@@ -543,10 +543,15 @@ fn read_group(
                 Some(located) if located.place == place => Some(place),
                 _ => continue,
             },
-            TOMBSTONE => match job.tombstones.get(&fp) {
-                Some(tombstone) if !tombstone.needed => continue,
-                _ => None,
-            },
+            TOMBSTONE => {
+                if let Some(tombstone) = job.tombstones.get_mut(&fp)
+                    && !std::mem::take(&mut tombstone.needed)
+                {
+                    // Not needed, or copied already: a pack holds two of a key if a copy was cut off and begun again.
+                    continue;
+                }
+                None
+            }
             _ => continue,
         };
         read += entry.frame_len();

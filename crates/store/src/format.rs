@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use gemba_segment::{Identity, Kind};
 
-/// The format that is written.
-pub(crate) const FORMAT: u32 = 1;
+/// The format that is written. Format 1 had no checksum in the `version` file.
+pub(crate) const FORMAT: u32 = 2;
 /// A block: the tag is its multihash, the payload its bytes.
 pub(crate) const BLOCK: Kind = Kind(16);
 /// A deletion: the tag is the multihash, there is no payload.
@@ -34,6 +34,11 @@ impl Layout {
 
     pub(crate) fn version(&self) -> PathBuf {
         self.dir.join("version")
+    }
+
+    /// The `version` file of an older format, kept by a migration.
+    pub(crate) fn version_of(&self, format: u32) -> PathBuf {
+        self.dir.join(format!("version.{format}"))
     }
 
     pub(crate) fn version_temporary(&self) -> PathBuf {
@@ -100,31 +105,47 @@ pub(crate) fn id_of_pack(header: &[u8; gemba_segment::FILE_HEADER], number: u32)
 /// Content of the `version` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
-    /// A store of this format.
-    Known { id: u64 },
+    /// A store of this format or an older one.
+    Known { format: u32, id: u64 },
     /// A store of a newer format.
     Newer(u32),
 }
 
 /// The text of the `version` file.
 pub(crate) fn version_text(id: u64) -> String {
-    format!("{VERSION_WORD} {FORMAT}\nid {id:016x}\n")
+    let lines = format!("{VERSION_WORD} {FORMAT}\nid {id:016x}\n");
+    let crc = crc32c::crc32c(lines.as_bytes());
+    format!("{lines}crc {crc:08x}\n")
+}
+
+/// The text that format 1 had.
+fn version_text_1(id: u64) -> String {
+    format!("{VERSION_WORD} 1\nid {id:016x}\n")
 }
 
 /// Reads a `version` file; `None` if it is not one. Of a newer format only the first line is understood.
 pub(crate) fn parse_version(text: &str) -> Option<Version> {
     let (first, rest) = text.split_once('\n')?;
     let (word, number) = first.split_once(' ')?;
-    let number: u32 = number.parse().ok()?;
-    if word != VERSION_WORD || number == 0 {
+    let format: u32 = number.parse().ok()?;
+    if word != VERSION_WORD || format == 0 {
         return None;
     }
-    if number > FORMAT {
-        return Some(Version::Newer(number));
+    let id = rest.strip_prefix("id ").and_then(|rest| rest.get(..16));
+    let id = id.and_then(|id| u64::from_str_radix(id, 16).ok());
+    if format > FORMAT {
+        // With a checksum that is right for our format, the number is what is damaged.
+        let ours = id.is_some_and(|id| version_text(id).ends_with(&format!("\n{rest}")));
+        return (!ours).then_some(Version::Newer(format));
     }
-    let hex = rest.strip_prefix("id ")?.strip_suffix('\n')?;
-    let id = u64::from_str_radix(hex, 16).ok()?;
-    (version_text(id) == text).then_some(Version::Known { id })
+    let id = id?;
+    // One text for one store: whatever differs in any byte is damaged, or somebody's.
+    let right = if format == 1 {
+        version_text_1(id)
+    } else {
+        version_text(id)
+    };
+    (right == text).then_some(Version::Known { format, id })
 }
 
 #[cfg(test)]
@@ -135,11 +156,15 @@ mod tests {
     #[test]
     fn version_files_read_back_and_near_misses_do_not() {
         let text = version_text(0xfeed);
-        assert_eq!(text, "gemba-store 1\nid 000000000000feed\n");
-        assert_eq!(parse_version(&text), Some(Version::Known { id: 0xfeed }));
+        assert_eq!(text, "gemba-store 2\nid 000000000000feed\ncrc 3886bfa2\n");
+        let (format, id) = (2, 0xfeed);
+        assert_eq!(parse_version(&text), Some(Version::Known { format, id }));
+        let old = "gemba-store 1\nid 000000000000feed\n";
+        let (format, id) = (1, 0xfeed);
+        assert_eq!(parse_version(old), Some(Version::Known { format, id }));
         assert_eq!(
-            parse_version("gemba-store 2\nanything"),
-            Some(Version::Newer(2))
+            parse_version("gemba-store 3\nanything"),
+            Some(Version::Newer(3))
         );
         for bad in [
             "",
@@ -150,8 +175,23 @@ mod tests {
             "gemba-store 1\nid 000000000000FEED\n",
             "gemba-stor 1\nid 000000000000feed\n",
             "gemba-store 1\nid 000000000000feed\n\n",
+            "gemba-store 2\nid 000000000000feed\n",
+            "gemba-store 1\nid 00000000000feédd\n",
         ] {
             assert_eq!(parse_version(bad), None, "{bad:?}");
+        }
+    }
+
+    /// Row S3 for the name of the store: whichever bit turns, it is no other store's name that is believed.
+    #[test]
+    fn s3_every_flipped_bit_of_a_version_file_is_found() {
+        let text = version_text(0x0123_4567_89ab_cdef);
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let known = String::from_utf8(bytes).ok();
+            let known = known.as_deref().and_then(parse_version);
+            assert_eq!(known, None, "bit {bit}");
         }
     }
 

@@ -18,6 +18,7 @@ mod scrub;
 mod store;
 mod uses;
 mod verify;
+mod version;
 
 pub use collect::{Collection, Garbage, Sweep, SweepStep};
 pub use compact::{Aim, CompactStep};
@@ -31,3 +32,4 @@ pub use open::{OpenReport, PackGap};
 pub use scrub::{Pace, Scrub, ScrubPoint, ScrubStep};
 pub use store::{DeleteReport, PutReport, Stat, Store};
 pub use verify::{CorruptBlock, Progress, VerifyReport};
+pub use version::Migrated;

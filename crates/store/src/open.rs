@@ -1,27 +1,25 @@
 //! Opening: lock, version, then every pack in order. A crash or damage never keeps a store from opening.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher as _, Hasher as _};
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use gemba_segment::{
-    Access, Disk, Entry, FILE_HEADER, Gap, HeaderFault, LockError, LockGuard, Mode, Report,
-    Sharing, State,
+    Access, Disk, Entry, Gap, HeaderFault, LockError, LockGuard, Report, Sharing, State,
 };
 
 use crate::ballast::Ballast;
 use crate::config::Config;
 use crate::error::OpenError;
-use crate::format::{self, BLOCK, FORMAT, Layout, TOMBSTONE, Version};
+use crate::format::{self, BLOCK, Layout, TOMBSTONE};
 use crate::guard::Guards;
 use crate::index::{Index, MAX_LEN, MAX_OFFSET, Place};
 use crate::log::{Counters, Log, World, count_in, count_out};
 use crate::packs::Packs;
 use crate::uses::Uses;
+use crate::version::{self, Migrated};
 
-/// What opening found besides blocks. All empty after an orderly stop on a healthy disk.
+/// What opening found besides blocks. All empty after an orderly stop on a healthy disk by the same version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OpenReport {
@@ -33,6 +31,8 @@ pub struct OpenReport {
     pub cut: Vec<PackGap>,
     /// Packs that got no footer although they are full or damaged (the disk is full, perhaps). Opening takes longer, no more.
     pub unsealed: Vec<u32>,
+    /// The store was of an older format.
+    pub migrated: Option<Migrated>,
 }
 
 /// A stretch of bytes in a pack.
@@ -65,10 +65,10 @@ pub(crate) fn open(
         disk.create_dir(dir).map_err(|e| io_error(dir, e))?;
     }
     // The version comes before the lock file is made: a newer store is not touched in any way.
-    refuse_newer(disk.as_ref(), &layout)?;
+    version::refuse_newer(disk.as_ref(), &layout)?;
     let lock = take_lock(disk.as_ref(), &layout, read_only)?;
     let numbers = list_packs(disk.as_ref(), dir)?;
-    let store_id = read_or_write_version(disk.as_ref(), &layout, &numbers, read_only)?;
+    let (store_id, migrated) = version::settle(disk.as_ref(), &layout, &numbers, read_only)?;
     if !read_only {
         sync_names(disk.as_ref(), dir, numbers.is_empty()).map_err(|e| io_error(dir, e))?;
     }
@@ -83,7 +83,10 @@ pub(crate) fn open(
         guards: Arc::new(Guards::default()),
         counters: Arc::new(Counters::default()),
     };
-    let mut report = OpenReport::default();
+    let mut report = OpenReport {
+        migrated,
+        ..OpenReport::default()
+    };
     let pack_bytes = config.effective_pack_bytes();
     let ballast = if read_only { 0 } else { config.ballast };
     let mut log = Log {
@@ -285,105 +288,6 @@ fn list_packs(disk: &dyn Disk, dir: &Path) -> Result<Vec<u32>, OpenError> {
     Ok(numbers)
 }
 
-fn refuse_newer(disk: &dyn Disk, layout: &Layout) -> Result<(), OpenError> {
-    match read_version(disk, layout)? {
-        Some(text) => match format::parse_version(&text) {
-            Some(Version::Newer(found)) => Err(OpenError::NewerFormat {
-                path: layout.version(),
-                found,
-                known: FORMAT,
-            }),
-            _ => Ok(()),
-        },
-        None => Ok(()),
-    }
-}
-
-/// The text of the `version` file; `None` if there is none. What is not text is no version.
-fn read_version(disk: &dyn Disk, layout: &Layout) -> Result<Option<String>, OpenError> {
-    let path = layout.version();
-    let read = || -> io::Result<String> {
-        let file = disk.open(&path, Mode::Read)?;
-        // Any version file of any format is short; only its first line must be understood.
-        let mut bytes = vec![0; 4096];
-        let mut len = 0;
-        while len < bytes.len() {
-            match file.read_at(&mut bytes[len..], len as u64)? {
-                0 => break,
-                n => len += n,
-            }
-        }
-        Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
-    };
-    match read() {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io_error(&path, e)),
-    }
-}
-
-/// The id of the store. Without a good `version` file it is taken from a pack, and the file is written anew; without packs it
-/// is a new store.
-fn read_or_write_version(
-    disk: &dyn Disk,
-    layout: &Layout,
-    numbers: &[u32],
-    read_only: bool,
-) -> Result<u64, OpenError> {
-    let text = read_version(disk, layout)?;
-    if let Some(Version::Known { id }) = text.as_deref().and_then(format::parse_version) {
-        return Ok(id);
-    }
-    let from_packs = numbers
-        .iter()
-        .find_map(|number| id_from_pack(disk, &layout.pack(*number), *number));
-    let id = match from_packs {
-        Some(id) => id,
-        // The version file is durable before the first pack is made; so without it there were never blocks, or it was lost
-        // by other means than a crash.
-        None if numbers.is_empty() && !read_only => fresh_id(),
-        None if numbers.is_empty() && text.is_none() => {
-            return Err(OpenError::Missing(layout.dir.clone()));
-        }
-        None => return Err(OpenError::BadVersionFile(layout.version())),
-    };
-    if !read_only {
-        write_version(disk, layout, id).map_err(|e| io_error(&layout.version(), e))?;
-    }
-    Ok(id)
-}
-
-fn id_from_pack(disk: &dyn Disk, path: &Path, number: u32) -> Option<u64> {
-    let file = disk.open(path, Mode::Read).ok()?;
-    let mut header = [0; FILE_HEADER];
-    let read = file.read_at(&mut header, 0).ok()?;
-    if read < FILE_HEADER {
-        return None;
-    }
-    format::id_of_pack(&header, number)
-}
-
-/// A value that no other store has. Not a secret; it only must not be known to whoever supplied blocks before.
-fn fresh_id() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-fn write_version(disk: &dyn Disk, layout: &Layout, id: u64) -> io::Result<()> {
-    let temporary = layout.version_temporary();
-    let file = disk.open(&temporary, Mode::Create)?;
-    file.set_len(0)?;
-    let text = format::version_text(id);
-    let mut at = 0;
-    while at < text.len() {
-        match file.write_at(&[IoSlice::new(&text.as_bytes()[at..])], at as u64)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => at += n,
-        }
-    }
-    file.sync_data()?;
-    disk.rename(&temporary, &layout.version())
-}
-
 /// Makes durable whatever names are there: a process may have died between making one and syncing it. Before the first pack
 /// is made the folders above are made durable too; a store with packs has been through that.
 fn sync_names(disk: &dyn Disk, dir: &Path, is_new: bool) -> io::Result<()> {
@@ -413,7 +317,7 @@ fn sync_names(disk: &dyn Disk, dir: &Path, is_new: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn io_error(path: &Path, source: io::Error) -> OpenError {
+pub(crate) fn io_error(path: &Path, source: io::Error) -> OpenError {
     OpenError::Io {
         path: path.to_path_buf(),
         source,

@@ -1,4 +1,4 @@
-//! S4.23: the files on disk, byte for byte. Written by format 1; read by every later one.
+//! S4.23, S1.32: the files on disk, byte for byte, of every format; each is read by every later one.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -10,6 +10,7 @@ use gemba_block::{Block, MhCode, codec};
 use gemba_store::{Config, Store};
 use gemba_testkit::disk::SimDisk;
 
+/// The `version` file of format 1; that of format 2 is the golden file `version-2`. Packs are the same in both.
 const VERSION: &[u8] = b"gemba-store 1\nid 0123456789abcdef\n";
 
 fn vectors() -> PathBuf {
@@ -57,6 +58,8 @@ fn s4_23_the_files_are_written_as_the_golden_ones() {
     let sim = write();
     if std::env::var_os("GEMBA_WRITE_VECTORS").is_some() {
         std::fs::write(vectors().join("version"), VERSION).unwrap();
+        let now = sim.bytes(&Path::new(common::DIR).join("version"));
+        std::fs::write(vectors().join("version-2"), now.unwrap()).unwrap();
         for number in 1..=2 {
             let name = format!("{number:06}.pack");
             std::fs::write(
@@ -70,16 +73,29 @@ fn s4_23_the_files_are_written_as_the_golden_ones() {
         let name = format!("{number:06}.pack");
         assert!(
             sim.bytes(&common::pack(number)).unwrap() == golden(&name),
-            "{name} is written in another way than format 1 has it"
+            "{name} is written in another way than formats 1 and 2 have it"
         );
     }
+    let version = |name| sim.bytes(&Path::new(common::DIR).join(name)).unwrap();
+    assert_eq!(version("version"), golden("version-2"));
+    assert_eq!(version("version.1"), golden("version"));
 }
 
 #[test]
-fn s4_23_the_golden_files_are_read() {
+fn s4_23_s1_32_the_golden_files_of_every_format_are_read() {
+    for version in ["version", "version-2"] {
+        read(version);
+    }
+}
+
+fn read(version: &str) {
     let sim = SimDisk::new(1);
-    for name in ["version", "000001.pack", "000002.pack"] {
-        sim.install(&Path::new(common::DIR).join(name), golden(name));
+    for (name, file) in [
+        ("version", version),
+        ("000001.pack", "000001.pack"),
+        ("000002.pack", "000002.pack"),
+    ] {
+        sim.install(&Path::new(common::DIR).join(name), golden(file));
     }
     let store = Store::open_read_only_on(Arc::new(sim), common::DIR, Config::default()).unwrap();
     let blocks = blocks();

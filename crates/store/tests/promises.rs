@@ -463,15 +463,15 @@ fn s11_a_newer_format_is_refused() {
     drop(open(&sim, common::config()).unwrap());
     let version = Path::new(DIR).join("version");
     sim.edit(&version, |bytes| {
-        *bytes = b"gemba-store 2\nsomething else\n".to_vec();
+        *bytes = b"gemba-store 3\nsomething else\n".to_vec();
     });
     let ops = sim.ops();
     let error = open(&sim, common::config()).unwrap_err();
     assert!(matches!(
         error,
         OpenError::NewerFormat {
-            found: 2,
-            known: 1,
+            found: 3,
+            known: 2,
             ..
         }
     ));
@@ -493,7 +493,7 @@ fn s11_a_lost_version_file_is_not_the_end() {
         let store = open(&sim, common::config()).unwrap();
         assert!(store.has(block[0].cid()));
         drop(store);
-        assert!(sim.bytes(&version).unwrap().starts_with(b"gemba-store 1\n"));
+        assert!(sim.bytes(&version).unwrap().starts_with(b"gemba-store 2\n"));
     }
 }
 

@@ -149,6 +149,37 @@ fn sto_24_a_deleted_block_never_comes_back_by_compaction() {
     }
 }
 
+/// Happened: compaction that was cut off and begun again left two tombstones of a block in one pack. Such a pack seemed worth
+/// copying, and was copied with both, for ever.
+#[test]
+fn compaction_ends_where_tombstones_stand_twice() {
+    for steps in 1..12 {
+        let sim = SimDisk::new(1);
+        let store = open(&sim, common::config());
+        let small = blocks(1, 30, 20);
+        store.put_many(&small).unwrap();
+        // Keeps the first pack, so that what buries its small blocks is needed.
+        store.put_many(&blocks(2, 1, 12_000)).unwrap();
+        // Makes the second pack worth copying.
+        let passing = blocks(3, 1, 8_000);
+        store.put_many(&passing).unwrap();
+        store.delete_many(&ids(&small)).unwrap();
+        store.delete_many(&ids(&passing)).unwrap();
+        for _ in 0..steps {
+            // Copies some, and is forgotten then.
+            let aim = Aim::default().budget(400).below(90);
+            store.compact_step(&aim).unwrap();
+        }
+        drop(store);
+        let store = open(&sim, common::config());
+        let done = common::compact(&store, Aim::default().below(90));
+        assert!(done.copied < 20_000, "{done:?}");
+        assert_gone(&store, &small);
+        drop(store);
+        assert_gone(&open(&sim, common::config()), &small);
+    }
+}
+
 /// Large dead blocks in a pack that is worth keeping are punched out where they stand: nothing is copied, and it counts.
 #[test]
 fn large_dead_blocks_are_punched_out() {

@@ -6,6 +6,8 @@
     reason = "shared by several test binaries"
 )]
 
+pub mod lying;
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -168,7 +170,11 @@ pub fn run_workload(
             }
             1 | 2 if !known.is_empty() => {
                 let count = if with_compaction && rng.coin() { 12 } else { 3 };
-                let victims: Vec<_> = (0..count).map(|_| rng.pick(&known).clone()).collect();
+                let mut victims: Vec<_> = (0..count).map(|_| rng.pick(&known).clone()).collect();
+                if with_compaction {
+                    let large = known.iter().rev().filter(|block| block.len() > 4096);
+                    victims.extend(large.take(1 + rng.below(2) as usize).cloned());
+                }
                 delete(&open, &victims, model);
                 store = Some(open);
             }
