@@ -1,15 +1,17 @@
 //! Durable puts in batches of 64, beside what the same disk gives a program that only writes and syncs the same bytes; and what
-//! opening a million blocks costs after a kill, in time and memory: in processes of their own, which really die.
+//! opening a million blocks costs after a kill, in time and memory: in processes of their own, which really die; and how long puts
+//! take while garbage is collected.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group};
-use gemba_store::{Config, Store};
+use gemba_store::{Aim, Config, Store};
 
 const BATCH: usize = 64;
 
@@ -114,7 +116,65 @@ fn live_and_die(order: &str) -> ! {
     std::process::abort();
 }
 
-criterion_group!(benches, puts, opens);
+/// Blocks that nothing holds.
+const GARBAGE: u64 = 100_000;
+
+/// How long a durable put of one small block takes while nothing else goes on, while garbage is collected, and while its space
+/// comes back; goal for the 99th of a hundred: twice the first.
+fn collections(_: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Config::default().pack_bytes(16 << 20)).unwrap();
+    for salt in 0..GARBAGE / 10_000 {
+        store
+            .put_many(&gemba_benches::blocks(10_000, 1024, salt))
+            .unwrap();
+    }
+    let idle = put_for(&store, 1 << 32, || true, 3000);
+    println!("put of 1 KiB: 99 of 100 within {idle:?} beside nothing");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let started = Instant::now();
+            let mut sweep = store.collect().unwrap().sweep();
+            while !sweep.step(512).unwrap().done {}
+            drop(sweep);
+            over.store(true, Ordering::SeqCst);
+            started.elapsed()
+        });
+        let busy = put_for(&store, 2 << 32, || !over.load(Ordering::SeqCst), usize::MAX);
+        let took = collector.join().unwrap();
+        println!("… within {busy:?} while {GARBAGE} blocks are collected, in {took:?}");
+        over.store(false, Ordering::SeqCst);
+        let compactor = scope.spawn(|| {
+            let started = Instant::now();
+            let aim = Aim::default().budget(256 << 10);
+            while !store.compact_step(&aim).unwrap().idle {}
+            over.store(true, Ordering::SeqCst);
+            started.elapsed()
+        });
+        let busy = put_for(&store, 3 << 32, || !over.load(Ordering::SeqCst), usize::MAX);
+        let took = compactor.join().unwrap();
+        println!("… within {busy:?} while they are compacted, in {took:?}\n");
+    });
+}
+
+/// Puts single blocks as long as told to; what 99 of 100 took at most.
+fn put_for(store: &Store, salt: u64, go_on: impl Fn() -> bool, most: usize) -> Duration {
+    let mut times = Vec::new();
+    while go_on() && times.len() < most {
+        let block = gemba_benches::blocks(1, 1024, salt + times.len() as u64);
+        let started = Instant::now();
+        store.put_many(&block).unwrap();
+        times.push(started.elapsed());
+    }
+    times.sort_unstable();
+    times
+        .get(times.len() * 99 / 100)
+        .copied()
+        .unwrap_or_default()
+}
+
+criterion_group!(benches, puts, opens, collections);
 
 fn main() {
     match std::env::var(CHILD) {

@@ -19,8 +19,9 @@ use crate::keys::Keys;
 use crate::log::Op;
 use crate::store::{Store, is_identity};
 
-/// Most blocks that one group deletes: 32 KiB of tombstones, so that a put which shares the flush hardly waits for them.
-const GROUP: usize = 512;
+/// Most blocks that one group deletes: below 4 KiB of tombstones, which a segment writes with a cheap flush (specs/segment.md §7), so
+/// that a put which waits for them hardly waits longer.
+const GROUP: usize = 64;
 
 /// A collection that marks. Dropping it ends it; nothing was deleted then.
 #[derive(Debug)]
@@ -219,7 +220,7 @@ impl Sweep {
         mark(&self.under_way.store, cid)
     }
 
-    /// Looks at most at `limit` blocks (and at least at one), in the order of the disk, and deletes what may go, in groups of 512
+    /// Looks at most at `limit` blocks (and at least at one), in the order of the disk, and deletes what may go, in groups of 64
     /// that puts can share. Space comes back by [`Store::compact_step`].
     ///
     /// # Errors
