@@ -1,4 +1,5 @@
-//! Where every block is: an open-addressing table in memory, at most 60 bytes a block, rebuilt when the store opens.
+//! Where every block is: an open-addressing table in memory, at most 60 bytes a block, rebuilt from the packs' footers when the
+//! store opens (specs/store.md §4).
 //!
 //! A block is known by a fingerprint of 128 bits of its multihash under a key that is new in every process, so nobody can
 //! make two blocks that are taken for one. Reads compare the whole multihash all the same.
