@@ -33,7 +33,10 @@ const CRATES: &[Crate] = &[
     },
     Crate {
         folder: "store",
-        drivers: &[("verify.rs", "reads and hashes on all processors")],
+        drivers: &[
+            ("kubo.rs", "the files of a Kubo repository"),
+            ("verify.rs", "reads and hashes on all processors"),
+        ],
     },
     Crate {
         folder: "unixfs",
