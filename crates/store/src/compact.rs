@@ -568,16 +568,17 @@ fn read_group(
                 group.push(Moving { fp, frame, from });
             }
             _ => {
-                world.index.mark_bad(fp, place);
                 job.stuck += 1;
-                step.corrupt.push(CorruptBlock {
+                let block = CorruptBlock {
                     cid: Multihash::from_bytes(&entry.tag)
                         .ok()
                         .map(|hash| Cid::new_v1(RAW, hash)),
                     pack: job.pack,
                     offset: entry.at,
                     cause: "found damaged while it was copied".to_owned(),
-                });
+                };
+                store.found_damaged(fp, place, block.clone());
+                step.corrupt.push(block);
             }
         }
     }

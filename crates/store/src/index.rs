@@ -358,12 +358,14 @@ impl Index {
         self.write(fp).remove(fp)
     }
 
-    /// Remembers that a block is damaged at this place, so that the next put writes it again.
-    pub(crate) fn mark_bad(&self, fp: Fingerprint, place: Place) {
-        if let Some(slot) = self.write(fp).find_mut(fp)
-            && slot.place == place.0
-        {
-            slot.len |= BAD;
+    /// Remembers that a block is damaged at this place, so that the next put writes it again; whether that is news.
+    pub(crate) fn mark_bad(&self, fp: Fingerprint, place: Place) -> bool {
+        match self.write(fp).find_mut(fp) {
+            Some(slot) if slot.place == place.0 && slot.len & BAD == 0 => {
+                slot.len |= BAD;
+                true
+            }
+            _ => false,
         }
     }
 

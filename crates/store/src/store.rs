@@ -16,9 +16,10 @@ use crate::config::{Config, VerifyOnRead};
 use crate::error::{OpenError, StoreError};
 use crate::format::BLOCK;
 use crate::guard::Guard;
-use crate::index::{AlreadyHashed, Fingerprint, Located, Reason, Renewed};
+use crate::index::{AlreadyHashed, Fingerprint, Located, Place, Reason, Renewed};
 use crate::log::{Candidate, Log, Op, Outcome, PackWriter, World, seal};
 use crate::open::{OpenReport, Parts, open};
+use crate::verify::{CorruptBlock, Found};
 
 /// Most bytes of blocks that one flush takes from one call; larger calls take several.
 const CALL_BYTES: usize = 32 << 20;
@@ -55,6 +56,7 @@ struct Inner {
     compactor: Mutex<Compactor>,
     report: OpenReport,
     corrupt_reads: AtomicU64,
+    found: Mutex<Found>,
     /// A collection is under way.
     collecting: AtomicBool,
     /// There are marks of last use that are worth writing down.
@@ -195,6 +197,7 @@ impl Store {
                 compactor: Mutex::default(),
                 report,
                 corrupt_reads: AtomicU64::new(0),
+                found: Mutex::default(),
                 collecting: AtomicBool::new(false),
                 ticked: AtomicBool::new(false),
                 _lock: lock,
@@ -385,6 +388,14 @@ impl Store {
         crate::uses::save(&self.inner.world.index, &self.inner.world.packs)
     }
 
+    /// The blocks that reads, scrubs and compaction have found damaged since this was asked last, each once; at most the 1,024 that were
+    /// found last. Whoever fetches and puts them repairs them; what [`Self::has`] knows again was repaired meanwhile.
+    #[must_use]
+    pub fn take_damaged(&self) -> Vec<CorruptBlock> {
+        let found = &self.inner.found;
+        found.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Figures. Cheap.
     #[must_use]
     pub fn stat(&self) -> Stat {
@@ -532,11 +543,35 @@ impl Store {
         located: Located,
         read: Result<Bytes, StoreError>,
     ) -> Result<Bytes, StoreError> {
-        if matches!(read, Err(StoreError::Corrupt { .. })) {
-            self.inner.world.index.mark_bad(fp, located.place);
+        if let Err(StoreError::Corrupt {
+            cid,
+            pack,
+            offset,
+            what,
+        }) = &read
+        {
             self.inner.corrupt_reads.fetch_add(1, Ordering::Relaxed);
+            self.found_damaged(
+                fp,
+                located.place,
+                CorruptBlock {
+                    cid: Some(**cid),
+                    pack: *pack,
+                    offset: *offset,
+                    cause: (*what).to_owned(),
+                },
+            );
         }
         read
+    }
+
+    /// A block is damaged where it stands: it counts as absent from now on.
+    pub(crate) fn found_damaged(&self, fp: Fingerprint, place: Place, block: CorruptBlock) {
+        if self.inner.world.index.mark_bad(fp, place) {
+            let found = &self.inner.found;
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.push(block);
+        }
     }
 
     /// Reads what stands at a place. The block may have moved since it was looked up there: whoever calls looks again.

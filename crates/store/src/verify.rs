@@ -1,5 +1,6 @@
-//! Scrubbing: every block is read and hashed.
+//! Scrubbing: every block is read and hashed; and the list of what was found damaged, by whomever.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use cid::Cid;
@@ -9,6 +10,26 @@ use crate::error::StoreError;
 use crate::index::Located;
 use crate::scrub::{ScrubPoint, ScrubStep};
 use crate::store::Store;
+
+/// Most damaged blocks that wait for somebody to repair them; beyond that the oldest are left to the next scrub.
+const FOUND: usize = 1024;
+
+/// Damaged blocks that nobody has asked for yet.
+#[derive(Debug, Default)]
+pub(crate) struct Found(VecDeque<CorruptBlock>);
+
+impl Found {
+    pub(crate) fn push(&mut self, block: CorruptBlock) {
+        if self.0.len() == FOUND {
+            self.0.pop_front();
+        }
+        self.0.push_back(block);
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<CorruptBlock> {
+        std::mem::take(&mut self.0).into()
+    }
+}
 
 /// How far a scrub is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

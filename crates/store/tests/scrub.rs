@@ -91,6 +91,37 @@ fn s3_a_scrub_in_steps_finds_every_damaged_block_and_a_put_repairs_it() {
     assert!(step.done && step.corrupt.is_empty() && step.blocks == 200);
 }
 
+/// What anybody finds damaged is told once to whoever repairs: reads, a scrub, compaction.
+#[test]
+fn s3_damage_waits_for_whoever_repairs_it() {
+    let sim = SimDisk::new(1);
+    let (store, all) = filled(&sim);
+    let packs = store.stat().packs;
+    for block in [&all[0], &all[100], &all[150]] {
+        damage(&sim, packs, block);
+    }
+    for _ in 0..3 {
+        assert!(store.get(all[100].cid()).is_err());
+    }
+    let gone: Vec<_> = all[1..12].iter().map(|block| *block.cid()).collect();
+    store.delete_many(&gone).unwrap();
+    common::compact(&store, Aim::default());
+    while !store
+        .scrub(ScrubPoint::default())
+        .step(u64::MAX)
+        .unwrap()
+        .done
+    {}
+    let found = store.take_damaged();
+    let found: Vec<_> = found.iter().map(|block| block.cid.unwrap()).collect();
+    let expected = [100, 0, 150].map(|i: usize| *all[i].cid());
+    assert_eq!(found, expected);
+    assert!(store.take_damaged().is_empty());
+    let again: Vec<_> = [100, 0, 150].map(|i: usize| all[i].clone()).into();
+    assert_eq!(store.put_many(&again).unwrap().new, 3);
+    assert!(expected.iter().all(|cid| store.has(cid)));
+}
+
 /// What the medium does not give back at all is damage too, and the scrub goes on behind it.
 #[test]
 fn s3_a_scrub_goes_on_behind_what_cannot_be_read() {
