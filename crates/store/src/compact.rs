@@ -24,9 +24,9 @@ use crate::store::{RAW, Store};
 use crate::verify::CorruptBlock;
 
 /// Most bytes copied by one group: what a put may have to wait for besides its own flush.
-const GROUP_BYTES: u64 = 256 << 10;
+const GROUP_BYTES: u64 = 64 << 10;
 /// Most frames copied by one group.
-const GROUP_FRAMES: usize = 128;
+const GROUP_FRAMES: usize = 64;
 /// Tombstones of a pack that are looked for in older packs, 24 bytes each; what is over is copied without a look.
 const TOMBSTONES: usize = 64 << 10;
 /// File systems give space back in pages of this size.
@@ -59,7 +59,7 @@ impl Default for Aim {
 
 impl Aim {
     /// Bytes that a step reads and writes before it returns, about; 1 MiB by default. A step is never interrupted inside a
-    /// group of at most 256 KiB and one block.
+    /// group of at most 64 KiB and one block.
     #[must_use]
     pub fn budget(mut self, bytes: u64) -> Self {
         self.budget = bytes.max(1);
@@ -176,7 +176,7 @@ struct Punching {
 
 impl Store {
     /// Gives space of deleted blocks back, one bounded step at a time; the owner calls it as often as it likes, from one place.
-    /// Never makes a put or a get wait longer than one group of about 256 KiB takes.
+    /// Never makes a put or a get wait longer than one group of about 64 KiB takes.
     ///
     /// # Errors
     /// See [`StoreError`]. Nothing is lost by a failed step, and the next one begins anew.
