@@ -143,6 +143,42 @@ fn what_was_used_least_recently_goes_first() {
     assert_eq!(finish(collection.sweep_bytes(1 << 40), 8).0, 35);
 }
 
+/// Marks of last use are worth little, so no damage to their file may cost more than marks: the store opens with every block.
+#[test]
+fn damaged_marks_of_last_use_cost_nothing_but_marks() {
+    let sim = SimDisk::new(1);
+    let store = open(&sim);
+    let all = blocks(1, 40, 300);
+    for batch in all.chunks(4) {
+        store.put_many(batch).unwrap();
+        store.tick();
+    }
+    drop(store);
+    let path = std::path::Path::new(common::DIR).join("uses");
+    let whole = sim.bytes(&path).unwrap();
+    let mut with_marks = 0;
+    for at in 0..whole.len() * 2 {
+        let mut bytes = whole.clone();
+        if at < whole.len() {
+            bytes[at] ^= 0x41;
+        } else {
+            bytes.truncate(at - whole.len());
+        }
+        let sim = sim.reopen();
+        sim.install(&path, bytes);
+        let store = open(&sim);
+        assert_eq!(store.stat().blocks, 40);
+        let marked = store.uses()[1..]
+            .iter()
+            .map(|(blocks, _)| blocks)
+            .sum::<u64>();
+        with_marks += usize::from(marked > 0);
+        store.tick();
+        store.save_uses().unwrap();
+    }
+    assert!(with_marks > 20, "{with_marks}");
+}
+
 /// A sweep that the disk refuses removes nothing that it does not tell, and another one goes on.
 #[test]
 fn s5_a_collection_that_fails_can_be_begun_again() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use gemba_block::codec::RAW;
 use gemba_block::{Block, Cid, MAX_BLOCK_BYTES, MhCode};
-use gemba_store::{Config, Store};
+use gemba_store::{Aim, Config, ScrubPoint, Store, StoreError};
 
 fn small() -> Config {
     Config::default().pack_bytes(0).open_packs(0)
@@ -222,4 +222,75 @@ fn sto_13_names_that_are_no_packs_are_left_alone() {
     for name in names {
         assert_eq!(std::fs::read(at(name)).unwrap(), b"not ours", "{name:?}");
     }
+}
+
+/// Compaction, scrubs and collections from several threads at once, given up in the middle, over blocks that come and go: nobody
+/// waits for ever, what is held stays whole, and counts are right in the end.
+#[test]
+fn owners_that_do_not_know_of_each_other_do_no_harm() {
+    within_a_minute(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), small().open_packs(1)).unwrap();
+        let held = blocks(0, 60);
+        let guard = store.guard();
+        store.put_many(&held).unwrap();
+        std::thread::scope(|scope| {
+            for t in 0..3_u32 {
+                let (store, held) = (&store, &held);
+                scope.spawn(move || {
+                    for i in 0..40 {
+                        let passing = blocks(1000 * (t + 1) + i, 5);
+                        store.put_many(&passing).unwrap();
+                        let aim = Aim::default().budget(3000).below(90);
+                        assert!(store.compact_step(&aim).unwrap().corrupt.is_empty());
+                        let step = store.scrub(ScrubPoint::default()).step(2000).unwrap();
+                        assert!(step.corrupt.is_empty(), "{step:?}");
+                        match store.collect() {
+                            Err(StoreError::Collecting) => {}
+                            Ok(collection) if i % 3 == 0 => drop(collection),
+                            Ok(collection) => {
+                                let mut sweep = collection.sweep();
+                                sweep.step(20).unwrap();
+                            }
+                            Err(other) => panic!("{other}"),
+                        }
+                        let gone: Vec<_> = passing.iter().map(|b| *b.cid()).collect();
+                        store.delete_many(&gone).unwrap();
+                        for block in held {
+                            let read = store.get(block.cid()).unwrap();
+                            assert_eq!(read.as_ref(), Some(block.data()));
+                        }
+                    }
+                });
+            }
+        });
+        drop(guard);
+        let mut sweep = store.collect().unwrap().sweep();
+        while !sweep.step(50).unwrap().done {}
+        drop(sweep);
+        assert_eq!((store.stat().blocks, store.stat().bytes), (0, 0));
+        while !store.compact_step(&Aim::default()).unwrap().idle {}
+        assert!(listed(&store).is_empty());
+    });
+}
+
+/// A store that is only read counts garbage and scrubs, and changes nothing.
+#[test]
+fn a_reader_may_count_and_scrub_but_not_delete() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = blocks(0, 20);
+    Store::open(dir.path(), small())
+        .unwrap()
+        .put_many(&all)
+        .unwrap();
+    let store = Store::open_read_only(dir.path(), small()).unwrap();
+    let collection = store.collect().unwrap();
+    assert_eq!(collection.garbage().blocks, 20);
+    let refused = collection.sweep().step(10);
+    assert!(matches!(refused, Err(StoreError::ReadOnly)));
+    let refused = store.compact_step(&Aim::default());
+    assert!(matches!(refused, Err(StoreError::ReadOnly)));
+    assert!(matches!(store.save_uses(), Err(StoreError::ReadOnly)));
+    let step = store.scrub(ScrubPoint::default()).step(u64::MAX).unwrap();
+    assert_eq!((step.blocks, step.corrupt.len()), (20, 0));
 }
