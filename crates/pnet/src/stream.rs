@@ -129,16 +129,34 @@ where
                 how: Silence::Timeout(deadline),
             }))
             .map_err(|error| outcome.blame(error))?;
+        Ok(Self::after_nonces(
+            socket, key, side, &ours, &theirs, outcome,
+        ))
+    }
+
+    pub(crate) fn after_nonces(
+        socket: S,
+        key: &SwarmKey,
+        side: Side,
+        ours: &[u8; NONCE_LEN],
+        theirs: &[u8; NONCE_LEN],
+        outcome: KeyOutcome,
+    ) -> Self {
         let key_bytes = key.expose_secret_bytes();
-        Ok(Self {
+        Self {
             socket,
-            reader: Reader::new(XSalsa20::new(key_bytes, &theirs)),
-            writer: Writer::new(XSalsa20::new(key_bytes, &ours)),
+            reader: Reader::new(XSalsa20::new(key_bytes, theirs)),
+            writer: Writer::new(XSalsa20::new(key_bytes, ours)),
             state: State::Checking(HeaderCheck::default()),
             side,
             fingerprint: key.fingerprint(),
             outcome,
-        })
+        }
+    }
+
+    /// The socket below, with what it was given.
+    pub(crate) fn into_socket(self) -> S {
+        self.socket
     }
 
     /// A view of the key check that outlives the move of this stream into the next layer.
