@@ -360,6 +360,9 @@ impl Client {
             let outcome = write(&mut pieces)
                 .and_then(|()| pieces.flush().map_err(|e| Fail::new(Code::Failure, e)));
             if outcome.is_err() {
+                // What is left in it would be written when it is dropped, into a request that this breaks off: that would look as
+                // if the daemon had taken no more.
+                drop(pieces.into_parts());
                 let broken = io::Error::new(io::ErrorKind::BrokenPipe, "the upload was given up");
                 let _closed = sender.blocking_send(Err(broken));
             }
