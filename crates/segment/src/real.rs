@@ -143,8 +143,12 @@ impl DiskFile for RealFile {
             (&self.file).seek(io::SeekFrom::Start(at))?;
         }
         *cursor = u64::MAX;
-        let written = (&self.file).write_vectored(bufs)?;
+        let written = (&self.file).write_vectored(first_piece(bufs))?;
         *cursor = at + written as u64;
+        drop(cursor);
+        if written >= PIECE / 4 {
+            self.begin_writeback(at, written);
+        }
         Ok(written)
     }
 
@@ -178,4 +182,31 @@ impl DiskFile for RealFile {
         // The unit is 512 bytes whatever the file system's block size is (stat(2)).
         Ok(std::os::unix::fs::MetadataExt::blocks(&self.file.metadata()?) * 512)
     }
+}
+
+/// Bytes of one write. A large one is made in pieces, so that the disk works on the first while the next is copied.
+const PIECE: usize = 1024 * 1024;
+
+impl RealFile {
+    /// Has the kernel begin to write to the disk what lies in its cache, without waiting: the flush that follows has less left to do.
+    /// Advice to forget the range does it on Linux; nothing is forgotten, for what is not written yet stays. A hint, so failures do
+    /// not matter.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn begin_writeback(&self, at: u64, len: usize) {
+        let len = std::num::NonZeroU64::new(len as u64);
+        let _hint = rustix::fs::fadvise(&self.file, at, len, rustix::fs::Advice::DontNeed);
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn begin_writeback(&self, _at: u64, _len: usize) {}
+}
+
+/// The buffers of one piece: at least one.
+fn first_piece<'a, 'b>(bufs: &'a [IoSlice<'b>]) -> &'a [IoSlice<'b>] {
+    let mut bytes = 0;
+    let end = bufs.iter().position(|buf| {
+        bytes += buf.len();
+        bytes >= PIECE
+    });
+    &bufs[..end.map_or(bufs.len(), |last| last + 1)]
 }
