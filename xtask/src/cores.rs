@@ -65,6 +65,7 @@ const CRATES: &[Crate] = &[
             ("listener_process.rs", "who holds a port"),
             ("liveness.rs", "ping"),
             ("muxer/gate.rs", "stops reading a connection"),
+            ("fuzz.rs", "entry points of fuzzers, of the streams too"),
             ("muxer/mod.rs", "the multiplexer and its streams"),
             ("stream.rs", "the key stream on a socket"),
             ("transport.rs", "TCP, key, Noise, Yamux"),

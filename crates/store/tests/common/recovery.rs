@@ -104,7 +104,7 @@ fn change(disk: &SimDisk, act: &[u8]) {
         }),
         1 => disk.edit(file, |bytes| bytes.truncate(place(bytes.len()))),
         2 => disk.edit(file, |bytes| {
-            bytes.resize(bytes.len() + offset % 5000, value)
+            bytes.resize(bytes.len() + offset % 5000, value);
         }),
         3 => {
             let taken = disk.bytes(other).unwrap_or_default();
