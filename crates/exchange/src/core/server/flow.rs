@@ -119,7 +119,6 @@ impl Flow {
             self.credit = LEAST_CREDIT.min(self.most);
             self.rests_until = now.saturating_add(REST * (1 << self.given_up));
             self.given_up = (self.given_up + 1).min(5);
-            self.giving_up = !self.flights.is_empty();
         } else if took <= PROMPT {
             self.given_up = 0;
             self.taken = self.taken.saturating_add(flight.wire);
@@ -127,6 +126,8 @@ impl Flow {
         } else if took > LATE {
             self.credit = (self.credit / 2).max(LEAST_CREDIT.min(self.most));
         }
+        // It may have been written just before it was to be given up.
+        self.giving_up &= !self.flights.is_empty();
         // What waits behind it has its own time.
         if let Some(next) = self.flights.front_mut() {
             next.since = next.since.max(now);
@@ -186,6 +187,22 @@ mod tests {
         flow.handed(1000, 1000, SECOND);
         flow.landed(true, 4 * SECOND);
         assert!(flow.has_credit(MOST / 2 - 1) && !flow.has_credit(MOST / 2));
+    }
+
+    #[test]
+    fn a_message_that_was_written_just_before_it_was_given_up_leaves_nothing_behind() {
+        let mut flow = Flow::new(MOST);
+        flow.handed(1000, 1000, SECOND);
+        assert!(flow.gets_stuck(4 * SECOND));
+        flow.give_up();
+        flow.landed(true, 5 * SECOND);
+        flow.handed(1000, 1000, 6 * SECOND);
+        assert!(flow.gets_stuck(9 * SECOND));
+        assert_eq!(
+            flow.stuck_since(),
+            Some(9 * SECOND),
+            "it can be given up again"
+        );
     }
 
     #[test]

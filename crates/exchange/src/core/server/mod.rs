@@ -30,12 +30,12 @@ const QUANTUM: usize = 256 * 1024;
 const FIRST_ESTIMATE: usize = 64 * 1024;
 /// What an answer without a block weighs in memory, its CID above all.
 const PRESENCE_BYTES: usize = 128;
-/// While anything is on its way, late messages are looked for this often.
-const TICK: Duration = Duration::from_secs(1);
 /// And on the wire.
 const PRESENCE_WIRE_BYTES: usize = 40;
 /// Answers without blocks in one message: they stay far below the message limit.
 const MESSAGE_PRESENCES: usize = 1024;
+/// While anything is on its way, late messages are looked for this often.
+const TICK: Duration = Duration::from_secs(1);
 /// Wants of one peer that are remembered however many peers there are.
 const LEAST_WANTS: usize = 64;
 
