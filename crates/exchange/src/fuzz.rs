@@ -243,7 +243,8 @@ impl Script {
                     assert!(self.peers.contains(&peer));
                     assert!(!message.is_empty(), "nothing is said for nothing");
                     match lane {
-                        Lane::Request => assert!(message.entries.len() <= 16),
+                        // Changes of a list of eight, and probes of what is on it.
+                        Lane::Request => assert!(message.entries.len() <= 24),
                         Lane::Response => {
                             self.responses.push((
                                 peer,

@@ -315,15 +315,25 @@ fn x7_a_stalled_only_holder_is_waited_for_and_asked_again_late() {
     for _ in 0..15 {
         bench.pass(Duration::from_secs(1));
     }
+    // Only whether it has it, once: it answers if it lost the want, or the block was lost.
+    let asks_for_block = |e: &Entry| e.kind == WantKind::Block || e.cancel;
     assert_eq!(bench.stalled, [only]);
-    assert_eq!(bench.entries(only), []);
-    // It moves: the want counts as under way again, with nothing said.
+    let said = bench.entries(only);
+    assert!(
+        said.len() == 1 && !said.iter().any(asks_for_block),
+        "{said:?}"
+    );
+    // It moves: the want counts as under way again.
     let at = bench.now;
     bench.handle(Input::Progress { peer: only, at });
     for _ in 0..15 {
         bench.pass(Duration::from_secs(1));
     }
-    assert_eq!(bench.entries(only), []);
+    let said = bench.entries(only);
+    assert!(
+        said.len() <= 1 && !said.iter().any(asks_for_block),
+        "{said:?}"
+    );
     // Silent for long: perhaps it forgot.
     for _ in 0..90 {
         bench.pass(Duration::from_secs(1));

@@ -97,6 +97,8 @@ struct World {
     nodes: Vec<Node>,
     index: HashMap<PeerId, usize>,
     links: BTreeMap<(usize, usize), Link>,
+    /// The next message from one to the other on this lane is written and never arrives.
+    lose: HashSet<(usize, usize, bool)>,
     rng: Rng,
     config: Config,
 }
@@ -131,6 +133,7 @@ impl World {
             nodes,
             index,
             links: BTreeMap::new(),
+            lose: HashSet::new(),
             rng,
             config,
         }
@@ -444,6 +447,9 @@ impl World {
                 bytes,
             },
         );
+        if self.lose.remove(&(from, to, lane == Lane::Request)) {
+            return;
+        }
         self.at(
             arrives,
             Event::Deliver {
@@ -588,6 +594,42 @@ fn x3_no_fetch_hangs_whatever_the_peers_do() {
     });
 }
 
+/// S4.34: the peer that has it is connected, and a message is lost all the same, with its stream or in a peer that forgot: the wish,
+/// whether it has the block, the block itself, or the connection breaks and is there again at once. Nobody has to try a second time.
+#[test]
+fn s4_34_a_lost_want_or_block_is_asked_for_again_within_the_stall_time() {
+    check!(sim_scale(400), |rng| {
+        let mut world = World::new(rng, &[Manner::Honest, Manner::Honest]);
+        let first = blocks(rng, 1, 50_000);
+        let more = blocks(rng, 3, 50_000);
+        world.give(1, &first);
+        world.give(1, &more);
+        let latency = MS * rng.range(1..100) as u32;
+        world.join_with(0, 1, latency, 10_000_000);
+        // With a peer that delivered before, blocks are asked for directly; with a new one it is asked first.
+        if rng.coin() {
+            world.want(0, &first);
+            assert!(world.run(HOUR, |w| w.has_all(0)));
+        }
+        let begun = world.now;
+        match rng.index(3) {
+            0 => drop(world.lose.insert((0, 1, true))),
+            1 => drop(world.lose.insert((1, 0, false))),
+            _ => {
+                let at = world.now + latency * rng.range(0..3) as u32;
+                world.at(at, Event::Break { a: 0, b: 1 });
+                world.at(at + MS, Event::Join { a: 0, b: 1 });
+            }
+        }
+        world.want(0, &more);
+        assert!(world.run(HOUR, |w| w.has_all(0)));
+        let took = world.now - begun;
+        // A search comes before the block where the peer is new, and time-outs are looked for four times a second.
+        let most = world.config.stall() + 250 * MS + 8 * latency + 100 * MS;
+        assert!(took <= most, "{took:?}, not {most:?}");
+    });
+}
+
 /// Threat X7: honest devices fetch the same blocks from one origin and from each other, and nobody gets a block much more than
 /// once.
 fn x7_copies(rng: &mut Rng, devices: usize, count: usize) {
@@ -647,10 +689,10 @@ fn a_slow_line_that_stalls_completes_without_much_waste() {
     });
 }
 
-/// 50 MiB over 1 Mbit/s and 100 ms each way, with stalls longer than the time-out: of what the line could carry while it moved, seven
+/// S0.12 and X3: 50 MiB over 1 Mbit/s and 100 ms each way, with stalls longer than the time-out: of what the line could carry while it moved, seven
 /// tenths and more are wanted blocks.
 #[test]
-fn x3_fifty_mib_over_a_megabit_line_use_seven_tenths_of_it() {
+fn s0_12_fifty_mib_over_a_megabit_line_use_seven_tenths_of_it() {
     const RATE: u64 = 125_000;
     check!(sim_scale(20), |rng| {
         let mut world = World::new(rng, &[Manner::Honest, Manner::Honest]);

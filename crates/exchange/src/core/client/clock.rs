@@ -84,6 +84,7 @@ impl Client {
             if self.close_ask(key, &ask, Answer::TimedOut, now) {
                 moved += 1;
                 counters.moved += 1;
+                self.probe(key, ask.cid);
                 self.place(&ask.cid, now, counters, out);
             }
         }
@@ -120,8 +121,24 @@ impl Client {
         counters.have_timeouts += late.len() as u64;
         for ask in late {
             if self.close_ask(key, &ask, Answer::TimedOut, now) {
+                self.probe(key, ask.cid);
                 self.place(&ask.cid, now, counters, out);
             }
+        }
+    }
+
+    /// A want or its answer may be lost, with a stream that was reset or by a peer that forgot it: asked again at once, without
+    /// waiting for the next round (S4.34). Once a round: who says HAVE and sends nothing would keep the others from their turn.
+    fn probe(&mut self, key: PeerKey, cid: Cid) {
+        let Some(want) = self.wants.get_mut(&cid) else {
+            return;
+        };
+        if !want.probed.contains(&key)
+            && let Some(peer) = self.peers.get_mut(&key)
+        {
+            want.probed.push(key);
+            peer.remote.probe(cid);
+            self.changed.insert(key);
         }
     }
 
@@ -151,6 +168,7 @@ impl Client {
         let Some(mut want) = self.wants.remove(cid) else {
             return;
         };
+        want.probed.clear();
         let estimate = self.estimate_of(&want);
         let patience = self.config.stall.saturating_mul(PATIENCE);
         let mut asks = std::mem::take(&mut want.asks);

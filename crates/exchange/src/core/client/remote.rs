@@ -18,6 +18,9 @@ pub(super) struct Remote {
     writing: bool,
     /// The peer may have lost what it was told: the next message is a full wantlist.
     resend: bool,
+    /// Wants that the peer should know and does not answer: it is asked whether it has the block, which it answers at once if it lost
+    /// the want or sent the block and that was lost, and not before the block if it is on its way.
+    probes: VecDeque<Cid>,
     /// Known wants that were answered DONT_HAVE, oldest first: kept so that the peer pushes, first to go for room.
     idle: VecDeque<Cid>,
 }
@@ -96,13 +99,20 @@ impl Remote {
             && matches!(self.known.get(cid), Some(said) if said.kind == WantKind::Block)
     }
 
+    /// Asks again whether it has what it was told that we want.
+    pub(super) fn probe(&mut self, cid: Cid) {
+        if self.known.contains_key(&cid) && !self.changes.contains_key(&cid) {
+            self.probes.push_back(cid);
+        }
+    }
+
     /// Wants that the peer holds or will hold for us.
     pub(super) fn len(&self) -> usize {
         self.known.len() + self.changes.len()
     }
 
     pub(super) fn has_work(&self) -> bool {
-        !self.writing && (self.resend || !self.changes.is_empty())
+        !self.writing && (self.resend || !self.changes.is_empty() || !self.probes.is_empty())
     }
 
     pub(super) fn written(&mut self) {
@@ -113,6 +123,7 @@ impl Remote {
     pub(super) fn lost(&mut self) -> bool {
         self.writing = false;
         self.resend = !self.known.is_empty() || self.resend;
+        self.probes.clear();
         self.resend
     }
 
@@ -143,6 +154,17 @@ impl Remote {
                         message.entries.push(cancel(cid));
                     }
                 }
+            }
+        }
+        while message.entries.len() < MESSAGE_ENTRIES
+            && let Some(cid) = self.probes.pop_front()
+        {
+            // Not what was cancelled, answered or just told meanwhile.
+            if let Some(said) = self.known.get(&cid)
+                && !message.entries.iter().any(|entry| entry.cid == cid)
+            {
+                let kind = WantKind::Have;
+                message.entries.push(entry(cid, Said { kind, ..*said }));
             }
         }
         if message.is_empty() {

@@ -17,6 +17,8 @@ pub(super) struct Want {
     pub(super) phase: Phase,
     pub(super) asks: Vec<Ask>,
     pub(super) gone: Vec<PeerId>,
+    /// Peers that were probed in this round.
+    pub(super) probed: Vec<PeerKey>,
     pub(super) rounds: u32,
     pub(super) retry_at: Option<Time>,
     /// Its key in `Client::retry`.
@@ -51,6 +53,7 @@ impl Want {
             phase: Phase::Queued,
             asks: Vec::new(),
             gone: Vec::new(),
+            probed: Vec::new(),
             rounds: 0,
             retry_at: None,
             listed_at: None,
