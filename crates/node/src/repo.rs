@@ -418,6 +418,9 @@ pub fn store_fail(error: &StoreError) -> Fail {
         StoreError::TooLarge { .. } => Fail::new(Code::Usage, error).hint("cut it into smaller blocks: `gemba add` does"),
         StoreError::Io(_) | StoreError::NotDurable(_) => Fail::new(Code::Failure, error)
             .hint("the disk or its cable is at fault: look at the system's log (`dmesg`); what was stored before is not affected"),
+        StoreError::Collecting => Fail::new(Code::Conflict, error).hint("two would not be faster"),
+        StoreError::NoSpace { .. } => Fail::new(Code::Failure, error)
+            .hint("`gemba gc` removes what no pin holds; `store.max_size` is the limit"),
         StoreError::WriterDied | StoreError::TooManyPacks => Fail::internal(error),
         StoreError::Full(_) => Fail::new(Code::Failure, "the disk is full").hint("free some space, or move the repository (--repo) to a larger disk"),
         _ => Fail::new(Code::Failure, error),

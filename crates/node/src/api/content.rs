@@ -197,6 +197,8 @@ pub(super) async fn block_put(
         let codec = query.codec.as_deref().unwrap_or("raw");
         let block =
             content::blocks::make(data, codec, query.mhtype.as_deref().unwrap_or("sha2-256"))?;
+        // Held until the pin is recorded.
+        let _guard = state.store.guard();
         content::blocks::put(&state.store, &block)?;
         state.tell_stored(&[*block.cid()])?;
         if query.pin {
@@ -214,10 +216,14 @@ pub(super) async fn block_rm(
     Path(cid): Path<String>,
 ) -> Result<Json<Done>, Fail> {
     let cid = parse_cid(&cid)?;
+    // Before the pins are asked for: whoever pins the block after that touches it, and what is touched under a guard stays.
+    let guard = state.store.guard();
     let pins = state.handle.ask(Command::DesiredSet).await?;
     let removing = Arc::clone(&state);
     blocking(&removing, move || {
-        content::blocks::remove(&state.store, &pins, &cid).map(|()| Json(Done { ok: true }))
+        let removed = content::blocks::remove(&state.store, &pins, &cid);
+        drop(guard);
+        removed.map(|()| Json(Done { ok: true }))
     })
     .await
 }
@@ -253,10 +259,13 @@ pub(super) async fn repo_verify(Extract(state): Node, Extension(call): OfCall) -
 
 /// A damaged block is no block, and a pin that misses one is not whole: it is fetched anew. How many pins were struck out.
 fn forget_damaged(state: &State, report: &gemba_store::VerifyReport) -> Result<u64, Fail> {
+    // What is repaired from now on is put under this guard and stays; what was repaired before is there again.
+    let _guard = state.store.guard();
     let damaged: Vec<cid::Cid> = report
         .corrupt
         .iter()
         .filter_map(|place| place.cid)
+        .filter(|cid| !state.store.has(cid))
         .collect();
     state
         .store
@@ -393,6 +402,7 @@ pub(super) async fn dag_import(
     let mut body = body_reader(request.into_body(), Arc::clone(&call));
     let (of, calling) = (Arc::clone(&state), Arc::clone(&call));
     answer::lines_of_upload(&of, &calling, answer::status_of_upload, move |lines| {
+        // Nothing of it is collected before the pins hold it.
         let _guard = state.store.guard();
         let imported = content::car::import_telling(
             &mut body,

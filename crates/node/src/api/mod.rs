@@ -9,6 +9,7 @@ mod calls;
 mod content;
 mod node;
 mod server;
+mod space;
 pub mod types;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use auth::Token;
 pub use server::{Published, bind, serve};
 
-use crate::daemon::Handle;
+use crate::daemon::{Handle, Turns};
 use crate::error::{Code, Fail};
 
 /// Largest JSON body in bytes (row H7).
@@ -43,6 +44,8 @@ pub struct State {
     pub handle: Handle,
     /// The blocks.
     pub store: Store,
+    /// Who may collect.
+    pub turns: Arc<Turns>,
     token: Token,
     failures: answer::Failures,
     calls: calls::Calls,
@@ -53,10 +56,17 @@ pub struct State {
 impl State {
     /// For one daemon; `ending` is cancelled when it ends.
     #[must_use]
-    pub fn new(handle: Handle, store: Store, token: Token, ending: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        handle: Handle,
+        store: Store,
+        turns: Arc<Turns>,
+        token: Token,
+        ending: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             handle,
             store,
+            turns,
             token,
             failures: answer::Failures::default(),
             calls: calls::Calls::default(),
@@ -104,6 +114,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/block/{cid}/stat", get(content::block_stat))
         .route("/v1/repo/stat", get(content::repo_stat))
         .route("/v1/repo/verify", post(content::repo_verify))
+        .route("/v1/gc", post(space::gc))
         .route("/v1/cat", get(content::cat))
         .route("/v1/ls", get(content::ls))
         .route("/v1/get", get(content::get))

@@ -450,6 +450,57 @@ impl From<&crate::content::car::Imported> for Imported {
     }
 }
 
+/// A line of `gc`: what was found and done so far; the last one (`done`) is the report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// What is being done.
+    pub phase: CollectPhase,
+    /// Whether this is the report.
+    pub done: bool,
+    /// Nothing is removed: `blocks` and `bytes` are what would be.
+    pub dry_run: bool,
+    /// Blocks that were removed.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that were given back to the disk.
+    pub freed_bytes: u64,
+    /// Pins that were followed.
+    pub pins: u64,
+    /// Blocks that pins hold.
+    pub kept_blocks: u64,
+    /// Their bytes; known when all are found.
+    pub kept_bytes: u64,
+    /// Blocks that no pin holds and that stay, because something is being added, read or fetched at the moment.
+    pub guarded_blocks: u64,
+    /// Their bytes.
+    pub guarded_bytes: u64,
+    /// Why not all space came back, if something kept it from that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// What a collection is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectPhase {
+    /// Finding what pins hold.
+    #[default]
+    Mark,
+    /// Removing the rest.
+    Sweep,
+    /// Giving the space back.
+    Compact,
+}
+
+/// What `gc` is asked to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectRequest {
+    /// Only tell what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// A line of `repo verify`: how far it is, and in the last one (`done`) what was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {

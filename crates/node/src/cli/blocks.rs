@@ -234,6 +234,8 @@ fn put(
         None => {
             let repo = context.repo(Access::Write)?;
             let store = repo.store()?;
+            // Held until the pin is recorded.
+            let _guard = store.guard();
             blocks::put(&store, block)?;
             if pin {
                 pins::add(&store, &repo.meta()?, *block.cid(), Kind::Recursive, None)?;
@@ -354,6 +356,7 @@ fn import_offline(context: &Context, file: &Path, pin_roots: bool) -> Result<Imp
     interrupt::watch();
     let repo = context.repo(Access::Write)?;
     let (store, meta) = (repo.store()?, repo.meta()?);
+    // Held until the pins are recorded.
     let _guard = store.guard();
     let mut input = Checked(open_input(file)?, interrupt::check_io);
     let progress = import_progress(file);

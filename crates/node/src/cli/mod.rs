@@ -5,6 +5,7 @@ pub mod blocks;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod gc;
 pub mod id;
 pub mod init;
 pub mod interrupt;
@@ -109,6 +110,8 @@ pub enum Command {
     /// Say what is to be kept on this device
     #[command(subcommand)]
     Pin(pin::Command),
+    /// Remove every block that no pin holds, and give its space back
+    Gc(gc::Args),
     /// Show or check the repository as a whole
     #[command(subcommand)]
     Repo(repo::Command),
@@ -178,6 +181,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Block(command) => blocks::block(&context, &command),
         Command::Dag(command) => blocks::dag(&context, &command),
         Command::Pin(command) => pin::run(&context, &command),
+        Command::Gc(args) => gc::run(&context, &args),
         Command::Repo(command) => repo::run(&context, &command),
         Command::Config(command) => config::run(&context, &command),
     }?;

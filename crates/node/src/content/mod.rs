@@ -6,6 +6,7 @@
 pub mod add;
 pub mod blocks;
 pub mod car;
+pub mod collect;
 pub mod dag;
 pub mod folder;
 pub mod pins;

@@ -73,9 +73,11 @@ fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail
         let block = Block::danger_unchecked(*cid, cid.hash().digest().to_vec());
         return links_into(walk, &block, 0).map(|()| None);
     }
-    // A raw block has no links: that it is there is all that need be known.
+    // A raw block has no links: that it is there is all that need be known. Touched, not asked for: whoever is about to pin it
+    // holds a guard, and only what was put, read or touched under it stays.
     if cid.codec() == codec::RAW {
-        match store.size(cid) {
+        let size = store.touch(cid).then(|| store.size(cid)).flatten();
+        match size {
             Some(size) => walk.have(cid, size, []).map_err(refused)?,
             None => walk.on_missing(cid, MissingCause::NoPeers),
         }
@@ -109,7 +111,8 @@ fn links_into(walk: &mut Walk, block: &Block, size: u64) -> Result<(), Fail> {
     }
 }
 
-/// Records that `root` is wanted and whole. The caller has seen to it that every block is durable.
+/// Records that `root` is wanted and whole. The caller has seen to it that every block is durable, under a guard of the store that
+/// it holds until this returns: else a collection may have taken some of them away again.
 ///
 /// # Errors
 /// [`Code::Conflict`] if it contradicts a pin that is there; the disk's.
@@ -155,6 +158,8 @@ pub fn add(
     kind: Kind,
     name: Option<Name>,
 ) -> Result<(Pin, Progress), Fail> {
+    // From the first read until the pin is recorded nothing of it is collected.
+    let _guard = store.guard();
     let presence = presence(store, &root, kind)?;
     if let Some(damage) = presence.damaged {
         return Err(damage);
@@ -237,7 +242,9 @@ pub fn holder_of(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<Option<C
             if next.hash() == cid.hash() {
                 return Ok(Some(pin.cid));
             }
-            if next.codec() == codec::RAW || !seen.insert(next) || pin.kind == Kind::Direct {
+            // A direct pin says nothing of what is below: its root is not seen yet by the recursive ones.
+            let is_end = next.codec() == codec::RAW || pin.kind == Kind::Direct;
+            if is_end || !seen.insert(next) {
                 continue;
             }
             if let Some(data) = store.get(&next).map_err(|e| store_fail(&e))? {

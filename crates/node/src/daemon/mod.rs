@@ -10,6 +10,7 @@ mod hashers;
 pub(crate) mod ping;
 mod run;
 mod swarm;
+mod turn;
 mod work;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use call::ending;
 pub use call::{Call, Wait};
 pub use command::{Command, Fetched, Handle, PAGE, ReaderId};
+pub use turn::{Turn, Turns};
 
 use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
@@ -94,7 +96,14 @@ pub async fn run(
     let addresses = node.listen(&listen_addresses(&repo, &options)).await?;
 
     let ending = CancellationToken::new();
-    let state = State::new(handle.clone(), store, token.clone(), ending.clone());
+    let turns = Arc::new(Turns::default());
+    let state = State::new(
+        handle.clone(),
+        store,
+        Arc::clone(&turns),
+        token.clone(),
+        ending.clone(),
+    );
     let serving = tokio::spawn(api::serve(listener, api::router(state), ending.clone()));
     let published = Published::write(&repo.layout.api(), api_address, &token)?;
 

@@ -257,10 +257,11 @@ impl Node {
         self.note_packs();
     }
 
-    /// How many packs there are is noted beside the pins: if there are fewer at the next start, the disk has lost some.
+    /// How many packs there are is noted beside the pins: if there are fewer at the next start, the disk has lost some. Those that a
+    /// compaction removed are not lost.
     fn note_packs(&mut self) {
         let packs = self.store.stat().packs;
-        if packs <= self.packs {
+        if packs == self.packs {
             return;
         }
         self.packs = packs;

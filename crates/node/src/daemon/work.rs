@@ -215,7 +215,7 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
                     Done::Loaded(id, None)
                 }
             },
-            Read::Room => Done::Room(free_bytes(store.dir())),
+            Read::Room => Done::Room(room(store)),
             Read::Links(id, cid) => Done::Links(id, cid, links_of(store, &cid)),
         };
         if done.blocking_send(answer).is_err() {
@@ -227,7 +227,7 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
 fn refusal(error: &StoreError) -> Refusal {
     Refusal {
         fail: store_fail(error),
-        full: matches!(error, StoreError::Full(_)),
+        full: matches!(error, StoreError::Full(_) | StoreError::NoSpace { .. }),
     }
 }
 
@@ -240,15 +240,24 @@ fn unreadable(cid: Cid, error: &StoreError) -> Option<Done> {
     None
 }
 
+/// What may still be stored: as far as the disk has room, and the store's own limit leaves some.
+fn room(store: &Store) -> Option<u64> {
+    let limit = store.stat().room_bytes;
+    match (free_bytes(store.dir()), limit) {
+        (Some(free), Some(room)) => Some(free.min(room)),
+        (free, room) => free.or(room),
+    }
+}
+
 /// What this user may still write there.
 #[cfg(unix)]
-fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+pub(super) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(not(unix))]
-fn free_bytes(_: &std::path::Path) -> Option<u64> {
+pub(super) fn free_bytes(_: &std::path::Path) -> Option<u64> {
     None
 }
 

@@ -147,7 +147,11 @@ impl Fetch {
             // It comes back as stored, to everybody who waits for it.
             return None;
         }
-        match ctx.store.size(&cid) {
+        // The pin is in the desired set before its walk begins. So a collection that reads the set later marks what is here of it, and
+        // one that read it before protects what is put, read or touched since, by the guard that it took first. Hence a leaf is
+        // touched: to ask for its size protects nothing.
+        let here = !is_leaf(&cid) || ctx.store.touch(&cid);
+        match here.then(|| ctx.store.size(&cid)).flatten() {
             None => return Some(cid),
             Some(bytes) if is_leaf(&cid) => self.have(&cid, bytes, Vec::new()),
             Some(_) => {

@@ -1,0 +1,244 @@
+//! Collection: what pins hold stays, whatever else goes on; the rest goes, and the disk gets its space back.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Daemon, Node, Swarm, noise, signal, wait};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// A tree of some hundred blocks beside the repository.
+fn tree(node: &Node, name: &str, seed: u64) -> PathBuf {
+    for file in 0..20 {
+        let content = noise(seed * 100 + file, 10_000 + 300 * file as usize);
+        node.write(&format!("{name}/{}/{file}", file % 3), content);
+    }
+    node.write(&format!("{name}/big"), noise(seed, 1_500_000));
+    node.path(name)
+}
+
+fn blocks(node: &Node) -> u64 {
+    node.json(&["repo", "stat"])["blocks"].as_u64().unwrap()
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {name} in {value}"))
+}
+
+/// Everything below the root is read: exit code 0 means that it is whole.
+fn is_whole(node: &Node, root: &str) {
+    let done = node.run(&["dag", "export", root]);
+    assert!(done.status.success(), "{root}: {}", done.stderr);
+}
+
+/// S4.49, with and without a daemon: the dry run says what goes and removes nothing; then that goes, and what is pinned stays.
+#[test]
+fn s4_49_what_is_pinned_stays_and_the_rest_goes() {
+    for with_daemon in [false, true] {
+        let node = Node::new();
+        let kept = node.add(&tree(&node, "kept", 1), &[]);
+        let direct = node.put("raw", b"pinned alone");
+        let before = blocks(&node);
+        // Enough that the file which is written to is worth ending for it.
+        node.write("gone/more", noise(3, 18_000_000));
+        let gone = node.add(&tree(&node, "gone", 2), &["--pin=false"]);
+        let unpinned = node.add(&node.write("unpinned", noise(9, 300_000)), &[]);
+        let all = blocks(&node);
+        let daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        node.ok(&["pin", "add", "--direct", &direct]);
+        // Taking a pin away removes nothing by itself.
+        node.ok(&["pin", "rm", &unpinned]);
+        assert_eq!(blocks(&node), all);
+
+        let dry = node.json(&["gc", "--dry-run"]);
+        assert_eq!(
+            (&dry["dry_run"], &dry["done"]),
+            (&true.into(), &true.into())
+        );
+        assert_eq!(number(&dry, "blocks"), all - before, "{dry}");
+        assert_eq!(number(&dry, "kept_blocks"), before, "{dry}");
+        assert_eq!(
+            (number(&dry, "freed_bytes"), number(&dry, "guarded_blocks")),
+            (0, 0)
+        );
+        assert_eq!(blocks(&node), all);
+        is_whole(&node, &gone);
+
+        let done = node.json(&["gc"]);
+        for name in ["blocks", "bytes", "kept_blocks", "kept_bytes", "pins"] {
+            assert_eq!(done[name], dry[name], "{name}: {done}");
+        }
+        assert!(number(&done, "freed_bytes") > 15_000_000, "{done}");
+        assert_eq!(blocks(&node), before);
+        is_whole(&node, &kept);
+        node.fails(
+            &["block", "stat", &gone, "--timeout", "100ms"],
+            if with_daemon { 4 } else { 3 },
+        );
+        // Nothing is left to do, and people are told so.
+        assert!(node.ok(&["gc"]).starts_with("removed 0 blocks"));
+        drop(daemon);
+        // Packs that went were not lost: the next start has nothing to strike out.
+        let pins = node.lines(&["pin", "ls"]);
+        assert!(pins.iter().all(|pin| pin["status"] == "pinned"), "{pins:?}");
+        node.ok(&["repo", "verify"]);
+    }
+}
+
+/// S4.49: a block of a pin that cannot be read may hide others, so the collection ends and has removed nothing.
+#[test]
+fn s4_49_damage_below_a_pin_stops_the_collection() {
+    let node = Node::new();
+    let root = node.add(&tree(&node, "kept", 1), &[]);
+    node.add(&tree(&node, "gone", 2), &["--pin=false"]);
+    let all = blocks(&node);
+    damage(&node, &root);
+    for args in [&["gc", "--json"][..], &["gc", "--dry-run", "--json"]] {
+        let failure = node.fails(args, 8);
+        assert_eq!(failure.code, "integrity");
+        assert!(
+            failure.cause.contains(&root) && failure.cause.contains("nothing was collected"),
+            "{failure:?}"
+        );
+        assert!(failure.hint.contains("repo verify"), "{failure:?}");
+    }
+    assert_eq!(blocks(&node), all);
+    let _daemon = Daemon::start(&node, &[]);
+    node.fails(&["gc"], 8);
+    assert_eq!(blocks(&node), all);
+}
+
+/// Turns a byte of this block in its pack.
+fn damage(node: &Node, cid: &str) {
+    let data = node.run(&["block", "get", cid]).stdout;
+    for pack in packs(&node.repo) {
+        let bytes = std::fs::read(&pack).unwrap();
+        let Some(at) = bytes.windows(data.len()).position(|window| window == data) else {
+            continue;
+        };
+        let at = (at + data.len() / 2) as u64;
+        let file = std::fs::OpenOptions::new().write(true).open(&pack).unwrap();
+        file.write_all_at(&[!bytes[at as usize]], at).unwrap();
+        return;
+    }
+    panic!("{cid} is in no pack");
+}
+
+fn packs(repo: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(repo.join("blocks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
+        .collect()
+}
+
+/// S4.49: collections run one after the other while trees are added, imported, pinned from the swarm and unpinned again. Whatever is
+/// pinned at the end is whole.
+#[test]
+fn s4_49_collections_beside_add_import_and_pin_take_nothing_that_is_pinned() {
+    let mut swarm = Swarm::of(2);
+    let (a, b) = (swarm.node(0), swarm.node(1));
+    let remote: Vec<String> = (0..4)
+        .map(|n| a.add(&tree(a, &format!("r{n}"), 20 + n), &[]))
+        .collect();
+    let trees: Vec<PathBuf> = (0..4).map(|n| tree(b, &format!("t{n}"), 10 + n)).collect();
+    let archive = b.path("remote.car");
+    std::fs::write(&archive, a.run(&["dag", "export", &remote[3]]).stdout).unwrap();
+    /// Also when a test fails: nobody collects for ever.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    let mut pinned = Vec::new();
+    let runs = std::thread::scope(|scope| {
+        let ended = Over(&over);
+        let collecting = scope.spawn(|| {
+            let mut runs = 0;
+            while !over.load(Ordering::Relaxed) || runs < 2 {
+                b.ok(&["gc"]);
+                runs += 1;
+            }
+            runs
+        });
+        let fetching = scope.spawn(|| {
+            for root in &remote[..3] {
+                // The leaves come first, as a cache that nobody pins; they are what a collection may take in the middle.
+                is_whole(b, root);
+                b.ok(&["pin", "add", root, "--timeout", "30s"]);
+            }
+        });
+        let adding = scope.spawn(|| {
+            let mut pinned = Vec::new();
+            for tree in &trees {
+                let unpinned = b.add(tree, &["--pin=false"]);
+                pinned.push(b.add(tree, &[]));
+                assert_eq!(pinned.last(), Some(&unpinned));
+            }
+            b.ok(&["dag", "import", archive.to_str().unwrap()]);
+            b.ok(&["pin", "rm", &pinned[0]]);
+            pinned.remove(0);
+            pinned
+        });
+        let (added, fetched) = (adding.join(), fetching.join());
+        pinned.extend(added.unwrap());
+        fetched.unwrap();
+        drop(ended);
+        collecting.join().unwrap()
+    });
+    assert!(runs >= 2);
+    pinned.extend(remote);
+    // Without the swarm: what is missing cannot come from elsewhere.
+    swarm
+        .nodes
+        .iter_mut()
+        .for_each(|(_, daemon)| drop(daemon.take()));
+    let b = swarm.node(1);
+    pinned.iter().for_each(|root| is_whole(b, root));
+    b.ok(&["gc"]);
+    pinned.iter().for_each(|root| is_whole(b, root));
+}
+
+/// The end of the daemon ends a collection at once, and one that a signal cut off leaves a repository that is as good as ever.
+#[test]
+fn a_collection_ends_with_the_daemon_and_with_a_signal() {
+    let node = Node::new();
+    let kept = node.add(&tree(&node, "kept", 1), &[]);
+    for seed in 2..6 {
+        node.add(&tree(&node, "gone", seed), &["--pin=false"]);
+    }
+    let collecting = |node: &Node| {
+        node.command(&["gc", "--json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let daemon = Daemon::start(&node, &[]);
+    let child = collecting(&node);
+    signal(daemon.child.id(), Signal::TERM);
+    let output = wait(child);
+    // Done before, told that the daemon is ending, or come too late for it and done without one.
+    let code = output.status.code().unwrap();
+    assert!(
+        matches!(code, 0 | 1 | 5 | 7),
+        "{code}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    drop(daemon);
+    let child = collecting(&node);
+    signal(child.id(), Signal::TERM);
+    wait(child);
+    node.ok(&["gc"]);
+    is_whole(&node, &kept);
+    node.ok(&["repo", "verify"]);
+}
