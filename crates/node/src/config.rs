@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use gemba_pnet::KeyFile;
 use gemba_pnet::policy::{FORCE_VARIABLE, ForceSource};
@@ -25,6 +26,11 @@ const ENVIRONMENT_PREFIX: &str = "GEMBA_";
 const MAX_EDITS: usize = 4;
 /// The words for how much is logged, from much to nothing.
 const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
+
+/// The default of `store.gc_interval`.
+const HOUR: Duration = Duration::from_secs(3600);
+/// Smallest `store.max_size`: sixteen packs of the smallest size.
+const MIN_SIZE: u64 = 16 << 20;
 
 /// All settings, resolved.
 #[derive(Clone, Debug)]
@@ -69,6 +75,14 @@ pub struct Api {
 pub struct Store {
     /// How a block is checked when it is read: `crc`, `hash` or `off`.
     pub verify_on_read: gemba_store::VerifyOnRead,
+    /// Bytes that the blocks may take; `None`: 90 % of what the file system could give.
+    pub max_size: Option<u64>,
+    /// Whether the daemon makes room by itself.
+    pub gc: bool,
+    /// Unit of last use, and pause after a collection that did not help.
+    pub gc_interval: Duration,
+    /// How often everything is read to find damage; `None`: never.
+    pub scrub: Option<Duration>,
 }
 
 /// `[log]`
@@ -220,6 +234,30 @@ const SETTINGS: &[Setting] = &[
         about: "how a block is checked when it is read: crc (finds what a disk does wrong), hash (also what somebody changed), off",
     },
     Setting {
+        key: "store.max_size",
+        kind: Kind::Text(is_size),
+        default: || Value::Text("auto".into()),
+        about: "what the blocks may take on the disk, as 20GiB, at least 16MiB: nothing is stored beyond it; auto: 90 % of what the file system could give",
+    },
+    Setting {
+        key: "store.gc",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "the daemon makes room at 90 % of max_size: what no pin holds goes, least recently used first, down to 80 %",
+    },
+    Setting {
+        key: "store.gc_interval",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("1h".into()),
+        about: "how finely last use is told apart, how often dead space is looked for, and the pause after a collection that did not help",
+    },
+    Setting {
+        key: "store.scrub",
+        kind: Kind::Text(is_scrub),
+        default: || Value::Text("30d".into()),
+        about: "how often the daemon reads every block to find damage, slowly and in the background; off: never",
+    },
+    Setting {
         key: "log.level",
         kind: Kind::Text(is_level),
         default: || Value::Text("info".into()),
@@ -352,6 +390,10 @@ impl Config {
             },
             store: Store {
                 verify_on_read: verify(&text("store.verify_on_read")).unwrap_or_default(),
+                max_size: size(&text("store.max_size")).ok().flatten(),
+                gc: flag("store.gc").unwrap_or(true),
+                gc_interval: period(&text("store.gc_interval")).unwrap_or(HOUR),
+                scrub: period(&text("store.scrub")).ok(),
             },
             log: Log {
                 level: text("log.level"),
@@ -693,6 +735,74 @@ fn is_verify(text: &str) -> Result<(), String> {
         .ok_or_else(|| "crc, hash or off is wanted".into())
 }
 
+/// `20GiB`, `500MB`, or bytes; `auto` is none.
+fn size(text: &str) -> Result<Option<u64>, String> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let wrong = || "a size such as 20GiB, 500MB or 1000000000 is wanted, or auto".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(factor).ok_or_else(wrong)?;
+    if bytes < MIN_SIZE {
+        return Err("at least 16MiB: the store needs room to work".to_owned());
+    }
+    Ok(Some(bytes))
+}
+
+fn is_size(text: &str) -> Result<(), String> {
+    size(text).map(drop)
+}
+
+/// `1s`, `90m`, `1h`, `30d`.
+fn period(text: &str) -> Result<Duration, String> {
+    let wrong = || "a period such as 1h or 30d is wanted (s, m, h, d)".to_owned();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let period = number.checked_mul(seconds).ok_or_else(wrong)?;
+    // Beyond ten years nobody means it, and sums of times stay small.
+    if !(1..=3650 * 86_400).contains(&period) {
+        return Err("between 1s and 3650d".to_owned());
+    }
+    Ok(Duration::from_secs(period))
+}
+
+fn is_period(text: &str) -> Result<(), String> {
+    period(text).map(drop)
+}
+
+fn is_scrub(text: &str) -> Result<(), String> {
+    match text {
+        "off" => Ok(()),
+        _ => is_period(text).map_err(|cause| format!("{cause}, or off")),
+    }
+}
+
 fn is_format(text: &str) -> Result<(), String> {
     if matches!(text, "text" | "json") {
         Ok(())
@@ -784,6 +894,12 @@ mod tests {
             ("[log]\nlevel = \"gemba_node=loud\"", "loud"),
             ("[log]\nlevel = \"\"", "no level"),
             ("[network]\nsite = \"\"", "64"),
+            ("[store]\nmax_size = \"1MiB\"", "16MiB"),
+            ("[store]\nmax_size = \"20 GiBs\"", "20GiB"),
+            ("[store]\nmax_size = \"99999999999TiB\"", "20GiB"),
+            ("[store]\ngc_interval = \"0s\"", "1s"),
+            ("[store]\ngc_interval = \"off\"", "30d"),
+            ("[store]\nscrub = \"never\"", "off"),
             ("network = 1", "section"),
             ("[network", ""),
         ] {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use gemba_pins::{Change, DesiredSet};
+use gemba_store::ScrubPoint;
 use redb::backends::InMemoryBackend;
 use redb::{
     Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, ReadableTable as _,
@@ -25,10 +26,23 @@ const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins"
 const FACTS: TableDefinition<'static, &str, u64> = TableDefinition::new("facts");
 /// How many packs the store had.
 const PACKS: &str = "packs";
+/// When the round of the scrub began, where it is (as far as the store tells it: pack, offset), and whether it is over.
+const SCRUB: [&str; 4] = ["scrub_begun", "scrub_pack", "scrub_offset", "scrub_done"];
 /// redb's page cache, in bytes (DESIGN §7).
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Largest database that a reader repairs in memory, in bytes: about two million pins.
 const MAX_IN_MEMORY: u64 = 256 * 1024 * 1024;
+
+/// How far the scrub is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubNote {
+    /// When this round began, in seconds since 1970; 0 before the first one.
+    pub begun_s: u64,
+    /// Everything before was read.
+    pub point: ScrubPoint,
+    /// The round is over.
+    pub done: bool,
+}
 
 /// The metadata of one repository.
 pub struct Meta {
@@ -145,13 +159,60 @@ impl Meta {
     }
 
     fn read_packs(&self) -> Result<u64, Fail> {
+        let [packs] = self.facts([PACKS])?;
+        Ok(packs)
+    }
+
+    /// Numbers by name; 0 for what was never noted.
+    fn facts<const N: usize>(&self, names: [&str; N]) -> Result<[u64; N], Fail> {
+        let mut numbers = [0; N];
         let table = match self.begin_read()?.open_table(FACTS) {
             Ok(table) => table,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(0),
+            Err(TableError::TableDoesNotExist(_)) => return Ok(numbers),
             Err(e) => return Err(self.fail(e)),
         };
-        let noted = table.get(PACKS).map_err(|e| self.fail(e))?;
-        Ok(noted.map_or(0, |packs| packs.value()))
+        for (number, name) in numbers.iter_mut().zip(names) {
+            let noted = table.get(name).map_err(|e| self.fail(e))?;
+            *number = noted.map_or(0, |noted| noted.value());
+        }
+        Ok(numbers)
+    }
+
+    /// Where the scrub was when it was last noted.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn scrub(&self) -> Result<ScrubNote, Fail> {
+        let [begun_s, pack, offset, done] = marked(&self.path, || self.facts(SCRUB))?;
+        Ok(ScrubNote {
+            begun_s,
+            // What is no place begins anew.
+            point: format!("{pack}:{offset}").parse().unwrap_or_default(),
+            done: done != 0,
+        })
+    }
+
+    /// Notes where the scrub is.
+    ///
+    /// # Errors
+    /// As [`Meta::apply`].
+    pub fn note_scrub(&self, note: &ScrubNote) -> Result<(), Fail> {
+        let point = note.point.to_string();
+        let (pack, offset) = point.split_once(':').unwrap_or((&point, "0"));
+        let number = |text: &str| text.parse().unwrap_or(0);
+        let numbers = [
+            note.begun_s,
+            number(pack),
+            number(offset),
+            u64::from(note.done),
+        ];
+        self.transact(|transaction| {
+            let mut table = transaction.open_table(FACTS).map_err(|e| self.fail(e))?;
+            for (name, number) in SCRUB.into_iter().zip(numbers) {
+                table.insert(name, number).map_err(|e| self.fail(e))?;
+            }
+            Ok(())
+        })
     }
 
     /// Notes how many packs the store has, so that the next start knows whether some are gone.
@@ -412,6 +473,24 @@ mod tests {
             );
         }
         assert_eq!(one.apply(&gone).unwrap_err().code, Code::Failure);
+    }
+
+    #[test]
+    fn the_place_of_the_scrub_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let note = ScrubNote {
+            begun_s: 1_700_000_000,
+            point: "12:4096".parse().unwrap(),
+            done: true,
+        };
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        assert_eq!(meta.scrub().unwrap(), ScrubNote::default());
+        meta.note_scrub(&note).unwrap();
+        meta.note_packs(3).unwrap();
+        drop(meta);
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        assert_eq!((meta.scrub().unwrap(), meta.packs().unwrap()), (note, 3));
     }
 
     #[test]

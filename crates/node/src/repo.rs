@@ -26,6 +26,9 @@ const MAX_LOCK_TEXT: u64 = 32;
 /// An identity key is 68 bytes; anything much longer is another file.
 const MAX_IDENTITY_BYTES: u64 = 4096;
 
+/// Space that the store keeps taken, so that a collection finds room on a disk that something else has filled.
+const BALLAST_BYTES: u64 = 4 << 20;
+
 /// Where the parts of a repository lie (DESIGN §5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -369,8 +372,12 @@ impl Repo {
     /// # Errors
     /// [`Code::Conflict`] if it is locked or of a newer format, [`Code::Integrity`] for damage that hides the whole store.
     pub fn store(&self) -> Result<Store, Fail> {
-        let config =
-            gemba_store::Config::default().verify_on_read(self.config.store.verify_on_read);
+        let mut config = gemba_store::Config::default()
+            .verify_on_read(self.config.store.verify_on_read)
+            .ballast(BALLAST_BYTES);
+        if let Some(bytes) = self.config.store.max_size {
+            config = config.max_bytes(bytes);
+        }
         let opened = match self.access {
             Access::Write => Store::open(self.layout.blocks(), config),
             Access::Read => Store::open_read_only(self.layout.blocks(), config),

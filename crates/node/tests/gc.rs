@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Daemon, Node, Swarm, noise, signal, wait};
+use common::{Daemon, Node, Swarm, noise, signal, status, until, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -241,4 +241,77 @@ fn a_collection_ends_with_the_daemon_and_with_a_signal() {
     node.ok(&["gc"]);
     is_whole(&node, &kept);
     node.ok(&["repo", "verify"]);
+}
+
+/// The daemon makes room by itself: at 90 % of the limit what no pin holds goes, least recently used first, and adding goes on.
+#[test]
+fn a_daemon_near_its_limit_takes_what_was_used_least_recently() {
+    let node = Node::new();
+    for (key, value) in [("max_size", "48MiB"), ("gc_interval", "1s")] {
+        node.ok(&["config", "set", &format!("store.{key}"), value]);
+    }
+    let _daemon = Daemon::start(&node, &[]);
+    let kept = node.add(&tree(&node, "kept", 1), &[]);
+    let unpinned = |seed: u64| {
+        let path = node.write(&format!("cache-{seed}"), noise(seed, 1_400_000));
+        node.add(&path, &["--pin=false"])
+    };
+    let ticks = || {
+        let begun = std::time::Instant::now();
+        until("a unit of last use", || begun.elapsed().as_millis() > 1600);
+    };
+    let (used, unused) = (unpinned(50), unpinned(51));
+    ticks();
+    is_whole(&node, &used);
+    ticks();
+    // Far more than the limit in all, and never refused.
+    for seed in 52..92 {
+        unpinned(seed);
+        until("room", || {
+            number(&node.json(&["repo", "stat"]), "disk_bytes") <= (48 << 20) * 9 / 10
+        });
+    }
+    let kept_house = status(&node)["kept"].clone();
+    assert!(number(&kept_house, "gc_runs") > 0, "{kept_house}");
+    assert!(
+        number(&kept_house, "freed_bytes") > 10_000_000,
+        "{kept_house}"
+    );
+    assert_eq!(number(&kept_house, "limit_bytes"), 48 << 20);
+    is_whole(&node, &kept);
+    node.fails(&["dag", "export", &unused, "--timeout", "200ms"], 4);
+}
+
+/// The scrub finds damage in a block that nobody reads, and the block comes back from the swarm.
+#[test]
+fn the_scrub_finds_damage_and_has_it_repaired() {
+    let mut swarm = Swarm::of(2);
+    let content = noise(7, 100_000);
+    let root = swarm.node(0).add(&swarm.node(0).write("x", &content), &[]);
+    let b = swarm.node(1);
+    b.ok(&["pin", "add", &root, "--timeout", "30s"]);
+    // In order: after an unclean end the opening reads the last pack itself, and finds the damage first.
+    let mut daemon = swarm.nodes[1].1.take().unwrap();
+    signal(daemon.child.id(), Signal::TERM);
+    daemon.child.wait().unwrap();
+    let b = swarm.node(1);
+    damage(b, &root);
+    b.ok(&["config", "set", "store.scrub", "1s"]);
+    let first = common::address(swarm.node(0));
+    let _daemon = Daemon::start(b, &["--bootstrap", &first]);
+    until("the damage is found", || {
+        number(&status(b)["kept"], "scrub_damaged") > 0
+    });
+    until("the repair", || {
+        let (_, metrics) = common::http(
+            b,
+            "GET",
+            "/metrics",
+            "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n",
+        );
+        metrics.contains("gemba_repaired_blocks_total 1\n")
+    });
+    assert_eq!(b.run(&["cat", &root]).stdout, content);
+    b.ok(&["repo", "verify"]);
+    assert!(number(&status(b)["kept"], "scrubbed_bytes") > 0);
 }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use auth::Token;
 pub use server::{Published, bind, serve};
 
+use crate::daemon::keeper::Figures;
 use crate::daemon::{Handle, Turns};
 use crate::error::{Code, Fail};
 
@@ -44,8 +45,8 @@ pub struct State {
     pub handle: Handle,
     /// The blocks.
     pub store: Store,
-    /// Who may collect.
-    pub turns: Arc<Turns>,
+    turns: Arc<Turns>,
+    kept: Arc<Figures>,
     token: Token,
     failures: answer::Failures,
     calls: calls::Calls,
@@ -59,7 +60,7 @@ impl State {
     pub fn new(
         handle: Handle,
         store: Store,
-        turns: Arc<Turns>,
+        (turns, kept): (Arc<Turns>, Arc<Figures>),
         token: Token,
         ending: CancellationToken,
     ) -> Arc<Self> {
@@ -67,6 +68,7 @@ impl State {
             handle,
             store,
             turns,
+            kept,
             token,
             failures: answer::Failures::default(),
             calls: calls::Calls::default(),

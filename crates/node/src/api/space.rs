@@ -41,13 +41,15 @@ pub(super) async fn gc(
         let mut report = collect(&state.store, || state.desired(), extent, &mut between)
             .map_err(|stop| state.heal(stop))?;
         if !request.dry_run {
-            compact(
+            let freed = compact(
                 &state.store,
                 &thorough(),
                 &mut report,
                 |_| false,
                 &mut between,
-            )?;
+            );
+            state.kept.collected(&report);
+            freed?;
         }
         drop(turn);
         report.done = true;

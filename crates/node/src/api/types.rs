@@ -126,6 +126,30 @@ pub struct Status {
     /// Memory of what is being received.
     #[serde(default)]
     pub receiving: Receiving,
+    /// What keeps the store in order did since the daemon started.
+    #[serde(default)]
+    pub kept: Kept,
+}
+
+/// What was collected, given back and scrubbed since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// What the store may take; collection begins at 90 % of it. 0: nobody can tell.
+    pub limit_bytes: u64,
+    /// Collections that came to their end.
+    pub gc_runs: u64,
+    /// Blocks that they removed.
+    pub gc_blocks: u64,
+    /// Their bytes.
+    pub gc_bytes: u64,
+    /// Bytes that were given back to the disk.
+    pub freed_bytes: u64,
+    /// Bytes that the scrub has read.
+    pub scrubbed_bytes: u64,
+    /// Times that it has read everything.
+    pub scrub_rounds: u64,
+    /// Damaged places that it has found.
+    pub scrub_damaged: u64,
 }
 
 /// Memory of what is being received, in bytes.

@@ -189,6 +189,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         },
         rss_bytes: 0,
         rss_max_bytes: 0,
+        kept: Default::default(),
         receiving: Receiving::default(),
     })
 }

@@ -7,6 +7,7 @@ mod call;
 mod command;
 pub mod flow;
 mod hashers;
+pub(crate) mod keeper;
 pub(crate) mod ping;
 mod run;
 mod swarm;
@@ -31,6 +32,7 @@ use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::repo::{Access, Repo};
+use keeper::{Figures, Keeper};
 use run::Node;
 
 /// What ends after this is cut off.
@@ -92,20 +94,30 @@ pub async fn run(
 
     let (handle, commands) = Handle::new();
     let swarm = swarm::build(&keypair, &network, &repo.config, &options)?;
-    let mut node = Node::new(swarm, store.clone(), meta, fingerprint.clone(), commands)?;
+    let kept = Arc::new(Figures::default());
+    let mut node = Node::new(
+        swarm,
+        store.clone(),
+        Arc::clone(&meta),
+        (fingerprint.clone(), Arc::clone(&kept)),
+        commands,
+    )?;
     let addresses = node.listen(&listen_addresses(&repo, &options)).await?;
 
     let ending = CancellationToken::new();
     let turns = Arc::new(Turns::default());
     let state = State::new(
         handle.clone(),
-        store,
-        Arc::clone(&turns),
+        store.clone(),
+        (Arc::clone(&turns), Arc::clone(&kept)),
         token.clone(),
         ending.clone(),
     );
     let serving = tokio::spawn(api::serve(listener, api::router(state), ending.clone()));
     let published = Published::write(&repo.layout.api(), api_address, &token)?;
+
+    let settings = repo.config.store.clone();
+    let keeper = Keeper::start(store, meta, handle.clone(), turns, settings, kept)?;
 
     ready(&Ready {
         event: "ready",
@@ -126,7 +138,9 @@ pub async fn run(
     let rest = node.end();
     let drained = tokio::time::timeout(END, async {
         let _panicked = serving.await;
+        let finished = tokio::task::spawn_blocking(move || keeper.finish());
         rest.finish().await;
+        let _joined = finished.await;
     });
     if drained.await.is_err() {
         tracing::warn!(

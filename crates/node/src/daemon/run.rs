@@ -71,6 +71,7 @@ pub(super) struct Node {
     meta: Arc<Meta>,
     packs: u64,
     fingerprint: Option<String>,
+    kept: Arc<super::keeper::Figures>,
     started: Instant,
     commands: mpsc::Receiver<Command>,
     done: mpsc::Receiver<Done>,
@@ -92,7 +93,7 @@ impl Node {
         (swarm, views): (Swarm<Behaviour>, Views),
         store: Store,
         meta: Arc<Meta>,
-        fingerprint: Option<String>,
+        (fingerprint, kept): (Option<String>, Arc<super::keeper::Figures>),
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, Fail> {
         let (done_sender, done) = mpsc::channel(ANSWERS);
@@ -122,6 +123,7 @@ impl Node {
             packs: meta.packs()?,
             meta,
             fingerprint,
+            kept,
             started: Instant::now(),
             commands,
             done,
@@ -253,7 +255,15 @@ impl Node {
         self.disk.expire(self.pins.rests(), now);
         self.with_pins(Pins::expire);
         self.with_readers(Readers::expire);
-        self.with_repair(Repair::expire);
+        self.with_repair(|repair, ctx| {
+            // By whoever read them: the scrub, a compaction, a collection.
+            for place in ctx.store.take_damaged() {
+                if let Some(cid) = place.cid {
+                    repair.on_damaged(cid, place.cause, ctx);
+                }
+            }
+            repair.expire(ctx);
+        });
         self.note_packs();
     }
 
@@ -856,6 +866,7 @@ impl Node {
             .into_iter()
             .collect();
         troubles.extend(self.repair.trouble(now));
+        troubles.extend(self.kept.trouble(self.store.dir()));
         troubles.extend(self.pins.troubles(now));
         troubles.extend(self.peers.troubles(now));
         troubles
@@ -890,6 +901,7 @@ impl Node {
             pins,
             rss_bytes,
             rss_max_bytes,
+            kept: self.kept.read(),
             receiving: Receiving {
                 unread_bytes: self.views.receive.used() as u64,
                 unread_limit_bytes: self.views.receive.limit() as u64,
@@ -1022,6 +1034,42 @@ impl Node {
                     "Damaged blocks not wanted at once because the list was full",
                     None,
                     self.repair.overflows,
+                ),
+                (
+                    "gc_runs".into(),
+                    "Collections that came to their end",
+                    None,
+                    status.kept.gc_runs,
+                ),
+                (
+                    "gc_blocks".into(),
+                    "Blocks that collections removed",
+                    None,
+                    status.kept.gc_blocks,
+                ),
+                (
+                    "gc".into(),
+                    "Payload that collections removed",
+                    Some(Bytes),
+                    status.kept.gc_bytes,
+                ),
+                (
+                    "store_freed".into(),
+                    "Given back to the disk",
+                    Some(Bytes),
+                    status.kept.freed_bytes,
+                ),
+                (
+                    "scrubbed".into(),
+                    "Payload that the scrub has read",
+                    Some(Bytes),
+                    status.kept.scrubbed_bytes,
+                ),
+                (
+                    "scrub_damaged".into(),
+                    "Damaged places that the scrub has found",
+                    None,
+                    status.kept.scrub_damaged,
                 ),
                 (
                     "read_queue_overflows".into(),

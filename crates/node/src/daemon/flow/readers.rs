@@ -109,8 +109,9 @@ impl Readers {
         if let Some(data) = ctx.arriving.get(&cid) {
             return drop(reply.send(Ok(Fetched::Bytes(data.clone()))));
         }
-        if ctx.store.has(&cid) {
-            // It came between the reader's look and this one.
+        if ctx.store.touch(&cid) {
+            // It came between the reader's look and this one, and stays under the reader's guard. Not `has`, which knows a block
+            // that is just being deleted.
             return drop(reply.send(Ok(Fetched::Here)));
         }
         match ctx.exchange.want(reader.session, [cid]) {
@@ -242,13 +243,16 @@ impl FetchSource {
     }
 
     fn block(&mut self, cid: &Cid) -> Result<Bytes, Fail> {
-        // A block that came while it was asked for is read once more. Twice gone means that somebody deletes it.
-        for _ in 0..2 {
+        // A block that came while it was asked for is read once more. Gone again and again means that somebody deletes it.
+        let mut guard = None;
+        for _ in 0..3 {
             let damaged = match self.store.get(cid) {
                 Ok(Some(data)) => return Ok(data),
                 Ok(None) => None,
                 Err(e) => Some(self.on_damaged(cid, &e)?),
             };
+            // What comes meanwhile, by whatever way, is not collected before it is read.
+            guard.get_or_insert_with(|| self.store.guard());
             match self.fetch(cid) {
                 Ok(Fetched::Bytes(data)) => return Ok(data),
                 Ok(Fetched::Here) => {}
