@@ -315,3 +315,78 @@ fn the_scrub_finds_damage_and_has_it_repaired() {
     b.ok(&["repo", "verify"]);
     assert!(number(&status(b)["kept"], "scrubbed_bytes") > 0);
 }
+
+/// S4.23: a store of an older format is migrated with a backup, and a second time there is nothing to do.
+#[test]
+fn s4_23_migrate_tells_the_formats_and_the_backup() {
+    let node = Node::new();
+    let root = node.add(&node.write("x", "content"), &[]);
+    let version = node.repo.join("blocks/version");
+    let now = std::fs::read_to_string(&version).unwrap();
+    let id = now.lines().find(|line| line.starts_with("id ")).unwrap();
+    let word = now.split(' ').next().unwrap();
+    let old = format!("{word} 1\n{id}\n");
+    std::fs::write(&version, &old).unwrap();
+    let done = node.json(&["repo", "migrate"]);
+    assert_eq!((number(&done, "from"), number(&done, "to")), (1, 2));
+    let backup = done["backup"].as_str().unwrap();
+    assert_eq!(std::fs::read_to_string(backup).unwrap(), old);
+    let again = node.json(&["repo", "migrate"]);
+    assert_eq!(
+        (&again["migrated"], number(&again, "from")),
+        (&false.into(), 2)
+    );
+    is_whole(&node, &root);
+}
+
+/// S4.23: the blocks of a flatfs repository come over, what is damaged is told, a dry run takes nothing, and nothing is written there.
+#[test]
+fn s4_23_the_blocks_of_a_kubo_repository_come_over() {
+    let node = Node::new();
+    node.write(
+        "ipfs/blocks/SHARDING",
+        "/repo/flatfs/shard/v1/next-to-last/2\n",
+    );
+    // The empty folder that each repository has, and the same bytes under another name.
+    let name = "CIQFTFEEHEDF6KLBT32BFAGLXEZL4UWFNWM4LFTLMXQBCERZ6CMLX3Y.data";
+    node.write(&format!("ipfs/blocks/X3/{name}"), [0x0a, 0x02, 0x08, 0x01]);
+    node.write("ipfs/blocks/X4/other.data", "no block");
+    let dir = node.path("ipfs");
+    let dir = dir.to_str().unwrap();
+    let dry = node.json(&["repo", "import-kubo", dir, "--dry-run"]);
+    assert_eq!(
+        (
+            number(&dry, "blocks"),
+            number(&dry, "skipped"),
+            blocks(&node)
+        ),
+        (1, 1, 0)
+    );
+    let done = node.json(&["repo", "import-kubo", dir]);
+    assert_eq!(
+        (
+            number(&done, "blocks"),
+            number(&done, "bytes"),
+            blocks(&node)
+        ),
+        (1, 4, 1)
+    );
+    assert!(
+        done["skipped_files"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("name"),
+        "{done}"
+    );
+    assert_eq!(done["pins_imported"], false);
+    assert!(
+        node.ok(&["repo", "import-kubo", dir])
+            .contains("pins are not taken over")
+    );
+    let empty = "QmUNLLsPACCz1vLxQVkXqqLX5R1X345qqfHbsf67hvA3Nn";
+    assert_eq!(
+        node.run(&["block", "get", empty]).stdout,
+        [0x0a, 0x02, 0x08, 0x01]
+    );
+    node.fails(&["repo", "import-kubo", node.repo.to_str().unwrap()], 3);
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use gemba_segment::{Identity, Kind};
 
 /// The format that is written. Format 1 had no checksum in the `version` file.
-pub(crate) const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 2;
 /// A block: the tag is its multihash, the payload its bytes.
 pub(crate) const BLOCK: Kind = Kind(16);
 /// A deletion: the tag is the multihash, there is no payload.

@@ -141,6 +141,30 @@ impl KuboImport {
     /// [`KuboError::Io`] if a folder cannot be listed, [`KuboError::Store`]. What the failed step would have taken is not looked at
     /// again: begin once more, blocks that are there already cost no writing.
     pub fn step(&mut self, store: &Store, bytes: usize) -> Result<KuboStep, KuboError> {
+        let (mut step, batch) = self.gather(bytes)?;
+        step.put = store.put_many(&batch)?;
+        Ok(step)
+    }
+
+    /// As [`Self::step`], and takes nothing: `put` tells what would be new here.
+    ///
+    /// # Errors
+    /// [`KuboError::Io`].
+    pub fn dry_step(&mut self, store: &Store, bytes: usize) -> Result<KuboStep, KuboError> {
+        let (mut step, batch) = self.gather(bytes)?;
+        for block in &batch {
+            if store.has(block.cid()) {
+                step.put.present += 1;
+            } else {
+                step.put.new += 1;
+                step.put.bytes += block.len() as u64;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Reads and hashes blocks of about `bytes` bytes.
+    fn gather(&mut self, bytes: usize) -> Result<(KuboStep, Vec<Block>), KuboError> {
         let mut step = KuboStep::default();
         let (mut batch, mut size) = (Vec::new(), 0);
         while size < bytes.max(1) && step.files < FILES as u64 {
@@ -157,11 +181,10 @@ impl KuboImport {
                 Err(reason) => step.skipped.push(SkippedFile { path, reason }),
             }
         }
-        step.put = store.put_many(&batch)?;
         let ahead = self.shards.len() + usize::from(self.files.is_some());
         let passed = (self.all_shards - ahead) * 1000;
         step.thousandths = passed.checked_div(self.all_shards).unwrap_or(1000) as u16;
-        Ok(step)
+        Ok((step, batch))
     }
 
     fn next_file(&mut self) -> Result<Option<PathBuf>, KuboError> {

@@ -24,6 +24,7 @@ pub use collect::{Collection, Garbage, Sweep, SweepStep};
 pub use compact::{Aim, CompactStep};
 pub use config::{Config, VerifyOnRead};
 pub use error::{OpenError, StoreError};
+pub use format::FORMAT;
 pub use guard::Guard;
 pub use index::Mark;
 pub use keys::{Key, Keys};

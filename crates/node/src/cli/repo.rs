@@ -1,12 +1,14 @@
-//! `gemba repo stat|verify`
+//! `gemba repo stat|verify|migrate|import-kubo`
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use cid::Cid;
 use clap::Subcommand;
 use futures::StreamExt as _;
-use gemba_store::{Store, VerifyReport};
+use gemba_store::{FORMAT, KuboError, KuboImport, Store, VerifyReport};
 use hyper::Method;
+use serde::Serialize;
 
 use super::progress::Progress;
 use super::session::{self, Daemon};
@@ -15,8 +17,13 @@ use crate::api::types::{Damage, RepoSize, Verified};
 use crate::content::pins;
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
-use crate::repo::{Access, Repo, store_fail};
+use crate::repo::{Access, Purpose, Repo, store_fail};
 use crate::text;
+
+/// Bytes of blocks that are taken over with one flush.
+const KUBO_STEP: usize = 8 << 20;
+/// Files left out that are named one by one.
+const SKIPPED: usize = 100;
 
 /// What can be done with the repository as a whole.
 #[derive(Debug, Subcommand)]
@@ -25,6 +32,17 @@ pub enum Command {
     Stat,
     /// Read and hash every block
     Verify,
+    /// Bring the block store to the newest format, and say where the old one is kept
+    Migrate,
+    /// Take over the blocks of a Kubo repository; it is only read, and its pins are not looked at
+    ImportKubo {
+        /// The repository, usually ~/.ipfs
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Only tell what would be taken over
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+    },
 }
 
 /// Runs one of them.
@@ -35,6 +53,8 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
     match command {
         Command::Stat => stat(context),
         Command::Verify => verify(context),
+        Command::Migrate => migrate(context),
+        Command::ImportKubo { dir, dry_run } => import_kubo(context, dir, *dry_run),
     }
 }
 
@@ -58,6 +78,135 @@ fn stat(context: &Context) -> Result<(), Fail> {
             size.blocks, size.bytes, size.disk_bytes
         )
     })
+}
+
+/// Every opening for writing brings the format up; this one says so. Beside a daemon that was done at its start.
+fn migrate(context: &Context) -> Result<(), Fail> {
+    let migrated = match context.daemon()? {
+        Some(_) => None,
+        None => {
+            let repo = context.repo_for(Access::Write, Purpose::Alone)?;
+            repo.store()?.open_report().migrated.clone()
+        }
+    };
+    let report = Migration {
+        migrated: migrated.is_some(),
+        from: migrated.as_ref().map_or(FORMAT, |done| done.from),
+        to: FORMAT,
+        backup: migrated.map(|done| done.backup.display().to_string()),
+    };
+    context.out.result(&report, |report| match &report.backup {
+        Some(backup) => format!(
+            "the block store had format {} and has format {} now; the old version file is kept as {backup}",
+            report.from, report.to
+        ),
+        None => format!("the block store has format {}, the newest: nothing to do", report.to),
+    })
+}
+
+/// What `repo migrate` prints.
+#[derive(Serialize)]
+struct Migration {
+    migrated: bool,
+    from: u32,
+    to: u32,
+    backup: Option<String>,
+}
+
+/// What `repo import-kubo` prints.
+#[derive(Default, Serialize)]
+struct KuboReport {
+    dry_run: bool,
+    files: u64,
+    /// Blocks that were new here, and their bytes.
+    blocks: u64,
+    bytes: u64,
+    /// Blocks that were here before.
+    present: u64,
+    skipped: u64,
+    /// The first of them.
+    skipped_files: Vec<Skipped>,
+    /// Always false: Kubo's pins are not taken over.
+    pins_imported: bool,
+}
+
+#[derive(Serialize)]
+struct Skipped {
+    path: String,
+    reason: String,
+}
+
+fn import_kubo(context: &Context, dir: &Path, dry_run: bool) -> Result<(), Fail> {
+    interrupt::watch();
+    let mut import = KuboImport::open(dir).map_err(kubo_fail)?;
+    let repo = context.repo_for(Access::Write, Purpose::Alone)?;
+    let store = repo.store()?;
+    let progress = Progress::blocks("taking over", None);
+    let mut report = KuboReport {
+        dry_run,
+        ..KuboReport::default()
+    };
+    loop {
+        interrupt::check()?;
+        let step = if dry_run {
+            import.dry_step(&store, KUBO_STEP)
+        } else {
+            import.step(&store, KUBO_STEP)
+        };
+        let step = step.map_err(kubo_fail)?;
+        report.files += step.files;
+        report.blocks += step.put.new;
+        report.bytes += step.put.bytes;
+        report.present += step.put.present;
+        report.skipped += step.skipped.len() as u64;
+        let room = SKIPPED.saturating_sub(report.skipped_files.len());
+        let told = step.skipped.into_iter().take(room);
+        report.skipped_files.extend(told.map(|file| Skipped {
+            path: text::path(&file.path).to_string(),
+            reason: file.reason.to_string(),
+        }));
+        progress.set(report.blocks + report.present);
+        if step.done {
+            break;
+        }
+    }
+    progress.finish();
+    context.out.result(&report, kubo_text)
+}
+
+fn kubo_text(report: &KuboReport) -> String {
+    let taken = if report.dry_run {
+        "would take over"
+    } else {
+        "took over"
+    };
+    let mut lines: Vec<String> = report
+        .skipped_files
+        .iter()
+        .map(|file| format!("left out {}: {}", file.path, file.reason))
+        .collect();
+    let more = report.skipped - report.skipped_files.len() as u64;
+    if more > 0 {
+        lines.push(format!("and {more} more were left out"));
+    }
+    lines.push(format!(
+        "{taken} {}, {}; {} were here already, {} left out",
+        text::blocks(report.blocks),
+        text::bytes(report.bytes),
+        report.present,
+        text::count(report.skipped, "file was", "files were"),
+    ));
+    lines.push("Kubo's pins are not taken over: pin what is to stay (`gemba pin add CID`), for unpinned blocks are only a cache".to_owned());
+    lines.join("\n")
+}
+
+fn kubo_fail(error: KuboError) -> Fail {
+    match error {
+        KuboError::NoFlatfs(_) => Fail::new(Code::NotFound, error),
+        KuboError::Io { path, source } => Fail::io(path, &source),
+        KuboError::Store(e) => store_fail(&e),
+        other => Fail::new(Code::Failure, other),
+    }
 }
 
 fn verify(context: &Context) -> Result<(), Fail> {
