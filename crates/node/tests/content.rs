@@ -767,6 +767,7 @@ fn repo_stat_and_verify_count_and_find_damage() {
         .unwrap()
         .map(|entry| entry.unwrap().path());
     let pack = pack
+        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
         .max_by_key(|path| path.metadata().unwrap().len())
         .unwrap();
     let mut bytes = std::fs::read(&pack).unwrap();

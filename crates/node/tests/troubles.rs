@@ -394,6 +394,7 @@ fn damage(node: &Node, percent: u64) {
     let packs = std::fs::read_dir(node.repo.join("blocks")).unwrap();
     let pack = packs
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
         .max_by_key(|path| path.metadata().unwrap().len())
         .unwrap();
     let file = std::fs::File::options()
