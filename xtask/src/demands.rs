@@ -189,7 +189,7 @@ fn is_report(word: &str) -> bool {
 /// A row of the threat table: transport, gossip, exchange, names, pins, log, unixfs, host, maintenance.
 fn is_threat(word: &str) -> bool {
     let mut letters = word.chars();
-    letters.next().is_some_and(|c| "tgxnpluhm".contains(c)) && is_number(letters.as_str())
+    letters.next().is_some_and(|c| "tgxnplsuhm".contains(c)) && is_number(letters.as_str())
 }
 
 fn is_number(word: &str) -> bool {
@@ -208,7 +208,10 @@ mod tests {
             ("t1_s0_6_outsider_sees_nothing", &["T1", "S0.6"]),
             ("x2_wrong_bytes_are_never_found", &["X2"]),
             ("reads_u8_values", &[]),
-            ("s3_bucket", &[]),
+            ("s3_every_flipped_byte_is_found", &["S3"]),
+            ("s1_s2_nothing_is_lost", &["S1", "S2"]),
+            ("s4_49_s1_27_both", &["S4.49", "S1.27"]),
+            ("stores_s3_buckets", &[]),
             ("u128_is_no_row", &[]),
         ] {
             assert_eq!(ids_of_name(name), wanted, "{name}");
