@@ -23,6 +23,9 @@ pub struct Pin {
     pub name: Option<Name>,
     /// Every block of the pin was durable on this device when this was written. Struck out by scrub or removal.
     pub complete: bool,
+    /// It was complete once and was struck out since. What is below a block that it lacks cannot be told from what nobody wants, so
+    /// nothing is collected until it is complete again, or removed.
+    pub lacks: bool,
     /// Distinguishes this pin from an earlier one of the same root: results of work are accepted only for the id they were started for.
     /// Unique among the pins there are, and never given twice by one process.
     pub id: u64,
@@ -266,13 +269,18 @@ impl Edit {
                 }
                 Some(Pin {
                     complete: true,
+                    lacks: false,
                     ..pin.clone()
                 })
             }
-            Self::Incomplete => Some(Pin {
-                complete: false,
-                ..there()?.clone()
-            }),
+            Self::Incomplete => {
+                let pin = there()?;
+                Some(Pin {
+                    complete: false,
+                    lacks: pin.complete || pin.lacks,
+                    ..pin.clone()
+                })
+            }
             Self::Rename(name) => Some(Pin {
                 name,
                 ..there()?.clone()
@@ -290,6 +298,7 @@ fn added(cid: Cid, add: Add, current: Option<&Pin>, fresh_id: u64) -> Result<Pin
             kind: add.kind,
             name: add.name,
             complete: false,
+            lacks: false,
             id: fresh_id,
             since_ms: add.now_ms,
         });
@@ -302,6 +311,7 @@ fn added(cid: Cid, add: Add, current: Option<&Pin>, fresh_id: u64) -> Result<Pin
             kind: Kind::Recursive,
             name,
             complete: false,
+            lacks: false,
             id: fresh_id,
             since_ms: add.now_ms,
         }),

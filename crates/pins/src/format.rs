@@ -5,7 +5,7 @@
 //! | field | bytes |
 //! |---|---|
 //! | version | 1 byte, `01` |
-//! | flags | 1 byte: bit 0 direct, bit 1 complete, the others 0 |
+//! | flags | 1 byte: bit 0 direct, bit 1 complete, bit 2 was complete and lacks a block since, the others 0 |
 //! | id | unsigned LEB128, shortest form |
 //! | since | unsigned LEB128, shortest form: milliseconds since 1970 |
 //! | name | 1 byte length, 0 for none, then UTF-8 |
@@ -23,6 +23,7 @@ pub const RECORD_VERSION: u8 = 1;
 
 const FLAG_DIRECT: u8 = 1;
 const FLAG_COMPLETE: u8 = 2;
+const FLAG_LACKS: u8 = 4;
 
 /// The key of the record of a root.
 pub fn encode_key(cid: &Cid) -> Vec<u8> {
@@ -51,7 +52,12 @@ pub fn encode_record(pin: &Pin) -> Vec<u8> {
         0
     };
     let complete = if pin.complete { FLAG_COMPLETE } else { 0 };
-    out.extend([RECORD_VERSION, direct | complete]);
+    let lacks = if pin.lacks && !pin.complete {
+        FLAG_LACKS
+    } else {
+        0
+    };
+    out.extend([RECORD_VERSION, direct | complete | lacks]);
     put_varint(&mut out, pin.id);
     put_varint(&mut out, pin.since_ms);
     out.push(u8::try_from(name.len()).expect("a Name has at most 255 bytes"));
@@ -71,7 +77,8 @@ pub fn decode_record(cid: Cid, value: &[u8]) -> Result<Pin, RecordError> {
         found => return Err(RecordError::Newer { found }),
     }
     let flags = take_byte(&mut input, "flags")?;
-    if flags & !(FLAG_DIRECT | FLAG_COMPLETE) != 0 {
+    let both = FLAG_COMPLETE | FLAG_LACKS;
+    if flags & !(FLAG_DIRECT | both) != 0 || flags & both == both {
         return Err(RecordError::Invalid("flags"));
     }
     let id = take_varint(&mut input, "id")?;
@@ -90,6 +97,7 @@ pub fn decode_record(cid: Cid, value: &[u8]) -> Result<Pin, RecordError> {
         kind,
         name,
         complete: flags & FLAG_COMPLETE != 0,
+        lacks: flags & FLAG_LACKS != 0,
         id,
         since_ms,
     })

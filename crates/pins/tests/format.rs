@@ -28,6 +28,7 @@ fn random_pin(rng: &mut Rng) -> Pin {
         .map(|_| char::from(rng.range(32..127) as u8))
         .collect();
     let bits = rng.below(64);
+    let complete = rng.coin();
     Pin {
         cid: fake_cid(*rng.pick(&[0x55, 0x70, 0x71]), rng.next_u64()),
         kind: if rng.coin() {
@@ -36,7 +37,8 @@ fn random_pin(rng: &mut Rng) -> Pin {
             Kind::Recursive
         },
         name: Name::new(name).ok(),
-        complete: rng.coin(),
+        complete,
+        lacks: !complete && rng.coin(),
         id: rng.next_u64() >> bits,
         since_ms: rng.next_u64() >> bits,
     }
@@ -65,10 +67,10 @@ fn pin_4_the_vectors_are_read_and_written_as_the_spec_says() {
             "{} {} {} id {} since {} name {:?}",
             pin.cid,
             pin.kind,
-            if pin.complete {
-                "complete"
-            } else {
-                "incomplete"
+            match (pin.complete, pin.lacks) {
+                (true, _) => "complete",
+                (false, true) => "lacking",
+                (false, false) => "incomplete",
             },
             pin.id,
             pin.since_ms,

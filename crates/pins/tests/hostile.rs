@@ -159,6 +159,7 @@ fn a_record_with_any_byte_changed_is_refused_or_written_back_as_it_is() {
         kind: Kind::Direct,
         name: Some(Name::new("n\u{e9}").unwrap()),
         complete: true,
+        lacks: false,
         id: u64::MAX,
         since_ms: 1 << 63,
     };
@@ -195,6 +196,7 @@ fn a_set_whose_ids_are_used_up_gives_none_twice() {
         kind: Kind::Direct,
         name: None,
         complete: false,
+        lacks: false,
         id,
         since_ms: u64::MAX,
     };

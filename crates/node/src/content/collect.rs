@@ -181,7 +181,7 @@ fn mark(
         between,
     };
     // The whole ones first: what they share with others is asked for in earnest.
-    let (whole, under_way): (Vec<&Pin>, Vec<&Pin>) = pins.iter().partition(|pin| pin.complete);
+    let (whole, under_way): (Vec<&Pin>, Vec<&Pin>) = pins.iter().partition(|pin| was_whole(pin));
     whole
         .into_iter()
         .chain(under_way)
@@ -204,7 +204,7 @@ impl Marking<'_, '_> {
     fn pin(&mut self, pin: &Pin) -> Result<(), Stop> {
         if pin.kind == Kind::Direct {
             return match self.collection.mark(&pin.cid) {
-                Mark::Absent if pin.complete => Err(missing(pin, &pin.cid)),
+                Mark::Absent if was_whole(pin) => Err(missing(pin, &pin.cid)),
                 _ => Ok(()),
             };
         }
@@ -226,7 +226,7 @@ impl Marking<'_, '_> {
     fn meet(&mut self, cid: &Cid, pin: &Pin) -> Result<(), Stop> {
         let mark = self.collection.mark(cid);
         if mark == Mark::Absent {
-            return if pin.complete {
+            return if was_whole(pin) {
                 Err(missing(pin, cid))
             } else {
                 Ok(())
@@ -249,7 +249,7 @@ impl Marking<'_, '_> {
     fn follow(&mut self, cid: &Cid, pin: &Pin) -> Result<u64, Stop> {
         let data = match self.collection.read(cid) {
             Ok(Some(data)) => data,
-            Ok(None) if pin.complete => return Err(missing(pin, cid)),
+            Ok(None) if was_whole(pin) => return Err(missing(pin, cid)),
             Ok(None) => return Ok(0),
             Err(e @ StoreError::Corrupt { .. }) => return Err(broken(pin, e)),
             Err(e) => return Err(store_fail(&e).into()),
@@ -260,12 +260,17 @@ impl Marking<'_, '_> {
             .map_err(|e| broken(pin, format!("block {cid} is damaged on disk: {e}")))?;
         match links(&block) {
             Ok(links) => links.iter().try_for_each(|link| self.meet(link, pin))?,
-            Err(e) if pin.complete => return Err(broken(pin, format!("block {cid}: {e}"))),
+            Err(e) if was_whole(pin) => return Err(broken(pin, format!("block {cid}: {e}"))),
             // Nobody can ever tell what is below it, so the pin is refused and never whole; that must not stop all collections.
             Err(_) => {}
         }
         Ok(read)
     }
+}
+
+/// Blocks below what such a pin lacks may be the last ones there are, and nobody can tell which they are.
+fn was_whole(pin: &Pin) -> bool {
+    pin.complete || pin.lacks
 }
 
 fn missing(pin: &Pin, cid: &Cid) -> Stop {
@@ -430,6 +435,13 @@ mod tests {
             }
         }
         assert!(store.has(garbage.cid()));
+        // Struck out it is fetched again, and protects as much as before: what is below a missing node may be nowhere else.
+        let mut lacking = whole.clone();
+        let struck = lacking.incomplete(root.cid()).unwrap().unwrap();
+        lacking.apply(struck).unwrap();
+        let stopped = run(&store, &lacking, Extent::All);
+        assert!(matches!(stopped, Err(Stop::Broken { .. })), "{stopped:?}");
+        assert!(store.has(garbage.cid()) && store.has(here.cid()));
         let under_way = pinned(&[(*root.cid(), Kind::Recursive, false)]);
         let report = run(&store, &under_way, Extent::All).unwrap();
         assert_eq!((report.blocks, report.kept_blocks), (1, 3));

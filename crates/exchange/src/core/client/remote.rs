@@ -101,7 +101,9 @@ impl Remote {
 
     /// Asks again whether it has what it was told that we want.
     pub(super) fn probe(&mut self, cid: Cid) {
-        if self.known.contains_key(&cid) && !self.changes.contains_key(&cid) {
+        // No more than there are wants, however long a stream takes nothing.
+        let room = self.probes.len() < self.known.len();
+        if room && self.known.contains_key(&cid) && !self.changes.contains_key(&cid) {
             self.probes.push_back(cid);
         }
     }
