@@ -62,6 +62,8 @@ pub enum DialCause {
         /// The original cause.
         because: Box<DialCause>,
     },
+    /// Never tried so far, because its host was a short while ago, at an address where no member was ever found.
+    HostSpared,
     /// A limit of this node.
     Limit(LimitKind),
     /// The address is not one that can be dialed.
@@ -139,6 +141,7 @@ impl DialCause {
             Self::WrongPeer { .. } => "wrong_peer",
             Self::Ourselves => "ourselves",
             Self::BackingOff { .. } => "backing_off",
+            Self::HostSpared => "host_spared",
             Self::Limit(_) => "limit",
             Self::Malformed(_) => "malformed",
             Self::NoSuchHost(_) => "no_such_host",
@@ -200,6 +203,7 @@ impl DialCause {
                 Self::of_kind(*kind).unwrap_or_else(|| Self::Other(text.clone()))
             }
             SetupError::ConnectTimeout(_) => Self::Unreachable,
+            SetupError::Crowded => Self::Limit(LimitKind::PendingIncoming),
             SetupError::Psk(error) => Self::of_psk(error),
             SetupError::Security { .. } | SetupError::SecurityTimeout(_) => {
                 Self::SecurityFailed(error.to_string())
@@ -263,7 +267,7 @@ impl DialCause {
             Self::NoSuchHost(_) => 4,
             Self::Unreachable => 3,
             Self::Ourselves => 2,
-            Self::Malformed(_) | Self::Other(_) => 1,
+            Self::Malformed(_) | Self::Other(_) | Self::HostSpared => 1,
             Self::NoAddress => 0,
         }
     }
@@ -312,9 +316,15 @@ impl fmt::Display for DialCause {
                 "not tried again yet (next attempt in {}), because: {because}",
                 Rounded(*retry_in)
             ),
-            Self::Limit(kind) => write!(f, "a limit of this node is reached: {kind}"),
+            Self::HostSpared => f.write_str(
+                "only heard of, and that host was tried a short while ago: a host where no member was ever found is tried once a minute; give the address as a known peer to have it dialed sooner",
+            ),
+            Self::Limit(kind) => write!(
+                f,
+                "a limit of this node is reached ({kind}): more are turned away until some of these end; does somebody open connections in a loop?"
+            ),
             Self::Malformed(what) => write!(f, "the address is not usable: {what}"),
-            Self::NoSuchHost(name) => write!(f, "the name {name} has no address"),
+            Self::NoSuchHost(name) => write!(f, "the name {name} has no address that the name server knows"),
             Self::NoAddress => f.write_str("no address of that peer is known"),
             Self::Other(what) => f.write_str(what),
         }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::{muxer::ReceiveBudget, stage::Stages};
+use crate::{crowd::Crowd, muxer::ReceiveBudget, stage::Stages};
 
 /// How connections are made and how long each stage may take.
 ///
-/// A stalled peer holds one pending connection for at most `nonce + security`, 10 s by default; see
-/// [`Limits`](crate::limits::Limits) for how many of those there can be.
+/// A stalled peer holds one pending connection for at most `incoming`, 5 s by default; see [`Limits`](crate::limits::Limits) for how many
+/// of those there can be.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TransportConfig {
@@ -19,6 +19,10 @@ pub struct TransportConfig {
     /// From the nonce to the secured and multiplexed connection, the key check included. On an old tablet the Noise handshake
     /// takes about 10 ms; the rest is for a bad link.
     pub security: Duration,
+    /// All stages of an incoming connection together, from its acceptance to the secured and multiplexed one: who came to us has proved
+    /// nothing until then (T1). The shorter deadline counts. On a line of 100 ms honest devices need less than a second; the rest is for
+    /// two lost packets.
+    pub incoming: Duration,
     /// Streams a connection may have at once, both directions. Kubo opens one for each response of about 16 KiB, and yamux ends
     /// the connection at the limit, so this is generous. What they may leave unread together is bounded by `receive`.
     pub max_streams: usize,
@@ -28,6 +32,9 @@ pub struct TransportConfig {
     /// read. Clones of this configuration share it. 32 MiB by default: smaller slows peers down that are read slowly, larger is
     /// what hostile peers can take.
     pub receive: ReceiveBudget,
+    /// Who gives way when many incoming connections are being set up at once: those who take longer than a second while there are more
+    /// than twelve, by default. Belongs to `Limits::pending_incoming`. Clones of this configuration share it.
+    pub crowd: Crowd,
     /// Tells where dials under way stand: keep a clone of it.
     pub stages: Stages,
 }
@@ -38,9 +45,11 @@ impl Default for TransportConfig {
             connect: Duration::from_secs(4),
             nonce: Duration::from_secs(5),
             security: Duration::from_secs(5),
+            incoming: Duration::from_secs(5),
             max_streams: 512,
             max_addresses_per_name: 4,
             receive: ReceiveBudget::default(),
+            crowd: Crowd::default(),
             stages: Stages::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! Driver: names to addresses, and TCP connects with a deadline of our own.
+//! Driver: names to addresses, and connects of the carrier (TCP) with a deadline of our own.
 //!
 //! Names go through the operating system's resolver, so `/etc/hosts`, a plant's own DNS and Android work, and no public resolver is
 //! ever asked on our account. `/dnsaddr` is not spoken: it exists to find public bootstrap nodes.
@@ -18,17 +18,17 @@ use tokio::time::timeout;
 
 use crate::{TransportConfig, stage::Stage, transport::SetupError};
 
-/// TCP with name look-up and typed errors.
+/// A carrier of bytes with name look-up and typed errors.
 pub(crate) struct Connect<T> {
     /// Shared with dials that still resolve a name.
-    tcp: Arc<Mutex<T>>,
+    carrier: Arc<Mutex<T>>,
     config: TransportConfig,
 }
 
 impl<T> Connect<T> {
-    pub(crate) fn new(tcp: T, config: TransportConfig) -> Self {
+    pub(crate) fn new(carrier: T, config: TransportConfig) -> Self {
         Self {
-            tcp: Arc::new(Mutex::new(tcp)),
+            carrier: Arc::new(Mutex::new(carrier)),
             config,
         }
     }
@@ -53,13 +53,13 @@ where
         id: ListenerId,
         address: Multiaddr,
     ) -> Result<(), TransportError<Self::Error>> {
-        lock(&self.tcp)
+        lock(&self.carrier)
             .listen_on(id, address)
             .map_err(|error| error.map(SetupError::from_listen))
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
-        lock(&self.tcp).remove_listener(id)
+        lock(&self.carrier).remove_listener(id)
     }
 
     fn dial(
@@ -70,7 +70,7 @@ where
         let connect = self.config.connect;
         let entered = self.config.stages.enter(&address, Stage::Connect);
         let Some(name) = first_name(&address) else {
-            let dial = lock(&self.tcp)
+            let dial = lock(&self.carrier)
                 .dial(address, options)
                 .map_err(|error| error.map(SetupError::from_connect))?;
             return Ok(Box::pin(async move {
@@ -84,7 +84,7 @@ where
         if name.family == Family::Unsupported {
             return Err(TransportError::MultiaddrNotSupported(address));
         }
-        let (tcp, limit) = (self.tcp.clone(), self.config.max_addresses_per_name);
+        let (carrier, limit) = (self.carrier.clone(), self.config.max_addresses_per_name);
         Ok(Box::pin(async move {
             let _entered = entered;
             let mut last = SetupError::Resolve {
@@ -105,7 +105,7 @@ where
                     continue;
                 };
                 // The lock is released before the connect is awaited.
-                let dial = lock(&tcp).dial(address, options);
+                let dial = lock(&carrier).dial(address, options);
                 last = match dial {
                     Ok(dial) => match timeout(connect, dial).await {
                         Ok(Ok(connected)) => return Ok(connected),
@@ -126,8 +126,8 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<TransportEvent<Self::ListenerUpgrade, Self::Error>> {
-        let mut tcp = lock(&self.tcp);
-        Pin::new(&mut *tcp).poll(cx).map(|event| {
+        let mut carrier = lock(&self.carrier);
+        Pin::new(&mut *carrier).poll(cx).map(|event| {
             event
                 .map_upgrade(|upgrade| {
                     Box::pin(async { upgrade.await.map_err(SetupError::from_connect) })

@@ -2,7 +2,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a panic is what they look for")]
 
 #[cfg(feature = "swarm")]
-pub use streams::{psk_stream, yamux_frames};
+pub use streams::{psk_stream, set_up_frames, yamux_frames};
 
 /// Any bytes as a key file: no panic, and a key that was read is written and read back equal.
 pub fn key_file(bytes: &[u8]) {
@@ -16,7 +16,11 @@ pub fn key_file(bytes: &[u8]) {
 mod streams {
     use std::{
         io,
-        pin::Pin,
+        pin::{Pin, pin},
+        sync::{
+            Arc, OnceLock,
+            atomic::{AtomicUsize, Ordering},
+        },
         task::{Context, Poll, Waker},
     };
 
@@ -44,6 +48,8 @@ mod streams {
         incoming: Vec<u8>,
         read: usize,
         written: Vec<u8>,
+        /// Bytes that were read, for when the script is out of reach.
+        came: Arc<AtomicUsize>,
         /// Bytes that it takes in all.
         takes: usize,
     }
@@ -56,6 +62,7 @@ mod streams {
                 incoming,
                 read: 0,
                 written: Vec::new(),
+                came: Arc::default(),
                 takes,
             }
         }
@@ -88,6 +95,7 @@ mod streams {
             let count = piece.min(left.len()).min(buffer.len());
             buffer[..count].copy_from_slice(&left[..count]);
             this.read += count;
+            this.came.store(this.read, Ordering::Relaxed);
             Poll::Ready(Ok(count))
         }
     }
@@ -177,13 +185,19 @@ mod streams {
 
     /// Frames of a hostile remote, well-formed and not, against the bounded multiplexer, while its streams are read, written and
     /// dropped: no panic, what lies unread stays within its bounds, and nothing is counted once all is dropped (T6, T7).
-    pub fn yamux_frames(bytes: &[u8]) {
+    /// How many frames came.
+    pub fn yamux_frames(bytes: &[u8]) -> usize {
         let Some((pieces, script)) = bytes.split_first_chunk::<PIECES>() else {
-            return;
+            return 0;
         };
-        let frames: Vec<u8> = script.chunks(6).take(4096).flat_map(frame).collect();
+        let (mut frames, mut ends) = (Vec::new(), Vec::new());
+        for code in script.chunks(6).take(4096) {
+            frames.extend(frame(code));
+            ends.push(frames.len());
+        }
         let budget = ReceiveBudget::new(128 * 1024);
         let socket = Script::new(*pieces, frames, 1 << 20);
+        let came = socket.came.clone();
         let side = match pieces[0] & 2 {
             0 => Side::Listener,
             _ => Side::Dialer,
@@ -221,7 +235,91 @@ mod streams {
         }
         drop(streams);
         drop(muxer);
-        assert_eq!(budget.used(), 0, "counted for nobody");
+        assert_eq!(
+            (budget.used(), budget.streams()),
+            (0, 0),
+            "counted for nobody"
+        );
+        let came = came.load(Ordering::Relaxed);
+        ends.iter().take_while(|end| **end <= came).count()
+    }
+
+    /// What a member says in place of a handshake, lines and Noise frames, well-formed and not: no panic, and nobody gets in without
+    /// having done it. How many frames came.
+    pub fn set_up_frames(bytes: &[u8]) -> usize {
+        let Some((pieces, script)) = bytes.split_first_chunk::<PIECES>() else {
+            return 0;
+        };
+        let (mut said, mut ends) = (HEADER.to_vec(), Vec::new());
+        for code in script.chunks(4).take(256) {
+            said.extend(word(code));
+            ends.push(said.len());
+        }
+        XSalsa20::new(&KEY, &THEIRS).apply(&mut said);
+        let script = Script::new(*pieces, said, 1 << 20);
+        let came = script.came.clone();
+        let key = SwarmKey::from_bytes(KEY);
+        let outcome = KeyOutcome::default();
+        let side = match pieces[0] & 2 {
+            0 => Side::Listener,
+            _ => Side::Dialer,
+        };
+        let stream = PskStream::after_nonces(script, &key, side, &OURS, &THEIRS, outcome);
+        let mut secured = pin!(crate::transport::secured(noise(), stream, side));
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..100_000 {
+            if let Poll::Ready(secured) = secured.as_mut().poll(&mut cx) {
+                assert!(secured.is_err(), "got in");
+                break;
+            }
+        }
+        let came = came.load(Ordering::Relaxed);
+        ends.iter().take_while(|end| **end <= came).count()
+    }
+
+    /// One identity for all: to make one takes longer than to refuse somebody.
+    fn noise() -> libp2p_noise::Config {
+        static NOISE: OnceLock<libp2p_noise::Config> = OnceLock::new();
+        let make = || {
+            let keypair = libp2p_identity::Keypair::generate_ed25519();
+            libp2p_noise::Config::new(&keypair).expect("Ed25519 signs")
+        };
+        NOISE.get_or_init(make).clone()
+    }
+
+    /// A line or a Noise frame out of four bytes.
+    fn word(code: &[u8]) -> Vec<u8> {
+        let at = |n: usize| code.get(n).copied().unwrap_or(0);
+        let line = |text: &[u8]| {
+            let mut line = vec![text.len() as u8 + 1];
+            line.extend_from_slice(text);
+            line.push(b'\n');
+            line
+        };
+        let mut word = match at(0) % 10 {
+            0..3 => line(b"/noise"),
+            3 => line(b"/multistream/1.0.0"),
+            4 => line(b"/yamux/1.0.0"),
+            5 => line(b"ls"),
+            6 => line(b"na"),
+            7 => vec![at(1); usize::from(at(2))],
+            // Of the length that the first message has, and of any.
+            8 => [&[0, 32][..], &[at(1); 32]].concat(),
+            _ => {
+                let len = usize::from(at(1)) * usize::from(at(2) % 8);
+                let mut frame = (len as u16).to_be_bytes().to_vec();
+                frame.resize(2 + len, at(3));
+                frame
+            }
+        };
+        if at(3) > 240 {
+            let place = usize::from(at(2)) % word.len().max(1);
+            word.iter_mut()
+                .skip(place)
+                .take(1)
+                .for_each(|byte| *byte ^= at(1));
+        }
+        word
     }
 
     /// One frame out of six bytes: version, type, flags, stream and length are mostly of the kind that reaches deep.

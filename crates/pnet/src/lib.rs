@@ -12,6 +12,7 @@ pub mod foreign;
 pub mod handshake;
 pub mod limits;
 pub mod policy;
+pub mod wake;
 pub mod watch;
 
 #[cfg(feature = "swarm")]
@@ -21,9 +22,13 @@ mod key;
 mod keyfile;
 
 #[cfg(feature = "swarm")]
+mod awake;
+#[cfg(feature = "swarm")]
 mod cause;
 #[cfg(feature = "swarm")]
 mod connect;
+#[cfg(feature = "swarm")]
+mod crowd;
 #[cfg(feature = "swarm")]
 mod listener_process;
 #[cfg(feature = "swarm")]
@@ -49,6 +54,8 @@ pub use cause::{BackoffActive, DialCause, IncomingFailure, ListenCause};
 #[cfg(feature = "swarm")]
 pub use config::TransportConfig;
 #[cfg(feature = "swarm")]
+pub use crowd::Crowd;
+#[cfg(feature = "swarm")]
 pub use dialer::{Dialer, DialerConfig, DialerEvent};
 #[cfg(feature = "swarm")]
 pub use discovery::{Discovery, DiscoveryConfig, DiscoveryEvent};
@@ -61,7 +68,7 @@ pub use stage::{Stage, Stages};
 #[cfg(feature = "swarm")]
 pub use stream::{KeyOutcome, PskStream, Side};
 #[cfg(feature = "swarm")]
-pub use transport::{BuildError, SetupError, transport};
+pub use transport::{BuildError, SetupError, transport, transport_over};
 
 #[doc(hidden)]
 pub mod fuzz;

@@ -2,7 +2,8 @@
 //!
 //! libp2p's ping measures and reports but closes nothing, its first failure is silent, and the attempt after that may wait for 10 s
 //! more. TCP alone takes a quarter of an hour to notice a pulled cable. So [`watch`](crate::watch) notes when each connection answered
-//! last, and this driver closes those that are overdue.
+//! last, and this driver closes those that are overdue; after a sleep of the machine that the others cannot have waited out
+//! ([`wake`](crate::wake)), it closes all of them at once.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +23,11 @@ use libp2p_swarm::{
 use multiaddr::Multiaddr;
 use tokio::time::Sleep;
 
+use crate::awake::Awake;
 use crate::watch::{Time, Watch};
+
+/// A shorter sleep is none: on a busy machine a second may take several.
+const SHORTEST_SLEEP: Duration = Duration::from_secs(5);
 
 /// How soon a dead connection is noticed, against one small packet an interval and connection.
 #[derive(Clone, Debug)]
@@ -74,13 +79,16 @@ pub struct Liveness {
     start: Instant,
     patience: Duration,
     watch: Watch<ConnectionId>,
+    awake: Awake,
     timer: Option<(Time, Pin<Box<Sleep>>)>,
     /// Open connections: bounded by the swarm's limits.
     open: HashMap<ConnectionId, PeerId>,
     /// Last round trip of each open connection: bounded by the connections.
     rtt: HashMap<ConnectionId, (PeerId, Duration)>,
-    /// A close to be ordered after its event was told: at most one for each event of `ping`, drained at once.
+    /// Closes to be ordered, each after its event was told: at most one for each connection.
     closing: VecDeque<(PeerId, ConnectionId)>,
+    /// Told before anything else is polled: at most one for each connection.
+    told: VecDeque<LivenessEvent>,
 }
 
 impl Liveness {
@@ -95,10 +103,14 @@ impl Liveness {
             start: Instant::now(),
             patience,
             watch: Watch::new(patience),
+            // The others have heard from us at most an interval before we fell asleep, and the radio takes about as long as an answer
+            // may take until it carries again: what is left of their patience is one time-out.
+            awake: Awake::new(config.timeout.max(SHORTEST_SLEEP)),
             timer: None,
             open: HashMap::new(),
             rtt: HashMap::new(),
             closing: VecDeque::new(),
+            told: VecDeque::new(),
         }
     }
 
@@ -130,6 +142,21 @@ impl Liveness {
             Err(failure) => {
                 tracing::debug!(%peer, %failure, "ping failed");
                 None
+            }
+        }
+    }
+
+    /// Nobody has heard of us for `slept`: what we hold are the remains of connections.
+    fn on_wake(&mut self, slept: Duration) {
+        tracing::info!(?slept, "the machine slept: connections are made anew");
+        for connection in self.watch.on_wake() {
+            if let Some(&peer) = self.open.get(&connection) {
+                self.closing.push_back((peer, connection));
+                self.told.push_back(LivenessEvent::Dead {
+                    peer,
+                    connection,
+                    silent_for: slept,
+                });
             }
         }
     }
@@ -224,7 +251,13 @@ impl NetworkBehaviour for Liveness {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        while let Poll::Ready(slept) = self.awake.poll(cx) {
+            self.on_wake(slept);
+        }
         loop {
+            if let Some(event) = self.told.pop_front() {
+                return Poll::Ready(ToSwarm::GenerateEvent(event));
+            }
             if let Some((peer_id, connection)) = self.closing.pop_front() {
                 return Poll::Ready(ToSwarm::CloseConnection {
                     peer_id,

@@ -1,11 +1,14 @@
-//! Driver: the one way to a transport, from TCP to a secured and multiplexed connection.
+//! Driver: the one way to a transport, from a carrier of bytes (TCP) to a secured and multiplexed connection.
 //!
-//! Order: TCP, key, multistream, Noise, yamux. Each stage has a deadline of its own, because a stall that ends in somebody else's
+//! Order: carrier, key, multistream, Noise, yamux. Each stage has a deadline of its own, because a stall that ends in somebody else's
 //! general time-out has lost its cause.
 
-use std::{fmt, io, sync::Arc, time::Duration};
+use std::{fmt, io, pin::pin, sync::Arc, time::Duration};
 
-use futures::{AsyncRead, AsyncWrite};
+use futures::{
+    AsyncRead, AsyncWrite,
+    future::{Either, select},
+};
 use libp2p_core::{
     Endpoint,
     connection::ConnectedPoint,
@@ -18,7 +21,7 @@ use multiaddr::Multiaddr;
 use multistream_select::{
     Negotiated, NegotiationError, Version, dialer_select_proto, listener_select_proto,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     TransportConfig,
@@ -36,7 +39,7 @@ const YAMUX: &str = "/yamux/1.0.0";
 
 /// The transport into `network`: dials and listens on `/ip4|ip6|dns|dns4|dns6/…/tcp/PORT`.
 ///
-/// There is no other constructor, and a [`Network`] is only to be had with a key or by asking for the public network in so many
+/// [`transport_over`] is the same over another carrier. There is no other constructor, and a [`Network`] is only to be had with a key or by asking for the public network in so many
 /// words. Its errors are read with [`DialCause`](crate::DialCause). Needs a running tokio runtime when it is polled.
 pub fn transport(
     keypair: &Keypair,
@@ -44,12 +47,32 @@ pub fn transport(
     config: &TransportConfig,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, BuildError> {
     let tcp = libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::new().nodelay(true));
+    transport_over(tcp, keypair, network, config)
+}
+
+/// The transport into `network` over something else than TCP that carries bytes in order: a serial line, a tunnel, memory.
+///
+/// Everything above it is the same: key, deadlines, Noise, the bounded muxer and the typed errors. Host names in front of an
+/// address are resolved as for TCP; all other addresses are the carrier's. Its `io::Error`s are told by their kind: what nobody
+/// listens to is `ConnectionRefused`, what does not answer is `TimedOut`.
+pub fn transport_over<C>(
+    carrier: C,
+    keypair: &Keypair,
+    network: &Network,
+    config: &TransportConfig,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, BuildError>
+where
+    C: Transport<Error = io::Error> + Send + Unpin + 'static,
+    C::Output: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    C::Dial: Send + 'static,
+    C::ListenerUpgrade: Send + 'static,
+{
     let setup = Arc::new(Setup {
         key: network.key().cloned(),
         noise: libp2p_noise::Config::new(keypair)?,
         config: config.clone(),
     });
-    Ok(Connect::new(tcp, config.clone())
+    Ok(Connect::new(carrier, config.clone())
         .and_then(move |socket, point| async move { setup.run(socket, &point).await })
         .map_err(|error| SetupFailure(error.into_inner()))
         .boxed())
@@ -75,7 +98,7 @@ pub enum SetupError {
     /// An address of this kind cannot be dialed.
     #[error("addresses such as {0} are not supported")]
     Unsupported(Multiaddr),
-    /// TCP said no.
+    /// TCP, or what is in its place, said no.
     #[error("connect failed: {text}")]
     Connect {
         /// What kind of no.
@@ -83,7 +106,7 @@ pub enum SetupError {
         /// In the system's words.
         text: String,
     },
-    /// TCP said nothing.
+    /// TCP, or what is in its place, said nothing.
     #[error("no answer for {0:?}")]
     ConnectTimeout(Duration),
     /// A listener could not be made, or broke.
@@ -105,6 +128,9 @@ pub enum SetupError {
         /// What it said.
         text: String,
     },
+    /// It took longer than others while too many were being set up at once.
+    #[error("it gave way to others: too many incoming connections were being set up")]
+    Crowded,
     /// The key matched (or there is none), then it took too long.
     #[error("the connection was not secured within {0:?}")]
     SecurityTimeout(Duration),
@@ -160,6 +186,7 @@ struct Setup {
 }
 
 impl Setup {
+    /// Who dials us may have to give way to others.
     async fn run<S>(
         &self,
         socket: S,
@@ -168,12 +195,33 @@ impl Setup {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        if let ConnectedPoint::Dialer { .. } = point {
+            return self.set_up(socket, point).await;
+        }
+        let place = self.config.crowd.enter();
+        let (set_up, gives_way) = (pin!(self.set_up(socket, point)), pin!(place.gives_way()));
+        match select(set_up, gives_way).await {
+            Either::Left((done, _)) => done,
+            Either::Right(_) => Err(SetupError::Crowded),
+        }
+    }
+
+    async fn set_up<S>(
+        &self,
+        socket: S,
+        point: &ConnectedPoint,
+    ) -> Result<(PeerId, StreamMuxerBox), SetupError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let side = side(point);
+        let clock = Clock::start(point, &self.config);
         match &self.key {
-            Some(key) => self.run_private(socket, key, side, point).await,
+            Some(key) => self.run_private(socket, key, side, point, &clock).await,
             None => {
                 let _entered = self.enter(point, Stage::Secure);
-                self.within_deadline(self.secure(socket, side)).await
+                let security = clock.left_of(self.config.security);
+                within(security, self.secure(socket, side)).await
             }
         }
     }
@@ -184,16 +232,19 @@ impl Setup {
         key: &SwarmKey,
         side: Side,
         point: &ConnectedPoint,
+        clock: &Clock,
     ) -> Result<(PeerId, StreamMuxerBox), SetupError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let nonces = self.enter(point, Stage::Nonce);
-        let stream = PskStream::handshake(socket, key, side, self.config.nonce).await?;
+        let nonce = clock.left_of(self.config.nonce);
+        let stream = PskStream::handshake(socket, key, side, nonce).await?;
         drop(nonces);
         let _entered = self.enter(point, Stage::Secure);
         let outcome = stream.outcome();
-        let secured = self.within_deadline(self.secure(stream, side)).await;
+        let security = clock.left_of(self.config.security);
+        let secured = within(security, self.secure(stream, side)).await;
         match outcome.get() {
             // Whatever the layers above made of it, this is the cause.
             Some(Err(cause)) => Err(SetupError::Psk(cause)),
@@ -202,7 +253,7 @@ impl Setup {
             None => secured.map_err(|_| {
                 SetupError::Psk(outcome.blame(PskError::ProbablyWrongSwarmKey {
                     ours: key.fingerprint(),
-                    how: Silence::Timeout(self.config.security),
+                    how: Silence::Timeout(security),
                 }))
             }),
         }
@@ -218,30 +269,66 @@ impl Setup {
         }
     }
 
-    async fn within_deadline<O>(
-        &self,
-        stage: impl Future<Output = Result<O, SetupError>>,
-    ) -> Result<O, SetupError> {
-        timeout(self.config.security, stage)
-            .await
-            .unwrap_or(Err(SetupError::SecurityTimeout(self.config.security)))
-    }
-
     async fn secure<S>(&self, stream: S, side: Side) -> Result<(PeerId, StreamMuxerBox), SetupError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let noise = self.noise.clone();
-        let stream = negotiate(stream, side, NOISE).await?;
-        let secured = match side {
-            Side::Dialer => noise.upgrade_outbound(stream, NOISE).await,
-            Side::Listener => noise.upgrade_inbound(stream, NOISE).await,
-        };
-        let (peer, stream) = secured.map_err(|error| SetupError::security("noise")(&error))?;
-        let stream = negotiate(stream, side, YAMUX).await?;
+        let (peer, stream) = secured(self.noise.clone(), stream, side).await?;
         let muxer = Muxer::new(stream, side, self.config.max_streams, &self.config.receive);
         Ok((peer, StreamMuxerBox::new(muxer)))
     }
+}
+
+type Secured<S> = Negotiated<libp2p_noise::Output<Negotiated<S>>>;
+
+/// Noise, and yamux agreed upon.
+pub(crate) async fn secured<S>(
+    noise: libp2p_noise::Config,
+    stream: S,
+    side: Side,
+) -> Result<(PeerId, Secured<S>), SetupError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let stream = negotiate(stream, side, NOISE).await?;
+    let secured = match side {
+        Side::Dialer => noise.upgrade_outbound(stream, NOISE).await,
+        Side::Listener => noise.upgrade_inbound(stream, NOISE).await,
+    };
+    let (peer, stream) = secured.map_err(|error| SetupError::security("noise")(&error))?;
+    Ok((peer, negotiate(stream, side, YAMUX).await?))
+}
+
+/// What an incoming connection has left of its time.
+struct Clock {
+    ends: Option<Instant>,
+}
+
+impl Clock {
+    fn start(point: &ConnectedPoint, config: &TransportConfig) -> Self {
+        let ends = match point {
+            ConnectedPoint::Listener { .. } => Instant::now().checked_add(config.incoming),
+            ConnectedPoint::Dialer { .. } => None,
+        };
+        Self { ends }
+    }
+
+    /// How long a stage may take that has `deadline` by itself.
+    fn left_of(&self, deadline: Duration) -> Duration {
+        let left = self
+            .ends
+            .map(|ends| ends.saturating_duration_since(Instant::now()));
+        left.map_or(deadline, |left| left.min(deadline))
+    }
+}
+
+async fn within<O>(
+    deadline: Duration,
+    stage: impl Future<Output = Result<O, SetupError>>,
+) -> Result<O, SetupError> {
+    timeout(deadline, stage)
+        .await
+        .unwrap_or(Err(SetupError::SecurityTimeout(deadline)))
 }
 
 async fn negotiate<S>(

@@ -53,6 +53,13 @@ impl<C: Ord + Hash + Clone> Watch<C> {
         }
     }
 
+    /// The machine slept for so long that the others have given us up: all that was watched, and is not any more.
+    pub fn on_wake(&mut self) -> Vec<C> {
+        self.due.clear();
+        let all = std::mem::take(&mut self.schedule);
+        all.into_iter().map(|(_, connection)| connection).collect()
+    }
+
     /// A connection that is overdue; drain. It is not watched any more.
     pub fn expire(&mut self, now: Time) -> Option<C> {
         let (due, connection) = self.schedule.first()?.clone();
@@ -112,7 +119,16 @@ mod tests {
         assert_eq!((watch.deadline(), watch.expire(at(16))), (None, None));
     }
 
-    /// A laptop was closed for an hour: its peers have answered, but nobody has read it yet.
+    #[test]
+    fn t13_after_a_long_sleep_everybody_is_given_up_once() {
+        let mut watch = Watch::new(at(15));
+        watch.on_alive(1, at(0));
+        watch.on_alive(2, at(1));
+        assert_eq!(watch.on_wake(), [1, 2]);
+        assert_eq!((watch.on_wake(), watch.deadline()), (vec![], None));
+    }
+
+    /// The process alone was stopped for an hour: its peers have answered, but nobody has read it yet.
     #[test]
     fn after_our_own_sleep_everyone_gets_another_chance() {
         let mut watch = Watch::new(at(15));

@@ -48,11 +48,38 @@ fn t3_psk_stream_scripts() {
     )));
 }
 
+/// 10,000,000 frames in full.
 #[test]
 fn t7_yamux_frame_scripts() {
     let seeds = corpus("yamux_frames");
-    seeds.iter().for_each(|bytes| fuzz::yamux_frames(bytes));
-    check!(sim_scale(100_000), |rng| fuzz::yamux_frames(&script(
-        rng, &seeds
-    )));
+    for bytes in &seeds {
+        let _ = fuzz::yamux_frames(bytes);
+    }
+    let (mut scripts, mut frames) = (0, 0);
+    check!(sim_scale(YAMUX_SCRIPTS), |rng| {
+        let mut script = script(rng, &seeds);
+        let more = rng.index(1_200);
+        script.extend(rng.bytes(more));
+        frames += fuzz::yamux_frames(&script);
+        scripts += 1;
+    });
+    assert!(
+        frames * 2 >= 25 * scripts,
+        "{frames} frames in {scripts} scripts"
+    );
+}
+
+/// Each is read until its first frame that ends the connection: about 13.
+const YAMUX_SCRIPTS: usize = 800_000;
+
+/// Lines and Noise frames below yamux, from a member.
+#[test]
+fn t7_multistream_and_noise_scripts() {
+    let (mut scripts, mut frames) = (0, 0);
+    check!(sim_scale(100_000), |rng| {
+        let len = rng.index(400);
+        frames += fuzz::set_up_frames(&rng.bytes(8 + len));
+        scripts += 1;
+    });
+    assert!(frames >= scripts, "{frames} frames in {scripts} scripts");
 }

@@ -6,6 +6,7 @@ mod common;
 use std::{collections::HashSet, time::Duration};
 
 use common::*;
+use futures::AsyncWriteExt;
 use gemba_pnet::{
     DialCause, Dialer, DialerConfig, DialerEvent, LimitKind, Limits, ListenCause, OtherProtocol,
     Silence, Stage, TransportConfig,
@@ -15,10 +16,7 @@ use gemba_pnet::{
 use libp2p_identity::PeerId;
 use libp2p_swarm::{DialError, NetworkBehaviour, Swarm, SwarmEvent, dial_opts::DialOpts, dummy};
 use multiaddr::{Multiaddr, Protocol};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream},
-};
+use tokio::net::{TcpListener, TcpStream};
 
 #[derive(NetworkBehaviour)]
 #[behaviour(prelude = "libp2p_swarm::derive_prelude")]
@@ -27,21 +25,21 @@ struct App {
     limits: limits::Behaviour,
 }
 
-fn app(config: DialerConfig, transport: &TransportConfig) -> Swarm<App> {
-    swarm_with(&private(1), transport, |_| App {
+fn app(over: Over, config: DialerConfig, transport: &TransportConfig) -> Swarm<App> {
+    swarm_with(over, &private(1), transport, |_| App {
         dialer: Dialer::new(config),
         limits: limits::Behaviour::new(Limits::tablet()),
     })
 }
 
-fn node() -> Swarm<App> {
-    app(DialerConfig::default(), &TransportConfig::default())
+fn node(over: Over) -> Swarm<App> {
+    app(over, DialerConfig::default(), &TransportConfig::default())
 }
 
-fn knows(known: Vec<Multiaddr>) -> Swarm<App> {
+fn knows(over: Over, known: Vec<Multiaddr>) -> Swarm<App> {
     let mut config = DialerConfig::default();
     config.known = known;
-    app(config, &TransportConfig::default())
+    app(over, config, &TransportConfig::default())
 }
 
 fn failure(event: &SwarmEvent<AppEvent>) -> Option<DialCause> {
@@ -60,30 +58,46 @@ fn established(event: &SwarmEvent<AppEvent>) -> Option<PeerId> {
     }
 }
 
-/// A port on which nothing listens.
-async fn closed_port() -> Multiaddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!(
-        "/ip4/127.0.0.1/tcp/{}",
-        listener.local_addr().unwrap().port()
-    )
-    .parse()
-    .unwrap()
+over_each_transport! {
+    #[tokio::test]
+    async fn s2_38_refused_means_not_running_or_wrong_port;
+    #[tokio::test]
+    async fn s2_37_another_peer_at_the_address_is_named_with_both_ids;
+    #[tokio::test]
+    async fn s2_40_while_backing_off_the_original_cause_and_the_next_try_are_shown;
+    #[tokio::test]
+    async fn reset_makes_everything_dialable_at_once;
+    #[tokio::test]
+    async fn who_lacks_neighbours_has_failed_addresses_tried_before_their_time_but_not_all_the_time;
+    #[tokio::test]
+    async fn known_peers_are_dialed_until_connected_and_again_when_lost;
+    #[tokio::test]
+    async fn a_known_peer_with_its_id_is_not_dialed_when_it_has_connected_by_itself;
+    #[tokio::test]
+    async fn a_discovered_peer_is_dialed_once_and_not_again_for_each_answer;
+    #[tokio::test]
+    async fn two_swarms_on_one_segment_do_not_spam;
+    #[tokio::test]
+    async fn a_new_address_of_a_peer_is_tried_at_once_whatever_became_of_the_old_one;
+    #[tokio::test]
+    async fn a_dial_by_peer_id_uses_the_known_addresses;
+    #[tokio::test]
+    async fn t8_the_connections_of_one_peer_are_limited_and_the_limit_is_named;
+    #[tokio::test]
+    async fn s0_58_a_dial_under_way_tells_what_it_waits_for;
 }
 
-#[tokio::test]
-async fn s2_38_refused_means_not_running_or_wrong_port() {
-    let mut node = node();
-    node.dial(closed_port().await).unwrap();
+async fn s2_38_refused_means_not_running_or_wrong_port(over: Over) {
+    let mut node = node(over);
+    node.dial(over.nowhere().await).unwrap();
     let cause = until(&mut node, failure).await;
     assert_eq!(cause, DialCause::Refused);
     assert!(cause.to_string().contains("is the node running"));
 }
 
-#[tokio::test]
-async fn s2_37_another_peer_at_the_address_is_named_with_both_ids() {
-    let (mut a, mut b) = (node(), node());
-    let address = listen(&mut a).await;
+async fn s2_37_another_peer_at_the_address_is_named_with_both_ids(over: Over) {
+    let (mut a, mut b) = (node(over), node(over));
+    let address = listen(over, &mut a).await;
     let expected = PeerId::random();
     b.dial(address.with(Protocol::P2p(expected))).unwrap();
     let (_, cause) = until_both(&mut a, &mut b, established, failure).await;
@@ -102,6 +116,7 @@ async fn s2_37_another_peer_at_the_address_is_named_with_both_ids() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn s2_39_unreachable_and_wrong_key_have_different_texts() {
+    let over = Over::Tcp;
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(1).unwrap();
@@ -115,7 +130,7 @@ async fn s2_39_unreachable_and_wrong_key_have_different_texts() {
     }
     let mut config = TransportConfig::default();
     config.connect = Duration::from_millis(300);
-    let mut node = app(DialerConfig::default(), &config);
+    let mut node = app(over, DialerConfig::default(), &config);
     node.dial(
         format!("/ip4/127.0.0.1/tcp/{}", target.port())
             .parse::<Multiaddr>()
@@ -131,10 +146,9 @@ async fn s2_39_unreachable_and_wrong_key_have_different_texts() {
     assert!(wrong_key.to_string().contains("swarm key"));
 }
 
-#[tokio::test]
-async fn s2_40_while_backing_off_the_original_cause_and_the_next_try_are_shown() {
-    let mut node = node();
-    let address = closed_port().await;
+async fn s2_40_while_backing_off_the_original_cause_and_the_next_try_are_shown(over: Over) {
+    let mut node = node(over);
+    let address = over.nowhere().await;
     node.dial(address.clone()).unwrap();
     until(&mut node, failure).await;
     let denied = node.dial(address.clone()).unwrap_err();
@@ -162,10 +176,9 @@ async fn s2_40_while_backing_off_the_original_cause_and_the_next_try_are_shown()
     assert_eq!(ordered, DialCause::Refused);
 }
 
-#[tokio::test]
-async fn reset_makes_everything_dialable_at_once() {
-    let mut node = node();
-    let address = closed_port().await;
+async fn reset_makes_everything_dialable_at_once(over: Over) {
+    let mut node = node(over);
+    let address = over.nowhere().await;
     node.dial(address.clone()).unwrap();
     until(&mut node, failure).await;
     assert!(node.dial(address.clone()).is_err());
@@ -176,13 +189,27 @@ async fn reset_makes_everything_dialable_at_once() {
     assert_eq!(until(&mut node, failure).await, DialCause::Refused);
 }
 
-#[tokio::test]
-async fn known_peers_are_dialed_until_connected_and_again_when_lost() {
-    let address = closed_port().await;
-    let mut node = knows(vec![address.clone()]);
+async fn who_lacks_neighbours_has_failed_addresses_tried_before_their_time_but_not_all_the_time(
+    over: Over,
+) {
+    let mut node = node(over);
+    let address = over.nowhere().await;
+    node.dial(address.clone()).unwrap();
+    until(&mut node, failure).await;
+    assert!(node.dial(address.clone()).is_err(), "it backs off");
+    assert!(node.behaviour_mut().dialer.look_again());
+    node.dial(address.clone()).unwrap();
     assert_eq!(until(&mut node, failure).await, DialCause::Refused);
-    let mut late = swarm(&private(1));
-    late.listen_on(address.clone()).unwrap();
+    assert!(!node.behaviour_mut().dialer.look_again());
+    assert!(node.dial(address).is_err(), "it backs off again");
+}
+
+async fn known_peers_are_dialed_until_connected_and_again_when_lost(over: Over) {
+    let address = over.nowhere().await;
+    let mut node = knows(over, vec![address.clone()]);
+    assert_eq!(until(&mut node, failure).await, DialCause::Refused);
+    let mut late = swarm(over, &private(1));
+    let listener = late.listen_on(address.clone()).unwrap();
     until_both(&mut node, &mut late, established, |event| match event {
         SwarmEvent::ConnectionEstablished { .. } => Some(()),
         _ => None,
@@ -193,24 +220,24 @@ async fn known_peers_are_dialed_until_connected_and_again_when_lost() {
         TargetState::Connected
     );
     // It restarts.
+    assert!(late.remove_listener(listener));
     drop(late);
     until(&mut node, |event| {
         matches!(event, SwarmEvent::ConnectionClosed { .. }).then_some(())
     })
     .await;
-    let mut again = swarm(&private(1));
+    let mut again = swarm(over, &private(1));
     again.listen_on(address).unwrap();
     until_both(&mut node, &mut again, established, |_| Some(())).await;
 }
 
-#[tokio::test]
-async fn a_known_peer_with_its_id_is_not_dialed_when_it_has_connected_by_itself() {
-    let mut a = node();
-    let address = listen(&mut a).await;
+async fn a_known_peer_with_its_id_is_not_dialed_when_it_has_connected_by_itself(over: Over) {
+    let mut a = node(over);
+    let address = listen(over, &mut a).await;
     let peer = *a.local_peer_id();
-    let mut b = knows(vec![closed_port().await.with(Protocol::P2p(peer))]);
+    let mut b = knows(over, vec![over.nowhere().await.with(Protocol::P2p(peer))]);
     until(&mut b, failure).await;
-    let at_b = listen(&mut b).await;
+    let at_b = listen(over, &mut b).await;
     let _ = address;
     a.dial(at_b).unwrap();
     until_both(&mut a, &mut b, established, established).await;
@@ -225,10 +252,9 @@ async fn a_known_peer_with_its_id_is_not_dialed_when_it_has_connected_by_itself(
     );
 }
 
-#[tokio::test]
-async fn a_discovered_peer_is_dialed_once_and_not_again_for_each_answer() {
-    let (mut a, mut b) = (node(), node());
-    let address = listen(&mut a).await;
+async fn a_discovered_peer_is_dialed_once_and_not_again_for_each_answer(over: Over) {
+    let (mut a, mut b) = (node(over), node(over));
+    let address = listen(over, &mut a).await;
     let peer = *a.local_peer_id();
     for _ in 0..50 {
         b.behaviour_mut().dialer.discovered(peer, address.clone());
@@ -243,11 +269,10 @@ async fn a_discovered_peer_is_dialed_once_and_not_again_for_each_answer() {
 }
 
 /// Two swarms with different keys on one segment see each other's answers all day.
-#[tokio::test]
-async fn two_swarms_on_one_segment_do_not_spam() {
-    let mut foreign = swarm(&private(2));
-    let address = listen(&mut foreign).await;
-    let mut ours = node();
+async fn two_swarms_on_one_segment_do_not_spam(over: Over) {
+    let mut foreign = swarm(over, &private(2));
+    let address = listen(over, &mut foreign).await;
+    let mut ours = node(over);
     let mut attempts = 0;
     for _ in 0..30 {
         ours.behaviour_mut()
@@ -286,29 +311,27 @@ async fn two_swarms_on_one_segment_do_not_spam() {
     );
 }
 
-#[tokio::test]
-async fn a_new_address_of_a_peer_is_tried_at_once_whatever_became_of_the_old_one() {
-    let (mut a, mut b) = (node(), node());
+async fn a_new_address_of_a_peer_is_tried_at_once_whatever_became_of_the_old_one(over: Over) {
+    let (mut a, mut b) = (node(over), node(over));
     let peer = *a.local_peer_id();
     b.behaviour_mut()
         .dialer
-        .discovered(peer, closed_port().await);
+        .discovered(peer, over.nowhere().await);
     until(&mut b, failure).await;
     let why = b.behaviour().dialer.why(&peer);
     assert_eq!(
         why.iter().map(|failed| &failed.cause).collect::<Vec<_>>(),
         [&DialCause::Refused]
     );
-    let address = listen(&mut a).await;
+    let address = listen(over, &mut a).await;
     b.behaviour_mut().dialer.discovered(peer, address);
     until_both(&mut a, &mut b, established, established).await;
 }
 
-#[tokio::test]
-async fn a_dial_by_peer_id_uses_the_known_addresses() {
-    let (mut a, mut b) = (node(), node());
+async fn a_dial_by_peer_id_uses_the_known_addresses(over: Over) {
+    let (mut a, mut b) = (node(over), node(over));
     let peer = *a.local_peer_id();
-    let address = listen(&mut a).await;
+    let address = listen(over, &mut a).await;
     assert!(matches!(
         DialCause::of(&b.dial(peer).unwrap_err()),
         DialCause::NoAddress
@@ -321,7 +344,8 @@ async fn a_dial_by_peer_id_uses_the_known_addresses() {
 
 #[tokio::test]
 async fn s2_27_malformed_unknown_and_unreachable_addresses_are_told_apart() {
-    let mut node = node();
+    let over = Over::Tcp;
+    let mut node = node(over);
     for (address, code) in [
         ("/ip4/127.0.0.1/udp/4001/quic-v1", "malformed"),
         (
@@ -338,10 +362,11 @@ async fn s2_27_malformed_unknown_and_unreachable_addresses_are_told_apart() {
 
 #[tokio::test]
 async fn s2_24_a_taken_port_is_named_with_the_process_that_has_it() {
+    let over = Over::Tcp;
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
     let address: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
-    let mut node = node();
+    let mut node = node(over);
     let error = node.listen_on(address.clone()).unwrap_err();
     let cause = ListenCause::of(&address, &error);
     let ListenCause::AddressInUse {
@@ -371,10 +396,9 @@ async fn s2_24_a_taken_port_is_named_with_the_process_that_has_it() {
     );
 }
 
-#[tokio::test]
-async fn t8_the_connections_of_one_peer_are_limited_and_the_limit_is_named() {
-    let (mut a, mut b) = (node(), node());
-    let address = listen(&mut a).await;
+async fn t8_the_connections_of_one_peer_are_limited_and_the_limit_is_named(over: Over) {
+    let (mut a, mut b) = (node(over), node(over));
+    let address = listen(over, &mut a).await;
     let peer = *a.local_peer_id();
     for _ in 0..Limits::tablet().established_per_peer {
         let options =
@@ -430,17 +454,11 @@ fn s0_58_each_cause_has_a_text_and_a_code_of_its_own() {
 }
 
 /// Whoever does not want to wait for the end of a dial is told what it waits for.
-#[tokio::test]
-async fn s0_58_a_dial_under_way_tells_what_it_waits_for() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address: Multiaddr = format!(
-        "/ip4/127.0.0.1/tcp/{}",
-        listener.local_addr().unwrap().port()
-    )
-    .parse()
-    .unwrap();
+async fn s0_58_a_dial_under_way_tells_what_it_waits_for(over: Over) {
+    let mut listener = RawListener::new(over).await;
+    let address = listener.address();
     let config = TransportConfig::default();
-    let mut ours = swarm_with(&private(1), &config, |_| dummy::Behaviour);
+    let mut ours = swarm_with(over, &private(1), &config, |_| dummy::Behaviour);
     assert_eq!(config.stages.of(&address), None);
     ours.dial(address.clone()).unwrap();
     let drive = until(&mut ours, |event| match event {
@@ -448,7 +466,7 @@ async fn s0_58_a_dial_under_way_tells_what_it_waits_for() {
         _ => None,
     });
     let watch = async {
-        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut socket = listener.accept().await;
         let seen = async |stage| {
             while config.stages.of(&address) != Some(stage) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -456,6 +474,7 @@ async fn s0_58_a_dial_under_way_tells_what_it_waits_for() {
         };
         seen(Stage::Nonce).await;
         socket.write_all(&[7; 24]).await.unwrap();
+        socket.flush().await.unwrap();
         seen(Stage::Secure).await;
     };
     let watch = async { tokio::time::timeout(PATIENCE, watch).await.unwrap() };

@@ -20,35 +20,31 @@ use gemba_pnet::{
 };
 use gemba_testkit::Rng;
 use libp2p_swarm::SwarmEvent;
-use multiaddr::{Multiaddr, Protocol};
-use tokio::net::TcpStream;
-use tokio_util::compat::TokioAsyncReadCompatExt;
+use multiaddr::Multiaddr;
+
+over_each_transport! {
+    #[tokio::test]
+    async fn members_that_stall_or_rave_during_set_up_keep_nobody_out;
+}
 
 /// A stream of the private network to `address`, and nothing said on it yet.
-async fn insider(address: &Multiaddr) -> PskStream<tokio_util::compat::Compat<TcpStream>> {
-    let port = address.iter().find_map(|part| match part {
-        Protocol::Tcp(port) => Some(port),
-        _ => None,
-    });
-    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port.unwrap()))
-        .await
-        .unwrap();
-    PskStream::handshake(socket.compat(), &key(1), Side::Dialer, PATIENCE)
+async fn insider(over: Over, address: &Multiaddr) -> PskStream<RawSocket> {
+    let socket = over.connect(address).await.unwrap();
+    PskStream::handshake(socket, &key(1), Side::Dialer, PATIENCE)
         .await
         .unwrap()
 }
 
 /// Members that have gone mad: they pass the key check and then never finish what they begin. Each is let go, none gets in, their
 /// places become free, and an honest member is taken in while they are at it.
-#[tokio::test]
-async fn members_that_stall_or_rave_during_set_up_keep_nobody_out() {
+async fn members_that_stall_or_rave_during_set_up_keep_nobody_out(over: Over) {
     const HEADER: &[u8] = b"\x13/multistream/1.0.0\n";
     let mut config = TransportConfig::default();
     (config.security, config.nonce) = (Duration::from_millis(600), Duration::from_millis(600));
-    let mut node = swarm_with(&private(1), &config, |_| {
+    let mut node = swarm_with(over, &private(1), &config, |_| {
         limits::Behaviour::new(Limits::tablet())
     });
-    let address = listen(&mut node).await;
+    let address = listen(over, &mut node).await;
     let noise = [HEADER, b"\x07/noise\n"].concat();
     let acts: Vec<Vec<u8>> = vec![
         HEADER[..19].to_vec(),
@@ -69,7 +65,7 @@ async fn members_that_stall_or_rave_during_set_up_keep_nobody_out() {
         .map(|act| {
             let address = address.clone();
             tokio::spawn(async move {
-                let mut stream = insider(&address).await;
+                let mut stream = insider(over, &address).await;
                 let _ = stream.write_all(&act).await;
                 let _ = stream.flush().await;
                 // It stays until it is let go.
@@ -78,7 +74,7 @@ async fn members_that_stall_or_rave_during_set_up_keep_nobody_out() {
             })
         })
         .collect();
-    let mut honest = swarm(&private(1));
+    let mut honest = swarm(over, &private(1));
     let me = *honest.local_peer_id();
     honest.dial(address.clone()).unwrap();
     tokio::spawn(async move {

@@ -5,28 +5,25 @@ mod common;
 
 use std::{future::poll_fn, pin::Pin, time::Duration};
 
-use common::*;
+use common::{Link, Over, PATIENCE, over_each_transport, private};
 use futures::{AsyncReadExt, AsyncWriteExt};
-use gemba_pnet::{ReceiveBudget, TransportConfig, transport};
+use gemba_pnet::{ReceiveBudget, TransportConfig};
 use libp2p_core::{
     Endpoint,
     muxing::{StreamMuxerBox, StreamMuxerExt, SubstreamBox},
-    transport::{Boxed, DialOpts, ListenerId, PortUse, Transport, TransportEvent},
+    transport::{DialOpts, ListenerId, PortUse, Transport, TransportEvent},
 };
-use libp2p_identity::{Keypair, PeerId};
+use libp2p_identity::Keypair;
 use multiaddr::Multiaddr;
 use tokio::sync::mpsc;
 
-type Link = Boxed<(PeerId, StreamMuxerBox)>;
-
-fn link(config: &TransportConfig) -> Link {
-    transport(&Keypair::generate_ed25519(), &private(7), config).unwrap()
+fn link(over: Over, config: &TransportConfig) -> Link {
+    over.transport(&Keypair::generate_ed25519(), &private(7), config)
 }
 
 /// Accepts connections for ever; streams that remotes open come out of the channel.
-async fn listen(mut link: Link) -> (Multiaddr, mpsc::Receiver<SubstreamBox>) {
-    link.listen_on(ListenerId::next(), "/ip4/127.0.0.1/tcp/0".parse().unwrap())
-        .unwrap();
+async fn listen(over: Over, mut link: Link) -> (Multiaddr, mpsc::Receiver<SubstreamBox>) {
+    link.listen_on(ListenerId::next(), over.anywhere()).unwrap();
     let address = loop {
         if let TransportEvent::NewAddress { listen_addr, .. } =
             poll_fn(|cx| Pin::new(&mut link).poll(cx)).await
@@ -76,17 +73,23 @@ async fn dial(mut link: Link, address: &Multiaddr, count: usize) -> Vec<Substrea
     streams
 }
 
+over_each_transport! {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn t6_unread_streams_of_many_peers_are_bounded_and_others_are_served;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn t6_libp2p_yamux_on_the_other_side;
+}
+
 /// Threat T6: peers that fill every window of every stream, which nobody reads, beside one honest connection.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t6_unread_streams_of_many_peers_are_bounded_and_others_are_served() {
+async fn t6_unread_streams_of_many_peers_are_bounded_and_others_are_served(over: Over) {
     const HOSTILE: usize = 10;
     const STREAMS: usize = 30;
     let budget = ReceiveBudget::new(1 << 20);
     let mut config = TransportConfig::default();
     config.receive = budget.clone();
-    let (address, mut opened) = listen(link(&config)).await;
+    let (address, mut opened) = listen(over, link(over, &config)).await;
     for _ in 0..HOSTILE {
-        for mut stream in dial(link(&TransportConfig::default()), &address, STREAMS).await {
+        for mut stream in dial(link(over, &TransportConfig::default()), &address, STREAMS).await {
             tokio::spawn(async move {
                 // More than the window: it never returns.
                 let _ = stream.write_all(&vec![1; 300_000]).await;
@@ -109,7 +112,7 @@ async fn t6_unread_streams_of_many_peers_are_bounded_and_others_are_served() {
     assert!(budget.used() <= most, "{} of {most}", budget.used());
 
     let sent = vec![2; 4 << 20];
-    let mut honest = dial(link(&TransportConfig::default()), &address, 1).await;
+    let mut honest = dial(link(over, &TransportConfig::default()), &address, 1).await;
     let write = async {
         honest[0].write_all(&sent).await.unwrap();
         honest[0].close().await.unwrap();
@@ -141,24 +144,15 @@ async fn t6_unread_streams_of_many_peers_are_bounded_and_others_are_served() {
 }
 
 /// The bytes on the wire are yamux's: one of libp2p's own on the other side, both ways.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn t6_libp2p_yamux_on_the_other_side() {
-    let stock = || -> Link {
-        let key = libp2p_pnet::PnetConfig::new(libp2p_pnet::PreSharedKey::new([7; 32]));
-        libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::new().nodelay(true))
-            .and_then(move |socket, _| key.handshake(socket))
-            .upgrade(libp2p_core::upgrade::Version::V1)
-            .authenticate(libp2p_noise::Config::new(&Keypair::generate_ed25519()).unwrap())
-            .multiplex(libp2p_yamux::Config::default())
-            .boxed()
-    };
+async fn t6_libp2p_yamux_on_the_other_side(over: Over) {
+    let stock = || over.stock(&Keypair::generate_ed25519(), Some([7; 32]));
     for ours_listens in [true, false] {
-        let ours = link(&TransportConfig::default());
+        let ours = link(over, &TransportConfig::default());
         let (listener, dialer) = match ours_listens {
             true => (ours, stock()),
             false => (stock(), ours),
         };
-        let (address, mut opened) = listen(listener).await;
+        let (address, mut opened) = listen(over, listener).await;
         let sent: Vec<u8> = (0..1_500_000_u32).map(|n| n as u8).collect();
         let mut streams = dial(dialer, &address, 20).await;
         for stream in &mut streams {

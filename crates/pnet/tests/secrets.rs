@@ -65,8 +65,12 @@ async fn s0_53_no_log_line_debug_or_error_shows_the_key() {
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let network = Network::Private(SwarmKey::from_bytes(SECRET));
-    let (mut a, mut b, mut foreign) = (swarm(&network), swarm(&network), swarm(&private(9)));
-    let address = listen(&mut a).await;
+    let (mut a, mut b, mut foreign) = (
+        swarm(Over::Tcp, &network),
+        swarm(Over::Tcp, &network),
+        swarm(Over::Tcp, &private(9)),
+    );
+    let address = listen(Over::Tcp, &mut a).await;
     b.dial(address.clone()).unwrap();
     let connected = |event: &SwarmEvent<_>| {
         matches!(event, SwarmEvent::ConnectionEstablished { .. }).then_some(())

@@ -5,12 +5,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll, Waker},
-    time::Instant,
 };
 
-use libp2p_core::{ConnectedPoint, Endpoint, transport::PortUse};
+use libp2p_core::{
+    ConnectedPoint, Endpoint,
+    transport::{ListenerId, PortUse},
+};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
     ConnectionDenied, ConnectionId, DialError, DialFailure, FromSwarm, NetworkBehaviour, THandler,
@@ -20,15 +23,26 @@ use libp2p_swarm::{
     dummy,
 };
 use multiaddr::{Multiaddr, Protocol};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::{
     backoff::{Backoff, Class, Failure, Time},
     book::Book,
     config::DialerConfig,
     redial::{Redial, TargetState},
+    spare::Spare,
 };
+use crate::awake::Awake;
 use crate::cause::{BackoffActive, DialCause, IncomingFailure, ip_of};
+
+/// After a sleep of this length nobody knows what network we are in.
+const SLEEP: Time = Time::from_secs(5);
+
+/// Who lacks neighbours may say so often; the addresses that nobody answers at are tried before their time this often at most, and half as
+/// often each time as long as nobody is connected anew.
+const LOOK_AGAIN: Time = Time::from_secs(30);
+/// The longest of these pauses.
+const LOOK_RARELY: Time = Time::from_secs(10 * 60);
 
 /// Events not yet fetched by the swarm. The victim is the oldest; what it told is still in the tables.
 const MAX_EVENTS: usize = 256;
@@ -107,17 +121,39 @@ struct Reason {
     cause: DialCause,
 }
 
+/// Whom a dial troubles if no member lives there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Host {
+    /// A SYN to this IP address.
+    Tcp(IpAddr),
+    /// Packets of another kind, if a transport sends such.
+    Other(IpAddr),
+    /// Somebody with a name. Names may all stand for one host, so they count as one.
+    Named,
+}
+
+/// Why an address is not dialed now.
+struct Held<'a> {
+    until: Time,
+    cause: &'a DialCause,
+}
+
 /// See the [module](super).
 pub struct Dialer {
     config: DialerConfig,
     start: Instant,
     backoff: Backoff<Key, Reason>,
+    spare: Spare<Host, Multiaddr>,
     book: Book<PeerId, Multiaddr>,
     redial: Redial<Target>,
     /// Our own dials under way: at most `parallel`.
     dialing: HashMap<ConnectionId, Target>,
     /// Dials that the operator ordered: they go through whatever the back-off says. Bounded by `MAX_ORDERS`.
     ordered: HashMap<ConnectionId, ()>,
+    /// Dials under way to addresses that nobody vouches for: bounded as those dials are.
+    tries: HashMap<ConnectionId, Vec<(Host, Multiaddr)>>,
+    /// Where this machine can be reached, bounded by our listeners: knocking there troubles nobody else.
+    listening: Vec<(ListenerId, Multiaddr)>,
     orders: VecDeque<DialOpts>,
     /// Open connections and the address target each serves: bounded by the swarm's limits.
     open: HashMap<ConnectionId, (PeerId, Option<Target>)>,
@@ -125,6 +161,9 @@ pub struct Dialer {
     incoming_counts: HashMap<&'static str, u64>,
     events: VecDeque<DialerEvent>,
     lost_events: u64,
+    awake: Awake,
+    /// When neighbours were last looked for, and for how long not again.
+    looked_again: Option<(Time, Time)>,
     timer: Option<(Time, Pin<Box<Sleep>>)>,
     waker: Option<Waker>,
 }
@@ -135,16 +174,21 @@ impl Dialer {
         let mut dialer = Self {
             start: Instant::now(),
             backoff: Backoff::new(config.backoff.clone()),
+            spare: Spare::new(config.spare.clone()),
             book: Book::new(config.max_peers, config.max_addresses_per_peer),
             redial: Redial::new(config.parallel, config.max_peers),
             dialing: HashMap::new(),
             ordered: HashMap::new(),
+            tries: HashMap::new(),
+            listening: Vec::new(),
             orders: VecDeque::new(),
             open: HashMap::new(),
             incoming: VecDeque::new(),
             incoming_counts: HashMap::new(),
             events: VecDeque::new(),
             lost_events: 0,
+            awake: Awake::new(SLEEP),
+            looked_again: None,
             timer: None,
             waker: None,
             config,
@@ -170,14 +214,14 @@ impl Dialer {
     }
 
     /// A peer was seen at `address` (mDNS): it is dialed unless it is connected or backing off, and tried again for a while.
-    /// A *new* address of a peer is tried at once, whatever became of the old ones.
+    /// A *new* address of a peer is tried at once, whatever became of the old ones, unless its host was tried in vain within the last
+    /// minute.
     pub fn discovered(&mut self, peer: PeerId, address: Multiaddr) {
         let now = self.now();
         let (_, address) = split(address);
         self.book.add(peer, address.clone(), false, now);
-        let due = self
-            .forbids(Some(peer), &address, now)
-            .map_or(now, |failure| failure.retry_at);
+        let held = self.held(Some(peer), &address, now);
+        let due = held.map_or(now, |held| held.until);
         let target = Target::Peer(peer);
         let lifetime = self.config.discovered_lifetime;
         self.redial.add(target.clone(), Some(lifetime), due, now);
@@ -214,7 +258,22 @@ impl Dialer {
 
     /// Forgets all failures: everything may be tried at once. For a new swarm key, or on an operator's word.
     pub fn reset(&mut self) {
+        self.spare.forget_tries();
         self.forget(|_, _| true);
+    }
+
+    /// Neighbours are lacking: what failed for reasons that pass may be tried at once, at most every 30 s however often this is called, and
+    /// more and more rarely while nobody is connected anew. Other swarms stay other swarms. Returns whether it was time.
+    pub fn look_again(&mut self) -> bool {
+        let now = self.now();
+        let pause = match self.looked_again {
+            Some((at, pause)) if now < at.saturating_add(pause) => return false,
+            Some((_, pause)) => pause.saturating_mul(2).min(LOOK_RARELY),
+            None => LOOK_AGAIN,
+        };
+        self.looked_again = Some((now, pause));
+        self.on_network_change();
+        true
     }
 
     /// Forgets the failures of one peer and of its addresses.
@@ -235,9 +294,22 @@ impl Dialer {
             Key::Peer(other, _) => other == peer,
         };
         let failures = self.backoff.iter().filter(|(key, _)| concerns(key));
-        failures
-            .map(|(key, failure)| failed(key, failure, now))
-            .collect()
+        let mut why: Vec<_> = failures
+            .map(|(key, failure)| self.failed(key, failure, now))
+            .collect();
+        for address in addresses {
+            let known = why.iter().any(|failed| failed.address == address);
+            if !known && let Some(held) = self.held(Some(*peer), &address, now) {
+                why.push(FailedAddress {
+                    peer: Some(*peer),
+                    cause: held.cause.clone(),
+                    count: 0,
+                    retry_in: held.until - now,
+                    address,
+                });
+            }
+        }
+        why
     }
 
     /// Every address that failed last time.
@@ -245,7 +317,25 @@ impl Dialer {
         let now = self.now();
         self.backoff
             .iter()
-            .map(move |(key, failure)| failed(key, failure, now))
+            .map(move |(key, failure)| self.failed(key, failure, now))
+    }
+
+    /// In how long `address` is dialed again by itself, after it failed. `None`: it is not kept connected, or is being dialed.
+    pub fn next_try(&self, peer: Option<PeerId>, address: &Multiaddr) -> Option<Time> {
+        let (named, bare) = split(address.clone());
+        let now = self.now();
+        let due = |target: Target| match self.redial.state(&target)? {
+            TargetState::Due(at) => Some(at),
+            TargetState::Dialing | TargetState::Connected => None,
+        };
+        let peer = peer.or(named);
+        let due = peer
+            .and_then(|peer| due(Target::Peer(peer)))
+            .or_else(|| due(Target::Address(bare.clone())))?;
+        // The target may be due for another of its addresses first.
+        let held = self.held(peer, &bare, now);
+        let at = held.map_or(due, |held| held.until.max(due));
+        Some(at.saturating_sub(now))
     }
 
     /// Everything that is kept connected, and why it is not.
@@ -281,7 +371,11 @@ impl Dialer {
 
     /// What was dropped at a bound: events, failures, addresses, targets.
     pub fn dropped(&self) -> u64 {
-        self.lost_events + self.backoff.evicted() + self.book.evicted() + self.redial.refused()
+        self.lost_events
+            + self.backoff.evicted()
+            + self.book.evicted()
+            + self.redial.refused()
+            + self.spare.refused()
     }
 
     fn now(&self) -> Time {
@@ -300,6 +394,11 @@ impl Dialer {
 
     fn forget(&mut self, which: impl FnMut(&Key, &Failure<Reason>) -> bool) {
         self.backoff.reset(which);
+        self.reschedule();
+    }
+
+    /// Looks anew when each waiting target may be dialed.
+    fn reschedule(&mut self) {
         let now = self.now();
         let waiting: Vec<Target> = self
             .redial
@@ -330,11 +429,62 @@ impl Dialer {
             .max_by_key(|failure| failure.retry_at)
     }
 
+    /// What keeps this from being dialed now, failures or a host that is spared.
+    fn held(&self, peer: Option<PeerId>, address: &Multiaddr, now: Time) -> Option<Held<'_>> {
+        let failure = self.forbids(peer, address, now).map(|failure| Held {
+            until: failure.retry_at,
+            cause: &failure.cause.cause,
+        });
+        let spared = self
+            .spared_host(peer, address)
+            .and_then(|host| self.spare.spared(&host, address, now));
+        let Some(until) = spared else {
+            return failure;
+        };
+        if let Some(failure) = failure {
+            let until = failure.until.max(until);
+            return Some(Held { until, ..failure });
+        }
+        let last = self.backoff.last(&Key::Place(address.clone()));
+        let last = last.or_else(|| self.backoff.last(&Key::Peer(peer?, address.clone())));
+        let cause = last.map_or(&DialCause::HostSpared, |failure| &failure.cause.cause);
+        Some(Held { until, cause })
+    }
+
+    /// Whom a dial of this address may trouble for nothing. `None`: the operator gave it, or it is this machine.
+    fn spared_host(&self, peer: Option<PeerId>, address: &Multiaddr) -> Option<Host> {
+        // Addresses without a peer are the operator's.
+        let peer = peer?;
+        let host = host_of(address)?;
+        let ours = match host {
+            Host::Tcp(ip) | Host::Other(ip) => {
+                ip.is_loopback() || self.listening.iter().any(|(_, own)| is_at(own, ip))
+            }
+            Host::Named => false,
+        };
+        (!ours && !self.book.is_pinned(&peer, address)).then_some(host)
+    }
+
+    fn failed(&self, key: &Key, failure: &Failure<Reason>, now: Time) -> FailedAddress {
+        let (Key::Place(address) | Key::Peer(_, address)) = key;
+        let peer = failure.cause.peer;
+        let spared = self
+            .spared_host(peer, address)
+            .and_then(|host| self.spare.spared(&host, address, now));
+        let retry_at = failure.retry_at.max(spared.unwrap_or(Time::ZERO));
+        FailedAddress {
+            peer,
+            address: address.clone(),
+            cause: failure.cause.cause.clone(),
+            count: failure.count,
+            retry_in: retry_at.saturating_sub(now),
+        }
+    }
+
     /// Earliest time at which any address of the target may be tried.
     fn retry_at(&self, target: &Target, now: Time) -> Time {
         let of = |peer: Option<PeerId>, address: &Multiaddr| {
-            self.forbids(peer, address, now)
-                .map_or(now, |failure| failure.retry_at)
+            self.held(peer, address, now).map_or(now, |held| held.until)
         };
         match target {
             Target::Address(address) => of(None, address),
@@ -355,69 +505,105 @@ impl Dialer {
                 DialOpts::unknown_peer_id().address(address.clone()).build()
             }
             Target::Peer(peer) => {
-                let ready = self.ready_addresses(peer, now);
+                let (ready, tries) = self.ready_addresses(peer, now);
                 if ready.is_empty() {
-                    // Waits for a new sighting or for the end of its lifetime if no address is left.
+                    // Waits for a new sighting or for the end of its lifetime if no address is left. Who waits for one host waits in no
+                    // order that anybody could choose, and not all of them look at it at the same moment.
+                    let first = self.config.backoff.first;
                     let retry_at = self
                         .retry_at(&target, now)
-                        .max(now + self.config.backoff.first);
+                        .max(now + first)
+                        .saturating_add(first.mul_f64(8.0 * fraction()));
                     self.redial.on_down(&target, retry_at, now);
                     return None;
                 }
-                DialOpts::peer_id(*peer)
+                let options = DialOpts::peer_id(*peer)
                     .condition(PeerCondition::DisconnectedAndNotDialing)
                     .addresses(ready)
-                    .build()
+                    .build();
+                self.note_tries(options.connection_id(), tries);
+                options
             }
         };
         self.dialing.insert(options.connection_id(), target);
         Some(options)
     }
 
-    fn ready_addresses(&self, peer: &PeerId, now: Time) -> Vec<Multiaddr> {
-        self.book
-            .addresses(peer)
-            .filter(|address| self.forbids(Some(*peer), address, now).is_none())
-            .cloned()
-            .collect()
+    /// The addresses of a peer that may be dialed now. Those that nobody vouches for are noted as tried, and returned once more.
+    fn ready_addresses(
+        &mut self,
+        peer: &PeerId,
+        now: Time,
+    ) -> (Vec<Multiaddr>, Vec<(Host, Multiaddr)>) {
+        let (mut ready, mut tries) = (Vec::new(), Vec::new());
+        for address in self.addresses(peer) {
+            if self.held(Some(*peer), &address, now).is_some() {
+                continue;
+            }
+            if let Some(host) = self.spared_host(Some(*peer), &address) {
+                if !self.spare.try_now(&host, &address, now) {
+                    continue;
+                }
+                tries.push((host, address.clone()));
+            }
+            ready.push(address);
+        }
+        (ready, tries)
+    }
+
+    fn note_tries(&mut self, connection: ConnectionId, tries: Vec<(Host, Multiaddr)>) {
+        if !tries.is_empty() {
+            self.tries.insert(connection, tries);
+        }
     }
 
     /// Whether somebody's dial may go on, and with which addresses of ours.
     fn gate(
-        &self,
+        &mut self,
+        connection: ConnectionId,
         peer: Option<PeerId>,
         asked: &[Multiaddr],
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let now = self.now();
-        let known = peer
-            .map(|peer| self.ready_addresses(&peer, now))
-            .unwrap_or_default();
-        let asked: Vec<Multiaddr> = match (peer, asked) {
-            (Some(peer), []) => self.book.addresses(&peer).cloned().collect(),
-            _ => asked
-                .iter()
-                .map(|address| split(address.clone()).1)
-                .collect(),
+        if let Some(held) = self.all_held(peer, asked, now) {
+            return Err(ConnectionDenied::new(BackoffActive {
+                retry_in: held.until - now,
+                because: held.cause.clone(),
+            }));
+        }
+        let Some(peer) = peer else {
+            return Ok(Vec::new());
         };
-        let mut soonest: Option<&Failure<Reason>> = None;
-        for address in asked {
-            match self.forbids(peer, &address, now) {
-                None => return Ok(known),
-                Some(failure) => {
-                    if soonest.is_none_or(|other| failure.retry_at < other.retry_at) {
-                        soonest = Some(failure);
-                    }
-                }
+        let (known, tries) = self.ready_addresses(&peer, now);
+        self.note_tries(connection, tries);
+        Ok(known)
+    }
+
+    /// What keeps every address of somebody's dial from being tried, of several the one that ends first. Addresses that were handed in are
+    /// his own word, as good as the operator's; only failures speak against them.
+    fn all_held(&self, peer: Option<PeerId>, asked: &[Multiaddr], now: Time) -> Option<Held<'_>> {
+        let mut soonest: Option<Held<'_>> = None;
+        let known = peer.filter(|_| asked.is_empty());
+        let known = known.into_iter().flat_map(|peer| self.addresses(&peer));
+        let known = known.map(|address| self.held(peer, &address, now));
+        let handed = asked.iter().map(|address| {
+            let (_, address) = split(address.clone());
+            self.forbids(peer, &address, now).map(|failure| Held {
+                until: failure.retry_at,
+                cause: &failure.cause.cause,
+            })
+        });
+        for held in known.chain(handed) {
+            let held = held?;
+            if soonest
+                .as_ref()
+                .is_none_or(|other| held.until < other.until)
+            {
+                soonest = Some(held);
             }
         }
-        match soonest {
-            // Nothing was asked and nothing is known: another behaviour may know an address.
-            None => Ok(known),
-            Some(failure) => Err(ConnectionDenied::new(BackoffActive {
-                retry_in: failure.retry_at - now,
-                because: failure.cause.cause.clone(),
-            })),
-        }
+        // Nothing was asked and nothing is known: another behaviour may know an address.
+        soonest
     }
 
     fn on_dial_failure(&mut self, failure: DialFailure<'_>) {
@@ -430,6 +616,7 @@ impl Dialer {
         let ordered = self.ordered.remove(&connection_id).is_some();
         let now = self.now();
         let addresses = DialCause::per_address(error);
+        self.on_tries_failed(connection_id, error, &addresses);
         for (address, cause) in &addresses {
             self.note_failure(peer_id, address, cause, now);
         }
@@ -447,6 +634,50 @@ impl Dialer {
                 cause,
                 addresses,
             });
+        }
+    }
+
+    /// What becomes of hosts that were tried: who was found, and who was not troubled after all.
+    fn on_tries_failed(
+        &mut self,
+        connection: ConnectionId,
+        error: &DialError,
+        addresses: &[(Multiaddr, DialCause)],
+    ) {
+        let tries = self.tries.remove(&connection).unwrap_or_default();
+        let at = |tried: &Multiaddr| {
+            let mut causes = addresses.iter();
+            causes.find(|(address, _)| split(address.clone()).1 == *tried)
+        };
+        for (host, address) in tries {
+            let unsent = match at(&address) {
+                Some((_, cause)) => {
+                    matches!(cause, DialCause::Malformed(_) | DialCause::NoSuchHost(_))
+                }
+                // Refused by somebody before any transport saw it.
+                None => !matches!(
+                    error,
+                    DialError::Transport(_) | DialError::WrongPeerId { .. }
+                ),
+            };
+            if unsent && self.spare.on_untried(&host, &address) {
+                self.reschedule();
+            }
+        }
+        for (address, cause) in addresses {
+            // Another one than was said, but one of us.
+            if let DialCause::WrongPeer { .. } = cause {
+                self.on_reached(split(address.clone()).1);
+            }
+        }
+    }
+
+    fn on_reached(&mut self, address: Multiaddr) {
+        if let Some(host) = host_of(&address) {
+            // Others at that host wait for the end of a minute that is over.
+            if self.spare.on_reached(&host, &address) {
+                self.reschedule();
+            }
         }
     }
 
@@ -491,9 +722,14 @@ impl Dialer {
         let peer = event.peer_id;
         let served = self.dialing.remove(&event.connection_id);
         self.ordered.remove(&event.connection_id);
+        self.tries.remove(&event.connection_id);
+        if let Some((_, pause)) = &mut self.looked_again {
+            *pause = LOOK_AGAIN;
+        }
         match event.endpoint {
             ConnectedPoint::Dialer { address, .. } => {
                 let (_, address) = split(address.clone());
+                self.on_reached(address.clone());
                 self.backoff.on_success(&Key::Peer(peer, address.clone()));
                 self.backoff.on_success(&Key::Place(address.clone()));
                 let now = self.now();
@@ -542,7 +778,7 @@ impl Dialer {
         self.tell(DialerEvent::Incoming(failure));
     }
 
-    /// The network has changed under us: what was unreachable may not be any more. Other swarms stay other swarms.
+    /// The network has changed under us, or we slept: what was unreachable may not be any more. Other swarms stay other swarms.
     fn on_network_change(&mut self) {
         self.forget(|_, failure| failure.class == Class::Transient);
     }
@@ -562,7 +798,7 @@ impl Dialer {
             return;
         };
         if self.timer.as_ref().is_none_or(|(at, _)| *at != deadline) {
-            let at = tokio::time::Instant::from_std(self.start + deadline);
+            let at = self.start + deadline;
             self.timer = Some((deadline, Box::pin(tokio::time::sleep_until(at))));
         }
         if let Some((_, sleep)) = &mut self.timer
@@ -600,7 +836,7 @@ impl NetworkBehaviour for Dialer {
         if ours || role == Endpoint::Listener {
             return Ok(Vec::new());
         }
-        self.gate(peer, addresses)
+        self.gate(connection, peer, addresses)
     }
 
     fn handle_established_outbound_connection(
@@ -620,7 +856,19 @@ impl NetworkBehaviour for Dialer {
             FromSwarm::ConnectionClosed(event) => self.on_closed(event),
             FromSwarm::DialFailure(event) => self.on_dial_failure(event),
             FromSwarm::ListenFailure(event) => self.on_listen_failure(event),
-            FromSwarm::NewListenAddr(event) if !is_loopback(event.addr) => self.on_network_change(),
+            FromSwarm::NewListenAddr(event) => {
+                let new = (event.listener_id, event.addr.clone());
+                if !self.listening.contains(&new) {
+                    self.listening.push(new);
+                }
+                if !is_loopback(event.addr) {
+                    self.on_network_change();
+                }
+            }
+            FromSwarm::ExpiredListenAddr(event) => {
+                let gone = (event.listener_id, event.addr.clone());
+                self.listening.retain(|listening| *listening != gone);
+            }
             FromSwarm::NewExternalAddrOfPeer(event) => {
                 let now = self.now();
                 let (_, address) = split(event.addr.clone());
@@ -643,6 +891,9 @@ impl NetworkBehaviour for Dialer {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        while self.awake.poll(cx).is_ready() {
+            self.on_network_change();
+        }
         if let Some(event) = self.events.pop_front() {
             return Poll::Ready(ToSwarm::GenerateEvent(event));
         }
@@ -671,15 +922,31 @@ fn is_about_peer(cause: &DialCause, address: &Multiaddr) -> bool {
         )
 }
 
-fn failed(key: &Key, failure: &Failure<Reason>, now: Time) -> FailedAddress {
-    let (Key::Place(address) | Key::Peer(_, address)) = key;
-    FailedAddress {
-        peer: failure.cause.peer,
-        address: address.clone(),
-        cause: failure.cause.cause.clone(),
-        count: failure.count,
-        retry_in: failure.retry_at.saturating_sub(now),
+/// Addresses of this process (memory) trouble nobody.
+fn host_of(address: &Multiaddr) -> Option<Host> {
+    let mut parts = address.iter();
+    let first = match parts.next()? {
+        // The address follows the interface.
+        Protocol::Ip6zone(_) => parts.next()?,
+        first => first,
+    };
+    let ip = match first {
+        Protocol::Ip4(ip) => IpAddr::from(ip),
+        Protocol::Ip6(ip) => IpAddr::from(ip).to_canonical(),
+        Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_) => {
+            return Some(Host::Named);
+        }
+        _ => return None,
+    };
+    // Kubo names the same port for Websockets as well, which TCP by itself does not dial: it must not stand in the way.
+    match (parts.next(), parts.next()) {
+        (Some(Protocol::Tcp(_)), None) => Some(Host::Tcp(ip)),
+        _ => Some(Host::Other(ip)),
     }
+}
+
+fn is_at(address: &Multiaddr, ip: IpAddr) -> bool {
+    ip_of(address).is_some_and(|own| own.to_canonical() == ip)
 }
 
 /// The peer an address names at its end, and the address without it.

@@ -79,6 +79,16 @@ impl<P: Eq + Hash + Clone, A: Eq + Clone> Book<P, A> {
             .flat_map(|entry| entry.addresses.iter().map(|known| &known.address))
     }
 
+    /// Whether the operator gave this address of the peer.
+    pub fn is_pinned(&self, peer: &P, address: &A) -> bool {
+        let mut known = self
+            .peers
+            .get(peer)
+            .into_iter()
+            .flat_map(|entry| &entry.addresses);
+        known.any(|known| known.pinned && known.address == *address)
+    }
+
     /// Peers in the book.
     pub fn len(&self) -> usize {
         self.peers.len()

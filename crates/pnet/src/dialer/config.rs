@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use multiaddr::Multiaddr;
 
-use super::backoff::BackoffConfig;
+use super::{backoff::BackoffConfig, spare::SpareConfig};
 
 /// Whom to keep connected, and how hard to try.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct DialerConfig {
     pub known: Vec<Multiaddr>,
     /// Waits after failures.
     pub backoff: BackoffConfig,
+    /// How often a host is tried at addresses that nobody vouches for: neither the operator nor a member that was once found there (T11).
+    pub spare: SpareConfig,
     /// Dials of our own under way at once.
     pub parallel: usize,
     /// Peers, known and discovered, that are kept connected; and peers whose addresses are remembered.
@@ -32,6 +34,7 @@ impl Default for DialerConfig {
         Self {
             known: Vec::new(),
             backoff: BackoffConfig::default(),
+            spare: SpareConfig::default(),
             parallel: 8,
             max_peers: 1024,
             max_addresses_per_peer: 32,

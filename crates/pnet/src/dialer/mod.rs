@@ -1,10 +1,11 @@
 //! Dialing with memory: back-off that keeps its cause, known addresses, and redialing until connected.
 //!
-//! The mechanisms are values without clock or network ([`backoff`], [`book`], [`redial`]); [`Dialer`] drives them in a swarm.
+//! The mechanisms are values without clock or network ([`backoff`], [`book`], [`redial`], [`spare`]); [`Dialer`] drives them in a swarm.
 
 pub mod backoff;
 pub mod book;
 pub mod redial;
+pub mod spare;
 
 #[cfg(feature = "swarm")]
 mod behaviour;

@@ -139,6 +139,11 @@ impl<T: Ord + Clone> Redial<T> {
         (self.dialing < self.parallel).then(|| self.schedule.first().map(|(at, _)| *at))?
     }
 
+    /// What is being done about a target, if it is one.
+    pub fn state(&self, target: &T) -> Option<TargetState> {
+        self.targets.get(target).map(|known| known.state)
+    }
+
     /// All targets, for `status`.
     pub fn iter(&self) -> impl Iterator<Item = (&T, TargetState)> {
         self.targets

@@ -3,22 +3,24 @@
 use std::{
     convert::Infallible,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use libp2p_core::{ConnectedPoint, Endpoint, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent,
-    THandlerOutEvent, ToSwarm, dummy,
+    ConnectionDenied, ConnectionId, FromSwarm, ListenError, NetworkBehaviour, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm, behaviour::ListenFailure, dummy,
 };
 use multiaddr::Multiaddr;
 
-use super::count::{Count, Direction, Limits};
+use super::count::{Count, Direction, LimitExceeded, Limits};
 use crate::cause::ip_of;
 
 /// Refuses connections beyond [`Limits`]; the refusal is a [`LimitExceeded`](super::LimitExceeded) inside `ConnectionDenied`.
 pub struct Behaviour {
     count: Count<ConnectionId, PeerId>,
+    start: Instant,
 }
 
 impl Behaviour {
@@ -26,12 +28,26 @@ impl Behaviour {
     pub fn new(limits: Limits) -> Self {
         Self {
             count: Count::new(limits),
+            start: Instant::now(),
         }
     }
 
     /// What is open, and how often a limit said no.
     pub fn count(&self) -> &Count<ConnectionId, PeerId> {
         &self.count
+    }
+
+    /// A connection came to nothing. If another behaviour refused the peer, it had its handshake already, and will cost another one.
+    fn on_listen_failure(&mut self, failure: &ListenFailure<'_>) {
+        self.count.on_failed(&failure.connection_id);
+        if let ListenError::Denied { cause } = failure.error
+            && failure.peer_id.is_some()
+            && cause.downcast_ref::<LimitExceeded>().is_none()
+        {
+            let now = self.start.elapsed();
+            self.count
+                .on_turned_away(ip_of(failure.send_back_addr), now);
+        }
     }
 }
 
@@ -45,8 +61,10 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         from: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
+        let (from, now) = (ip_of(from), self.start.elapsed());
         self.count
-            .on_pending_incoming(connection, ip_of(from))
+            .may_knock(from, now)
+            .and_then(|()| self.count.on_pending_incoming(connection, from))
             .map_err(ConnectionDenied::new)
     }
 
@@ -55,10 +73,10 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         peer: PeerId,
         _: &Multiaddr,
-        _: &Multiaddr,
+        from: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         self.count
-            .may_establish(&connection, &peer, Direction::Incoming)
+            .may_establish(&connection, &peer, Direction::Incoming, ip_of(from))
             .map_err(ConnectionDenied::new)?;
         Ok(dummy::ConnectionHandler)
     }
@@ -85,7 +103,7 @@ impl NetworkBehaviour for Behaviour {
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
         self.count
-            .may_establish(&connection, &peer, Direction::Outgoing)
+            .may_establish(&connection, &peer, Direction::Outgoing, None)
             .map_err(ConnectionDenied::new)?;
         Ok(dummy::ConnectionHandler)
     }
@@ -93,16 +111,18 @@ impl NetworkBehaviour for Behaviour {
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                let direction = match event.endpoint {
-                    ConnectedPoint::Dialer { .. } => Direction::Outgoing,
-                    ConnectedPoint::Listener { .. } => Direction::Incoming,
+                let (direction, from) = match event.endpoint {
+                    ConnectedPoint::Dialer { .. } => (Direction::Outgoing, None),
+                    ConnectedPoint::Listener { send_back_addr, .. } => {
+                        (Direction::Incoming, ip_of(send_back_addr))
+                    }
                 };
                 self.count
-                    .on_established(event.connection_id, event.peer_id, direction);
+                    .on_established(event.connection_id, event.peer_id, direction, from);
             }
             FromSwarm::ConnectionClosed(event) => self.count.on_closed(&event.connection_id),
             FromSwarm::DialFailure(event) => self.count.on_failed(&event.connection_id),
-            FromSwarm::ListenFailure(event) => self.count.on_failed(&event.connection_id),
+            FromSwarm::ListenFailure(event) => self.on_listen_failure(&event),
             _ => {}
         }
     }

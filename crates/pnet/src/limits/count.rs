@@ -4,13 +4,15 @@
 //! all and for one source address: otherwise a few stalled sockets keep every honest device out (threat T2).
 
 use core::net::{IpAddr, Ipv6Addr};
-use std::{collections::HashMap, fmt, hash::Hash};
+use std::{collections::HashMap, fmt, hash::Hash, time::Duration};
+
+use super::turned_away::{AT_ONCE, TurnedAway};
 
 /// The limits of one node.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Incoming connections that are not yet secured. Each costs a file descriptor and about 6 KiB, for 10 s at most.
+    /// Incoming connections that are not yet secured. Each costs a file descriptor and about 6 KiB, for 5 s at most.
     pub pending_incoming: usize,
     /// Of those, from one IP address (IPv6: one /64). Devices behind one NAT share it, and come back one second later.
     pub pending_incoming_per_ip: usize,
@@ -22,6 +24,11 @@ pub struct Limits {
     pub established: usize,
     /// Of those, opened by others. Smaller than `established`, so that strangers cannot take every place.
     pub established_incoming: usize,
+    /// Of those, from one IP address (IPv6: one /64): a host with the key and any number of identities takes no more (T8). Devices
+    /// behind one NAT share it; beyond it they are still reached by dials of this node.
+    pub established_incoming_per_ip: usize,
+    /// Of those, from this machine. Wider, because tests and demos run many nodes on one machine.
+    pub established_incoming_loopback: usize,
     /// Connections with one peer. Three, because both sides may dial at once while a dead connection is not yet noticed.
     pub established_per_peer: usize,
 }
@@ -36,6 +43,8 @@ impl Limits {
             pending_outgoing: 16,
             established: 64,
             established_incoming: 48,
+            established_incoming_per_ip: 16,
+            established_incoming_loopback: 48,
             established_per_peer: 3,
         }
     }
@@ -49,6 +58,8 @@ impl Limits {
             pending_outgoing: 64,
             established: 600,
             established_incoming: 520,
+            established_incoming_per_ip: 256,
+            established_incoming_loopback: 520,
             established_per_peer: 3,
         }
     }
@@ -68,14 +79,46 @@ pub enum LimitKind {
     PendingIncoming,
     /// Incoming connections not yet secured, from one IP address.
     PendingIncomingPerIp,
+    /// Members from one IP address that were turned away after their handshakes, of late.
+    TurnedAwayPerIp,
     /// Dials under way.
     PendingOutgoing,
     /// Established connections, in all.
     Established,
     /// Established connections that others opened.
     EstablishedIncoming,
+    /// Established connections that others opened from one IP address.
+    EstablishedIncomingPerIp,
     /// Established connections with one peer.
     EstablishedPerPeer,
+}
+
+impl LimitKind {
+    /// All of them, for figures.
+    pub const ALL: [Self; 8] = [
+        Self::PendingIncoming,
+        Self::PendingIncomingPerIp,
+        Self::TurnedAwayPerIp,
+        Self::PendingOutgoing,
+        Self::Established,
+        Self::EstablishedIncoming,
+        Self::EstablishedIncomingPerIp,
+        Self::EstablishedPerPeer,
+    ];
+
+    /// One word for metrics; stable.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::PendingIncoming => "pending_incoming",
+            Self::PendingIncomingPerIp => "pending_incoming_per_ip",
+            Self::TurnedAwayPerIp => "turned_away_per_ip",
+            Self::PendingOutgoing => "pending_outgoing",
+            Self::Established => "established",
+            Self::EstablishedIncoming => "established_incoming",
+            Self::EstablishedIncomingPerIp => "established_incoming_per_ip",
+            Self::EstablishedPerPeer => "established_per_peer",
+        }
+    }
 }
 
 impl fmt::Display for LimitKind {
@@ -83,9 +126,13 @@ impl fmt::Display for LimitKind {
         f.write_str(match self {
             Self::PendingIncoming => "incoming connections being set up",
             Self::PendingIncomingPerIp => "incoming connections being set up from one address",
+            Self::TurnedAwayPerIp => {
+                "connections in two seconds from an address whose members are turned away"
+            }
             Self::PendingOutgoing => "dials under way",
             Self::Established => "connections",
             Self::EstablishedIncoming => "incoming connections",
+            Self::EstablishedIncomingPerIp => "incoming connections from one address",
             Self::EstablishedPerPeer => "connections with one peer",
         })
     }
@@ -108,10 +155,20 @@ pub struct Count<C, P> {
     pending_incoming: HashMap<C, Option<IpAddr>>,
     pending_incoming_per_ip: HashMap<IpAddr, usize>,
     pending_outgoing: HashMap<C, ()>,
-    established: HashMap<C, (P, Direction)>,
+    established: HashMap<C, Established<P>>,
     established_per_peer: HashMap<P, usize>,
     established_incoming: usize,
+    established_incoming_per_ip: HashMap<IpAddr, usize>,
+    turned_away: TurnedAway,
     refused: HashMap<LimitKind, u64>,
+}
+
+#[derive(Debug)]
+struct Established<P> {
+    peer: P,
+    direction: Direction,
+    /// Of an incoming one.
+    from: Option<IpAddr>,
 }
 
 /// Who opened a connection.
@@ -134,7 +191,26 @@ impl<C: Eq + Hash + Clone, P: Eq + Hash + Clone> Count<C, P> {
             established: HashMap::new(),
             established_per_peer: HashMap::new(),
             established_incoming: 0,
+            established_incoming_per_ip: HashMap::new(),
+            turned_away: TurnedAway::default(),
             refused: HashMap::new(),
+        }
+    }
+
+    /// Whether a socket from there is worth a handshake at `now`: not while its members are turned away again and again.
+    pub fn may_knock(&mut self, from: Option<IpAddr>, now: Duration) -> Result<(), LimitExceeded> {
+        match from.map(source) {
+            Some(from) if self.turned_away.bars(&from, now) => {
+                self.check(LimitKind::TurnedAwayPerIp, AT_ONCE, AT_ONCE)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A member from there was refused after its handshake, by another rule than these limits.
+    pub fn on_turned_away(&mut self, from: Option<IpAddr>, now: Duration) {
+        if let Some(from) = from.map(source) {
+            self.turned_away.note(from, now);
         }
     }
 
@@ -184,12 +260,14 @@ impl<C: Eq + Hash + Clone, P: Eq + Hash + Clone> Count<C, P> {
         self.forget_pending(connection);
     }
 
-    /// A connection is secured and asks to be established. It counts only from [`on_established`](Self::on_established) on.
+    /// A connection is secured and asks to be established; `from` is its source address, if it came in and has one. It counts only
+    /// from [`on_established`](Self::on_established) on.
     pub fn may_establish(
         &mut self,
         connection: &C,
         peer: &P,
         direction: Direction,
+        from: Option<IpAddr>,
     ) -> Result<(), LimitExceeded> {
         self.forget_pending(connection);
         self.check(
@@ -204,6 +282,7 @@ impl<C: Eq + Hash + Clone, P: Eq + Hash + Clone> Count<C, P> {
                 self.established_incoming,
                 limit,
             )?;
+            self.check_source(from)?;
         }
         let with_peer = self.established_per_peer.get(peer).copied().unwrap_or(0);
         self.check(
@@ -214,24 +293,40 @@ impl<C: Eq + Hash + Clone, P: Eq + Hash + Clone> Count<C, P> {
     }
 
     /// It is established.
-    pub fn on_established(&mut self, connection: C, peer: P, direction: Direction) {
-        if self
-            .established
-            .insert(connection, (peer.clone(), direction))
-            .is_none()
-        {
+    pub fn on_established(
+        &mut self,
+        connection: C,
+        peer: P,
+        direction: Direction,
+        from: Option<IpAddr>,
+    ) {
+        let from = from
+            .map(source)
+            .filter(|_| direction == Direction::Incoming);
+        let established = Established {
+            peer: peer.clone(),
+            direction,
+            from,
+        };
+        if self.established.insert(connection, established).is_none() {
             *self.established_per_peer.entry(peer).or_default() += 1;
             self.established_incoming += usize::from(direction == Direction::Incoming);
+            if let Some(from) = from {
+                *self.established_incoming_per_ip.entry(from).or_default() += 1;
+            }
         }
     }
 
     /// It is closed.
     pub fn on_closed(&mut self, connection: &C) {
-        let Some((peer, direction)) = self.established.remove(connection) else {
+        let Some(closed) = self.established.remove(connection) else {
             return;
         };
-        self.established_incoming -= usize::from(direction == Direction::Incoming);
-        decrement(&mut self.established_per_peer, &peer);
+        self.established_incoming -= usize::from(closed.direction == Direction::Incoming);
+        decrement(&mut self.established_per_peer, &closed.peer);
+        if let Some(from) = closed.from {
+            decrement(&mut self.established_incoming_per_ip, &from);
+        }
     }
 
     /// Incoming connections not yet secured.
@@ -258,6 +353,24 @@ impl<C: Eq + Hash + Clone, P: Eq + Hash + Clone> Count<C, P> {
             + self.established.len()
             + self.established_per_peer.len()
             + self.established_incoming
+            + self.established_incoming_per_ip.len()
+    }
+
+    fn check_source(&mut self, from: Option<IpAddr>) -> Result<(), LimitExceeded> {
+        let Some(from) = from.map(source) else {
+            return Ok(());
+        };
+        let open = self
+            .established_incoming_per_ip
+            .get(&from)
+            .copied()
+            .unwrap_or(0);
+        let limit = if from.is_loopback() {
+            self.limits.established_incoming_loopback
+        } else {
+            self.limits.established_incoming_per_ip
+        };
+        self.check(LimitKind::EstablishedIncomingPerIp, open, limit)
     }
 
     fn check(&mut self, kind: LimitKind, open: usize, limit: usize) -> Result<(), LimitExceeded> {
@@ -366,9 +479,9 @@ mod tests {
     fn t8_no_peer_and_no_crowd_takes_all_places() {
         let mut count: Count<u32, u32> = Count::new(Limits::tablet());
         let mut establish = |connection, peer, direction| {
-            let refused = kind(count.may_establish(&connection, &peer, direction));
+            let refused = kind(count.may_establish(&connection, &peer, direction, None));
             if refused.is_none() {
-                count.on_established(connection, peer, direction);
+                count.on_established(connection, peer, direction, None);
             }
             refused
         };
@@ -390,6 +503,27 @@ mod tests {
     }
 
     #[test]
+    fn t8_one_host_with_many_identities_takes_its_share_and_gives_it_back() {
+        let mut count: Count<u32, u32> = Count::new(Limits::pc());
+        let establish = |count: &mut Count<u32, u32>, connection: u32, from: &str| {
+            let from = ip(from);
+            count.may_establish(&connection, &connection, Direction::Incoming, from)?;
+            count.on_established(connection, connection, Direction::Incoming, from);
+            Ok(())
+        };
+        for sybil in 0..1000 {
+            let refused = kind(establish(&mut count, sybil, "10.0.0.66"));
+            let wanted = (sybil >= 256).then_some(LimitKind::EstablishedIncomingPerIp);
+            assert_eq!(refused, wanted);
+        }
+        assert_eq!(kind(establish(&mut count, 5000, "10.0.0.7")), None);
+        count.on_closed(&0);
+        assert_eq!(kind(establish(&mut count, 5001, "10.0.0.66")), None);
+        let dial = count.may_establish(&5002, &5002, Direction::Outgoing, ip("10.0.0.66"));
+        assert_eq!(kind(dial), None);
+    }
+
+    #[test]
     fn everything_is_freed_however_a_connection_ends() {
         let mut count: Count<u32, u32> = Count::new(Limits::tablet());
         for round in 0..1000 {
@@ -404,12 +538,12 @@ mod tests {
             count.on_failed(&lost);
             count.on_failed(&dialed);
             count
-                .may_establish(&denied, &1, Direction::Incoming)
+                .may_establish(&denied, &1, Direction::Incoming, ip("10.0.0.1"))
                 .unwrap();
             count
-                .may_establish(&lived, &2, Direction::Incoming)
+                .may_establish(&lived, &2, Direction::Incoming, ip("10.0.0.1"))
                 .unwrap();
-            count.on_established(lived, 2, Direction::Incoming);
+            count.on_established(lived, 2, Direction::Incoming, ip("10.0.0.1"));
             count.on_closed(&lived);
             count.on_closed(&lived);
         }

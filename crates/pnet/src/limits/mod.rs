@@ -3,6 +3,7 @@
 #[cfg(feature = "swarm")]
 mod behaviour;
 mod count;
+mod turned_away;
 
 #[cfg(feature = "swarm")]
 pub use self::behaviour::Behaviour;

@@ -1,13 +1,13 @@
 //! What lies unread on one connection, by stream.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex},
     task::Waker,
 };
 
 use super::{
-    budget::{FLOOR, ReceiveBudget, lock},
+    budget::{FLOOR, ReceiveBudget, STREAMS, STREAMS_FLOOR, lock},
     frames::Seen,
 };
 
@@ -53,7 +53,15 @@ impl Account {
     }
 
     pub(super) fn opened(&self, stream: u32) {
-        lock(&self.book).streams.entry(stream).or_default();
+        if let Entry::Vacant(new) = lock(&self.book).streams.entry(stream) {
+            new.insert(0);
+            self.budget.add_stream();
+        }
+    }
+
+    /// Whether the remote has to do without the stream that it opened last (T6).
+    pub(super) fn is_one_too_many(&self) -> bool {
+        self.budget.streams() > STREAMS && lock(&self.book).streams.len() > STREAMS_FLOOR
     }
 
     pub(super) fn received(&self, seen: Seen) {
@@ -81,7 +89,11 @@ impl Account {
     }
 
     pub(super) fn closed(&self, stream: u32) {
-        self.give_back(|book| book.streams.remove(&stream));
+        self.give_back(|book| {
+            let unread = book.streams.remove(&stream)?;
+            self.budget.forget_streams(1);
+            Some(unread)
+        });
     }
 
     /// Takes what `from` says off both sums and wakes who may go on.
@@ -104,8 +116,12 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let unread = lock(&self.book).unread;
+        let (unread, streams) = {
+            let book = lock(&self.book);
+            (book.unread, book.streams.len())
+        };
         self.budget.give_back(unread);
+        self.budget.forget_streams(streams);
     }
 }
 
@@ -155,6 +171,29 @@ mod tests {
         }
         hoarder.taken(2, 1 << 20);
         assert!(hoarder.may_read(&waker()));
+    }
+
+    #[test]
+    fn t6_streams_of_all_connections_are_bounded_and_each_has_its_floor() {
+        let budget = ReceiveBudget::default();
+        let open = |account: &Account| {
+            let mut open = 0;
+            for stream in (1..1024).step_by(2) {
+                account.opened(stream);
+                match account.is_one_too_many() {
+                    true => account.closed(stream),
+                    false => open += 1,
+                }
+            }
+            open
+        };
+        let accounts: Vec<_> = (0..500).map(|_| Account::new(&budget)).collect();
+        let opened: Vec<usize> = accounts.iter().map(|account| open(account)).collect();
+        assert_eq!(opened[..64], [512; 64]);
+        assert_eq!(opened[64..], [STREAMS_FLOOR; 436]);
+        assert_eq!(budget.streams(), STREAMS + 436 * STREAMS_FLOOR);
+        drop(accounts);
+        assert_eq!(budget.streams(), 0);
     }
 
     #[test]

@@ -15,10 +15,16 @@ use std::{
 /// What each connection may have unread without asking, in bytes.
 pub(super) const FLOOR: usize = 64 * 1024;
 const DEFAULT_LIMIT: usize = 32 * 1024 * 1024;
+/// Streams of all connections together, beyond which a connection that has more than its floor gets no further one. An open stream costs
+/// about 1 KiB with nothing on it (measured), so this is 32 MiB: 64 Kubo nodes with all the streams they may have.
+pub(super) const STREAMS: usize = 32 * 1024;
+/// Streams that each connection may have without asking.
+pub(super) const STREAMS_FLOOR: usize = 64;
 
 /// A limit for bytes that were received and not read, shared by all connections of the transports that were given clones of it.
 ///
-/// Together they hold at most the limit, one read (64 KiB) a connection above it, and 64 KiB for each connection.
+/// Together they hold at most the limit, one read (64 KiB) a connection above it, and 64 KiB for each connection. It counts their streams as
+/// well: 32,768, and 64 for each connection.
 #[derive(Clone, Debug)]
 pub struct ReceiveBudget(Arc<Inner>);
 
@@ -26,6 +32,7 @@ pub struct ReceiveBudget(Arc<Inner>);
 struct Inner {
     limit: usize,
     used: AtomicUsize,
+    streams: AtomicUsize,
     /// Somebody waits.
     contended: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
@@ -37,6 +44,7 @@ impl ReceiveBudget {
         Self(Arc::new(Inner {
             limit,
             used: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             contended: AtomicBool::new(false),
             wakers: Mutex::default(),
         }))
@@ -47,9 +55,22 @@ impl ReceiveBudget {
         self.0.used.load(Ordering::Acquire)
     }
 
+    /// Streams open at the moment, on all connections.
+    pub fn streams(&self) -> usize {
+        self.0.streams.load(Ordering::Acquire)
+    }
+
     /// The limit, in bytes.
     pub fn limit(&self) -> usize {
         self.0.limit
+    }
+
+    pub(super) fn add_stream(&self) {
+        self.0.streams.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn forget_streams(&self, count: usize) {
+        self.0.streams.fetch_sub(count, Ordering::AcqRel);
     }
 
     pub(super) fn is_exceeded(&self) -> bool {

@@ -1,13 +1,25 @@
-//! Swarms on loopback, driven until something is seen.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+//! Swarms on loopback or in memory, driven until something is seen.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_macros,
+    unused_imports,
+    clippy::unwrap_used
+)]
+
+pub mod insider;
+pub mod lan;
+mod over;
+pub mod strangers;
 
 use std::time::Duration;
 
 use futures::{StreamExt, future};
-use gemba_pnet::{Network, SwarmKey, TransportConfig, transport};
+use gemba_pnet::{Network, SwarmKey, TransportConfig};
 use libp2p_identity::Keypair;
 use libp2p_swarm::{Config, NetworkBehaviour, Swarm, SwarmEvent, dummy};
 use multiaddr::Multiaddr;
+pub use over::{From, Link, Over, RawListener, RawSocket, connect_from, multiaddr, socket};
 
 /// Nothing in these tests waits this long unless it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,13 +37,36 @@ pub fn public() -> Network {
     Network::Public(gemba_pnet::PublicNetwork::asked_for(&force).unwrap())
 }
 
+/// Makes of each named test, a function of what is [`Over`] it, one test a carrier: `name::tcp`, `name::memory`.
+macro_rules! over_each_transport {
+    ($($(#[$test:meta])+ async fn $name:ident;)+) => {
+        $(
+            mod $name {
+                use super::common::Over;
+
+                $(#[$test])+
+                async fn tcp() {
+                    super::$name(Over::Tcp).await;
+                }
+
+                $(#[$test])+
+                async fn memory() {
+                    super::$name(Over::Memory).await;
+                }
+            }
+        )+
+    };
+}
+pub(crate) use over_each_transport;
+
 pub fn swarm_with<B: NetworkBehaviour>(
+    over: Over,
     network: &Network,
     config: &TransportConfig,
     behaviour: impl FnOnce(&Keypair) -> B,
 ) -> Swarm<B> {
     let keypair = Keypair::generate_ed25519();
-    let transport = transport(&keypair, network, config).unwrap();
+    let transport = over.transport(&keypair, network, config);
     let behaviour = behaviour(&keypair);
     Swarm::new(
         transport,
@@ -41,15 +76,15 @@ pub fn swarm_with<B: NetworkBehaviour>(
     )
 }
 
-pub fn swarm(network: &Network) -> Swarm<dummy::Behaviour> {
-    swarm_with(network, &TransportConfig::default(), |_| dummy::Behaviour)
+pub fn swarm(over: Over, network: &Network) -> Swarm<dummy::Behaviour> {
+    swarm_with(over, network, &TransportConfig::default(), |_| {
+        dummy::Behaviour
+    })
 }
 
-/// Listens on a free loopback port and returns its address.
-pub async fn listen<B: NetworkBehaviour>(swarm: &mut Swarm<B>) -> Multiaddr {
-    swarm
-        .listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap())
-        .unwrap();
+/// Listens on a free loopback port, or a free place in memory, and returns its address.
+pub async fn listen<B: NetworkBehaviour>(over: Over, swarm: &mut Swarm<B>) -> Multiaddr {
+    swarm.listen_on(over.anywhere()).unwrap();
     until(swarm, |event| match event {
         SwarmEvent::NewListenAddr { address, .. } => Some(address.clone()),
         _ => None,
