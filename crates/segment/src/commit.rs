@@ -1,8 +1,13 @@
-//! Group commit: callers on many threads share one write and one flush. No timer and no thread of its own: whoever comes
-//! first while nobody flushes does it for all who wait; the others sleep.
+//! Group commit: callers on many threads share one write and one flush. No thread of its own: whoever comes first while nobody
+//! flushes does it for all who wait; the others sleep. Who can wait waits a moment for others, so that these have one flush to wait for
+//! and not two.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a patient item waits for others to share its flush: about as long as a flush of a good disk takes.
+const PATIENCE: Duration = Duration::from_micros(300);
 
 /// A queue in front of one resource that is used by one caller at a time, in groups.
 ///
@@ -11,6 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub struct GroupCommit<T, R> {
     queue: Mutex<Queue<T, R>>,
+    /// Somebody came who is in a hurry.
+    hurry: Condvar,
     limit: usize,
 }
 
@@ -21,9 +28,20 @@ pub struct LeaderDied;
 
 #[derive(Debug)]
 struct Queue<T, R> {
-    waiting: VecDeque<(T, Arc<Waiter<R>>)>,
+    waiting: VecDeque<Waiting<T, R>>,
+    /// How many of them are in a hurry.
+    hurried: usize,
+    /// One in a hurry had to wait for a flush since a patient one last waited in vain: only then is it worth waiting.
+    contended: bool,
     /// Somebody leads: flushes, or was told to and is about to.
     led: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<T, R> {
+    item: T,
+    waiter: Arc<Waiter<R>>,
+    patient: bool,
 }
 
 #[derive(Debug)]
@@ -45,10 +63,13 @@ impl<T, R> GroupCommit<T, R> {
     pub fn new(limit: usize) -> Self {
         let queue = Queue {
             waiting: VecDeque::new(),
+            hurried: 0,
+            contended: false,
             led: false,
         };
         Self {
             queue: Mutex::new(queue),
+            hurry: Condvar::new(),
             limit: limit.max(1),
         }
     }
@@ -64,12 +85,46 @@ impl<T, R> GroupCommit<T, R> {
     /// # Panics
     /// If `flush` returns another number of results than it got items.
     pub fn submit(&self, item: T, flush: impl FnOnce(Vec<T>) -> Vec<R>) -> Result<R, LeaderDied> {
+        self.hand_in(item, false, flush)
+    }
+
+    /// As [`Self::submit`], for work that nobody waits for. While others have to wait for flushes, it waits up to 0.3 ms to share the flush of
+    /// the next one, so that this one has not two to wait for.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    ///
+    /// # Panics
+    /// As [`Self::submit`].
+    pub fn submit_patiently(
+        &self,
+        item: T,
+        flush: impl FnOnce(Vec<T>) -> Vec<R>,
+    ) -> Result<R, LeaderDied> {
+        self.hand_in(item, true, flush)
+    }
+
+    fn hand_in(
+        &self,
+        item: T,
+        patient: bool,
+        flush: impl FnOnce(Vec<T>) -> Vec<R>,
+    ) -> Result<R, LeaderDied> {
         let waiter = Arc::new(Waiter {
             state: Mutex::new(State::Waiting),
             wake: Condvar::new(),
         });
         let mut queue = self.lock();
-        queue.waiting.push_back((item, Arc::clone(&waiter)));
+        queue.waiting.push_back(Waiting {
+            item,
+            waiter: Arc::clone(&waiter),
+            patient,
+        });
+        if !patient {
+            queue.hurried += 1;
+            queue.contended |= queue.led;
+            self.hurry.notify_one();
+        }
         let lead = !queue.led;
         queue.led = true;
         drop(queue);
@@ -94,12 +149,22 @@ impl<T, R> GroupCommit<T, R> {
         let mut items = Vec::new();
         let mut group = Vec::new();
         let mut queue = self.lock();
-        let count = queue.waiting.len().min(self.limit);
-        for (item, waiter) in queue.waiting.drain(..count) {
-            items.push(item);
-            group.push(waiter);
+        if queue.hurried == 0 && queue.contended {
+            queue = self
+                .hurry
+                .wait_timeout_while(queue, PATIENCE, |queue| queue.hurried == 0)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            queue.contended = queue.hurried > 0;
         }
+        let count = queue.waiting.len().min(self.limit);
+        let taken: Vec<_> = queue.waiting.drain(..count).collect();
+        queue.hurried -= taken.iter().filter(|one| !one.patient).count();
         drop(queue);
+        for one in taken {
+            items.push(one.item);
+            group.push(one.waiter);
+        }
         let mut led = Led { of: self, group };
         let results = flush(items);
         assert_eq!(results.len(), led.group.len(), "one result for each item");
@@ -126,7 +191,7 @@ impl<T, R> Drop for Led<'_, T, R> {
         }
         let mut queue = self.of.lock();
         match queue.waiting.front() {
-            Some((_, next)) => next.tell(State::Lead),
+            Some(next) => next.waiter.tell(State::Lead),
             None => queue.led = false,
         }
     }
@@ -234,6 +299,40 @@ mod tests {
         for thread in rest {
             assert_eq!(thread.join().unwrap(), Ok(2));
         }
+    }
+
+    /// Who is patient goes with the next one who is not, and alone if nobody comes.
+    #[test]
+    fn who_is_patient_shares_the_flush_of_who_is_not() {
+        let commit = Arc::new(GroupCommit::<u32, usize>::new(8));
+        let sizes = |items: Vec<u32>| vec![items.len(); items.len()];
+        assert_eq!(commit.submit_patiently(0, sizes), Ok(1));
+        // The group of a leader that is held up, then both kinds behind it, the patient one first.
+        let gate = Arc::new(Barrier::new(2));
+        let (first, held) = (Arc::clone(&commit), Arc::clone(&gate));
+        let leader = std::thread::spawn(move || {
+            first.submit(0, |items| {
+                held.wait();
+                vec![items.len(); items.len()]
+            })
+        });
+        while !commit.lock().led || commit.waiting() > 0 {
+            std::thread::yield_now();
+        }
+        let (one, other) = (Arc::clone(&commit), Arc::clone(&commit));
+        let patient = std::thread::spawn(move || one.submit_patiently(1, sizes));
+        while commit.waiting() < 1 {
+            std::thread::yield_now();
+        }
+        let hurried = std::thread::spawn(move || other.submit(2, sizes));
+        while commit.waiting() < 2 {
+            std::thread::yield_now();
+        }
+        gate.wait();
+        assert_eq!(leader.join().unwrap(), Ok(1));
+        assert_eq!(patient.join().unwrap(), Ok(2));
+        assert_eq!(hurried.join().unwrap(), Ok(2));
+        assert_eq!((commit.waiting(), commit.lock().hurried), (0, 0));
     }
 
     /// A leader that panics takes nobody with it: its group is told, later groups go on.

@@ -23,15 +23,34 @@ pub(crate) struct FooterBuilder {
     entries: u64,
 }
 
+/// A footer that grows with the frames of a file, so that sealing need not walk them again.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    full: Vec<Vec<u8>>,
+    builder: FooterBuilder,
+}
+
+impl Remembered {
+    /// Adds the frame at `at` that has `len` bytes of payload.
+    pub(crate) fn push(&mut self, at: u64, len: u32, kind: Kind, tag: &[u8]) {
+        self.full.extend(self.builder.push(at, len, kind, tag));
+    }
+
+    /// The parts that are full, and the rest.
+    pub(crate) fn into_parts(self) -> (Vec<Vec<u8>>, FooterBuilder) {
+        (self.full, self.builder)
+    }
+}
+
 impl FooterBuilder {
     /// Adds an entry; gives a payload whenever a part is full.
-    pub(crate) fn push(&mut self, entry: &Entry) -> Option<Vec<u8>> {
-        self.part.extend_from_slice(&entry.at.to_le_bytes());
-        self.part.extend_from_slice(&entry.len.to_le_bytes());
-        self.part.push(entry.kind.0);
+    pub(crate) fn push(&mut self, at: u64, len: u32, kind: Kind, tag: &[u8]) -> Option<Vec<u8>> {
+        self.part.extend_from_slice(&at.to_le_bytes());
+        self.part.extend_from_slice(&len.to_le_bytes());
+        self.part.push(kind.0);
         // A frame's tag was written with a length of one byte.
-        self.part.push(entry.tag.len() as u8);
-        self.part.extend_from_slice(&entry.tag);
+        self.part.push(tag.len() as u8);
+        self.part.extend_from_slice(tag);
         self.entries += 1;
         (self.part.len() >= PART).then(|| std::mem::take(&mut self.part))
     }

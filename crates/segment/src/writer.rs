@@ -5,13 +5,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::disk::{DiskFile, is_full, write_all_at};
-use crate::footer::FooterBuilder;
+use crate::footer::{FooterBuilder, Remembered};
 use crate::frame::{FILE_HEADER, FrameHeader, Identity, Kind, MAX_PAYLOAD, MAX_TAG};
 use crate::reader::Reader;
 use crate::walk::Entry;
 
 /// Payloads up to this size are copied next to their headers; larger ones are written from where they lie.
 const COPY: usize = 4 << 10;
+
+/// Capacity that a writer keeps between groups for headers, tags and small payloads. A fresh buffer for each group costs page faults:
+/// a tenth of the time of a group of 64 blocks of 1 KiB.
+const KEEP: usize = 128 << 10;
 
 /// How far a file is extended ahead of small appends, in bytes. The space is not taken: only the length is set, so that
 /// most flushes need not write the file's metadata (measured: 12 k to 19 k flushes of 200 bytes a second; nothing is gained
@@ -107,6 +111,10 @@ pub struct Writer {
     /// The file ends with a mark that all is durable (or holds no frame): closing needs no other.
     marked: bool,
     poisoned: Option<io::ErrorKind>,
+    /// Room for headers, tags and small payloads of a group, at most [`KEEP`] bytes between groups.
+    buffer: Vec<u8>,
+    /// The footer of all frames so far, if it is kept: see [`Writer::remembering`].
+    remembered: Option<Box<Remembered>>,
 }
 
 impl Writer {
@@ -121,6 +129,8 @@ impl Writer {
             extended: end,
             marked: end <= FILE_HEADER as u64,
             poisoned: None,
+            buffer: Vec::new(),
+            remembered: None,
         }
     }
 
@@ -141,6 +151,14 @@ impl Writer {
     /// Frames from now on claim no more to be durable than what lies before `offset`.
     pub(crate) fn claiming_only(mut self, offset: u64) -> Self {
         self.claim_limit = offset;
+        self
+    }
+
+    /// Keeps the footer in memory as it grows, 14 bytes and the tag for each frame, so that [`Writer::seal`] need not read the file
+    /// once more. Only a file without frames begins this way; another one is walked when it is sealed.
+    #[must_use]
+    pub fn remembering(mut self) -> Self {
+        self.remembered = (self.end <= FILE_HEADER as u64).then(Box::default);
         self
     }
 
@@ -175,7 +193,8 @@ impl Writer {
     /// See [`WriteError`]: all frames or none.
     pub fn append<P: AsRef<[u8]>>(&mut self, frames: &[Frame<P>]) -> Result<Vec<u64>, WriteError> {
         self.check()?;
-        let mut buffer = Vec::new();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
         let mut parts = Vec::with_capacity(frames.len());
         let mut offsets = Vec::with_capacity(frames.len());
         let mut at = self.end;
@@ -211,10 +230,14 @@ impl Writer {
             .collect();
         self.extend(at);
         self.marked = false;
-        match write_all_at(self.file.as_ref(), &mut slices, self.end) {
+        let written = write_all_at(self.file.as_ref(), &mut slices, self.end);
+        buffer.shrink_to(KEEP);
+        self.buffer = buffer;
+        match written {
             Ok(()) => {
                 self.end = at;
                 self.extended = self.extended.max(at);
+                self.remember(frames, &offsets);
                 Ok(offsets)
             }
             Err(e) => Err(self.take_back(e)),
@@ -252,8 +275,8 @@ impl Writer {
         Ok(offsets)
     }
 
-    /// Ends the file with an index of its frames, so that it opens without a walk. `entries` shows all of them, in order.
-    /// Gives the length of the file.
+    /// Ends the file with an index of its frames, so that it opens without a walk. `entries` shows all of them, in order; it is not
+    /// asked if this writer [remembers](Writer::remembering) them. Gives the length of the file.
     ///
     /// # Errors
     /// See [`WriteError`]. The file stays good without its footer.
@@ -263,19 +286,10 @@ impl Writer {
     ) -> Result<u64, WriteError> {
         self.sync()?;
         let index_at = self.end;
-        let mut builder = FooterBuilder::default();
-        let mut failed = None;
-        let shown = entries(&mut |entry| {
-            if let Some(part) = builder.push(entry)
-                && failed.is_none()
-            {
-                failed = self.append_internal(Kind::INDEX, part).err();
-            }
-        });
-        if let Some(e) = failed {
-            return Err(e);
-        }
-        shown.map_err(WriteError::Io)?;
+        let builder = match self.remembered.take() {
+            Some(remembered) => self.append_remembered(*remembered)?,
+            None => self.append_shown(entries)?,
+        };
         let (part, seal) = builder.finish(index_at);
         if let Some(part) = part {
             self.append_internal(Kind::INDEX, part)?;
@@ -299,6 +313,46 @@ impl Writer {
         self.append_internal(Kind::CLOSE, Vec::new())?;
         self.trim()?;
         self.sync()
+    }
+
+    fn append_remembered(&mut self, remembered: Remembered) -> Result<FooterBuilder, WriteError> {
+        let (full, builder) = remembered.into_parts();
+        for part in full {
+            self.append_internal(Kind::INDEX, part)?;
+        }
+        Ok(builder)
+    }
+
+    fn append_shown(
+        &mut self,
+        entries: impl FnOnce(&mut dyn FnMut(&Entry)) -> io::Result<()>,
+    ) -> Result<FooterBuilder, WriteError> {
+        let mut builder = FooterBuilder::default();
+        let mut failed = None;
+        let shown = entries(&mut |entry| {
+            if let Some(part) = builder.push(entry.at, entry.len, entry.kind, &entry.tag)
+                && failed.is_none()
+            {
+                failed = self.append_internal(Kind::INDEX, part).err();
+            }
+        });
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        shown.map_err(WriteError::Io)?;
+        Ok(builder)
+    }
+
+    fn remember<P: AsRef<[u8]>>(&mut self, frames: &[Frame<P>], offsets: &[u64]) {
+        let Some(remembered) = &mut self.remembered else {
+            return;
+        };
+        for (frame, at) in frames.iter().zip(offsets) {
+            if !frame.kind.is_internal() {
+                let len = frame.payload.as_ref().len() as u32;
+                remembered.push(*at, len, frame.kind, &frame.tag);
+            }
+        }
     }
 
     fn append_internal(&mut self, kind: Kind, payload: Vec<u8>) -> Result<(), WriteError> {

@@ -217,3 +217,56 @@ fn a_path_that_is_no_file_is_an_error_and_changes_nothing() {
     let notes = std::fs::read(dir.path().join("taken")).unwrap();
     assert_eq!(notes, b"somebody's notes, longer than a header");
 }
+
+/// Somebody stores the files of a segment in the segment: frames, marks and footers with the right identity lie inside payloads. Cut
+/// behind any of them, and with the frame around them damaged at every byte of its head, nothing inside is ever taken for a frame or a
+/// footer of the file.
+#[test]
+fn a_file_that_holds_itself_is_not_taken_for_its_content() {
+    let sim = SimDisk::new(1);
+    let mut writer = create(&sim, path(), ID).unwrap().remembering();
+    let first: Vec<_> = (0..20_u8).map(|i| frame(&[i], &[i; 100])).collect();
+    writer.commit(&first).unwrap();
+    let open_file = sim.bytes(path()).unwrap();
+    writer.seal(|_| unreachable!("it remembers")).unwrap();
+    let sealed_file = sim.bytes(path()).unwrap();
+
+    for inner in [&open_file, &sealed_file] {
+        let sim = SimDisk::new(2);
+        let mut writer = create(&sim, path(), ID).unwrap();
+        let mut offsets = writer.commit(&first).unwrap();
+        let (around, after) = (frame(b"itself", inner), frame(b"after", b"it"));
+        offsets.extend(writer.commit(&[around]).unwrap());
+        let end_of_inner = writer.end();
+        offsets.extend(writer.commit(&[after]).unwrap());
+        let whole = sim.bytes(path()).unwrap();
+        let outer = offsets[first.len()];
+        let is_ours = |entry: &Entry| offsets.contains(&entry.at);
+
+        // The file ends where the inner one ends, as if it were sealed; or anywhere in its last part.
+        for less in (0..200).chain([1000, inner.len() as u64]) {
+            let sim = SimDisk::new(3);
+            sim.install(path(), whole[..(end_of_inner - less) as usize].to_vec());
+            let (opened, seen) = look(&sim, path(), Access::Write);
+            assert!(!matches!(opened.state, State::Sealed(_)), "{less}");
+            assert!(seen.iter().all(is_ours) && seen.len() >= first.len());
+        }
+        // The head around it is damaged, and the search for the next frame goes through it.
+        for at in outer..outer + frame_len(6, 0) {
+            for bits in [0xff, 1] {
+                let mut damaged = whole.clone();
+                damaged[at as usize] ^= bits;
+                let sim = SimDisk::new(4);
+                sim.install(path(), damaged);
+                let (_, seen) = look(&sim, path(), Access::Read);
+                assert!(seen.iter().all(is_ours), "{at}");
+                let last = seen.last().unwrap().at;
+                assert_eq!(
+                    last,
+                    *offsets.last().unwrap(),
+                    "{at}: what is behind it is found"
+                );
+            }
+        }
+    }
+}

@@ -431,6 +431,48 @@ fn seg_40_a_sealed_file_opens_by_its_footer_and_without_it() {
     }
 }
 
+/// A footer that was remembered is, byte for byte, the one that a walk finds; of a file that was begun earlier nothing is remembered.
+#[test]
+fn seg_40_a_remembered_footer_is_the_one_that_a_walk_gives() {
+    let write = |remember: bool| {
+        let sim = SimDisk::new(1);
+        let mut writer = create(&sim, path(), ID).unwrap();
+        if remember {
+            writer = writer.remembering();
+        }
+        let mut all = Vec::new();
+        // More entries than one index frame holds, in groups of many sizes; one group is refused by the disk.
+        for i in 0..90_u32 {
+            let group: Vec<_> = (0..i)
+                .map(|j| frame(&[7; 99], &j.to_le_bytes()[..(j % 5) as usize]))
+                .collect();
+            if i == 40 {
+                sim.set_capacity(sim.used() + 10);
+                assert!(writer.commit(&group).is_err());
+                sim.set_capacity(u64::MAX);
+            }
+            let offsets = writer.commit(&group).unwrap();
+            all.extend(offsets.into_iter().zip(group).map(|(at, frame)| Entry {
+                at,
+                kind: KIND,
+                tag: frame.tag().to_vec(),
+                len: frame.payload().len() as u32,
+            }));
+        }
+        writer
+            .seal(|push| {
+                assert!(!remember, "a writer that remembers does not ask");
+                all.iter().for_each(push);
+                Ok(())
+            })
+            .unwrap();
+        sim.bytes(path()).unwrap()
+    };
+    let walked = write(false);
+    assert!(walked.len() > 256 << 10);
+    assert_eq!(write(true), walked);
+}
+
 /// A length that was set ahead is no damage, costs nothing at the end, and is gone after an orderly stop.
 #[test]
 fn the_length_is_set_ahead_for_small_groups_only() {

@@ -252,6 +252,12 @@ impl Store {
                     job.note_tombstones(&page.entries, world);
                 }
                 None => {
+                    // What stands in a pack that cannot be read may have to be buried for ever (STO-24).
+                    if world.packs.is_any_aside_before(job.pack) {
+                        for tombstone in job.tombstones.values_mut() {
+                            tombstone.needed = true;
+                        }
+                    }
                     let older = world.packs.all().into_iter();
                     let older =
                         older.filter(|(number, pack)| *number < job.pack && pack.dead() > 0);

@@ -137,7 +137,8 @@ pub enum StoreError {
 impl StoreError {
     /// An error of reading the list of blocks in a pack.
     pub(crate) fn listing(pack: u32, error: io::Error) -> Self {
-        if is_unreadable(&error) {
+        // A file that ends before its list was cut by somebody while the store is open: as lost as if the disk could not read it.
+        if is_unreadable(&error) || error.kind() == io::ErrorKind::UnexpectedEof {
             Self::Unlisted {
                 pack,
                 source: Arc::new(error),

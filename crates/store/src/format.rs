@@ -213,6 +213,35 @@ mod tests {
         }
     }
 
+    /// Row S8: every name that a store makes is one on every medium, and no two of them are one on a medium that ignores case.
+    #[test]
+    fn s8_every_name_is_one_on_every_medium() {
+        let layout = Layout::new(Path::new("blocks"));
+        let mut rng = gemba_testkit::Rng::from_env_or(8);
+        let mut paths = vec![
+            layout.version(),
+            layout.version_temporary(),
+            layout.uses(),
+            layout.uses_temporary(),
+            layout.ballast(),
+            layout.lock(),
+            layout.version_of(u32::MAX),
+        ];
+        paths.extend((1..FORMAT).map(|format| layout.version_of(format)));
+        let numbers = (0..20_000).map(|_| rng.range(1..u64::from(MAX_PACK_NUMBER) + 1) as u32);
+        let numbers: std::collections::BTreeSet<u32> = numbers
+            .chain([1, 999_999, 1_000_000, MAX_PACK_NUMBER])
+            .collect();
+        paths.extend(numbers.into_iter().map(|number| layout.pack(number)));
+        let mut seen = std::collections::BTreeSet::new();
+        for path in paths {
+            assert_eq!(path.parent(), Some(Path::new("blocks")));
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert_eq!(gemba_testkit::names::not_portable(name), None, "{name}");
+            assert!(seen.insert(name.to_lowercase()), "{name} twice");
+        }
+    }
+
     #[test]
     fn a_pack_tells_the_id_of_its_store() {
         let header = identity(77, 5).header();

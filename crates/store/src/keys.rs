@@ -114,6 +114,10 @@ impl Keys {
                 return Ok(false);
             };
             self.next = pack + 1;
+            // What can be seen of it counts as damaged, and is not listed.
+            if packs.is_aside(pack) {
+                continue;
+            }
             let pages = packs.pages(pack)?;
             self.pages = pages.map(|pages| (pack, pages));
         }

@@ -29,7 +29,7 @@ pub use guard::Guard;
 pub use index::Mark;
 pub use keys::{Key, Keys};
 pub use kubo::{KuboError, KuboImport, KuboStep, SkipReason, SkippedFile};
-pub use open::{OpenReport, PackGap};
+pub use open::{OpenReport, PackGap, UnreadablePack};
 pub use scrub::{Pace, Scrub, ScrubPoint, ScrubStep};
 pub use store::{DeleteReport, PutReport, Stat, Store};
 pub use verify::{CorruptBlock, Progress, VerifyReport};

@@ -32,6 +32,16 @@ pub(crate) enum Op {
     Move(Vec<Moving>),
 }
 
+impl Op {
+    /// Whether nobody waits for it: it may wait for others, with whom it shares a flush.
+    pub(crate) fn is_patient(&self) -> bool {
+        match self {
+            Self::Put(_) | Self::Delete(Reason::Asked, _) => false,
+            Self::Delete(Reason::Collected, _) | Self::Move(_) => true,
+        }
+    }
+}
+
 /// A frame that compaction has read from its old place.
 #[derive(Debug)]
 pub(crate) struct Moving {
@@ -253,7 +263,8 @@ impl Log {
                 world.packs.identity(number),
             );
             let writer = match writer {
-                Ok(writer) => writer,
+                // Bounded by the frames of a pack: 3.3 MiB of small blocks, 60 KiB of large ones.
+                Ok(writer) => writer.remembering(),
                 // A pack that was given up after a failed flush, and could not be cut.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     self.last_number = number;
@@ -270,7 +281,7 @@ impl Log {
     }
 }
 
-/// Gives a full pack its footer. Not while others wait: it is read once more for it.
+/// Gives a full pack its footer. Not while others wait: one that was begun before the store was opened is read once more for it.
 pub(crate) fn seal(number: u32, writer: Writer, packs: &Packs) -> Result<(), StoreError> {
     let reader = writer.reader();
     let end = writer.durable();

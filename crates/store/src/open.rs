@@ -1,11 +1,14 @@
-//! Opening: lock, version, then every pack in order. A crash or damage never keeps a store from opening.
+//! Opening: lock, version, then every pack in order. A crash or damage never keeps a store from opening, and neither does a pack that the
+//! medium does not give back: it is set aside.
 
+use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gemba_segment::{
-    Access, Disk, Entry, Gap, HeaderFault, LockError, LockGuard, Report, Sharing, State,
+    Access, Disk, Entry, Gap, HeaderFault, Kind, LockError, LockGuard, Mode, Reader, Report,
+    Sharing, State, Step, is_unreadable,
 };
 
 use crate::ballast::Ballast;
@@ -13,9 +16,9 @@ use crate::config::Config;
 use crate::error::OpenError;
 use crate::format::{self, BLOCK, Layout, TOMBSTONE};
 use crate::guard::Guards;
-use crate::index::{Index, MAX_LEN, MAX_OFFSET, Place};
+use crate::index::{Fingerprint, Index, MAX_LEN, MAX_OFFSET, Place};
 use crate::log::{Counters, Log, World, count_in, count_out};
-use crate::packs::Packs;
+use crate::packs::{Pack, Packs};
 use crate::uses::Uses;
 use crate::version::{self, Migrated};
 
@@ -31,8 +34,23 @@ pub struct OpenReport {
     pub cut: Vec<PackGap>,
     /// Packs that got no footer although they are full or damaged (the disk is full, perhaps). Opening takes longer, no more.
     pub unsealed: Vec<u32>,
+    /// Packs that the disk cannot read, and that were set aside.
+    pub unreadable: Vec<UnreadablePack>,
     /// The store was of an older format.
     pub migrated: Option<Migrated>,
+}
+
+/// A pack that the disk could not read when the store was opened. It stays where it is: nothing is written to it or removed from it, and
+/// its blocks count as damaged, so that fetching and putting them again repairs them in another pack. Those that can be read all the same
+/// are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadablePack {
+    /// The pack's number.
+    pub pack: u32,
+    /// Its file.
+    pub path: PathBuf,
+    /// What the disk answered.
+    pub cause: String,
 }
 
 /// A stretch of bytes in a pack.
@@ -98,8 +116,19 @@ pub(crate) fn open(
     };
     let mut uses = Uses::open(&world.packs);
     world.index.set_now(uses.now());
+    let mut aside = Aside::default();
     for number in numbers {
-        let (state, found) = load_pack(&world, number, read_only, &mut uses, &mut report)?;
+        let loaded = load_pack(
+            &world,
+            number,
+            read_only,
+            &mut uses,
+            &mut report,
+            &mut aside,
+        )?;
+        let Some((state, found)) = loaded else {
+            continue;
+        };
         if read_only {
             continue;
         }
@@ -126,6 +155,8 @@ pub(crate) fn open(
             report.unsealed.push(number);
         }
     }
+    // Last: whatever stands in another pack as well is whole there.
+    aside.show(&world);
     Ok(Parts {
         world,
         log,
@@ -134,14 +165,75 @@ pub(crate) fn open(
     })
 }
 
-/// Opens a pack and puts its blocks into the index.
+/// What is known of packs that were set aside.
+#[derive(Default)]
+struct Aside {
+    /// Their numbers, and blocks that stand there as far as can be told.
+    packs: Vec<(u32, Vec<Seen>)>,
+    /// Tombstones in packs behind the first of them, and where the last of each stands.
+    buried: HashMap<Fingerprint, u32>,
+}
+
+impl Aside {
+    fn note(&mut self, number: u32, frame: &Seen) {
+        if !self.packs.is_empty() && frame.kind == TOMBSTONE {
+            self.buried.insert(frame.fp, number);
+        }
+    }
+
+    /// Blocks that stand nowhere else: known to be there, and as good as damaged.
+    fn show(&self, world: &World) {
+        for (number, seen) in &self.packs {
+            for frame in seen {
+                let is_strange = frame.at >= MAX_OFFSET || frame.len > MAX_LEN;
+                let is_gone = self.buried.get(&frame.fp).is_some_and(|by| by > number);
+                if is_strange || is_gone || world.index.locate(frame.fp).is_some() {
+                    continue;
+                }
+                let place = Place::new(*number, frame.at);
+                world.index.insert(frame.fp, place, frame.len, 0, 0);
+                world.index.mark_bad(frame.fp, place);
+                count_in(&world.counters, frame.len);
+            }
+        }
+    }
+}
+
+/// A frame that was seen in a pack.
+struct Seen {
+    fp: Fingerprint,
+    kind: Kind,
+    at: u64,
+    len: u32,
+    tag: usize,
+}
+
+impl Seen {
+    fn of(entry: &Entry, world: &World) -> Self {
+        Self {
+            fp: world.index.fingerprint(&entry.tag),
+            kind: entry.kind,
+            at: entry.at,
+            len: entry.len,
+            tag: entry.tag.len(),
+        }
+    }
+
+    fn frame_len(&self) -> u64 {
+        gemba_segment::frame_len(self.tag, self.len as usize)
+    }
+}
+
+/// Opens a pack and puts its blocks into the index, all of them or none: half of a list would hide older copies behind what cannot be read.
+/// `None` for a pack that was set aside.
 fn load_pack(
     world: &World,
     number: u32,
     read_only: bool,
     uses: &mut Uses,
     report: &mut OpenReport,
-) -> Result<(State, Report), OpenError> {
+    aside: &mut Aside,
+) -> Result<Option<(State, Report)>, OpenError> {
     let path = world.packs.path(number);
     world.packs.begin(number);
     let access = if read_only {
@@ -149,26 +241,40 @@ fn load_pack(
     } else {
         Access::Write
     };
+    // At most 65,536 frames of 48 bytes, but for packs that somebody else made.
+    let mut seen = Vec::new();
     let opened = gemba_segment::open(
         world.packs.disk().as_ref(),
         &path,
         world.packs.identity(number),
         access,
-        &mut |entry| show(world, number, &entry, uses),
-    )
-    .map_err(|e| match e {
-        gemba_segment::OpenError::Header(HeaderFault::Newer(found)) => OpenError::NewerFormat {
-            path: path.clone(),
-            found: u32::from(found),
-            known: u32::from(gemba_segment::FORMAT),
-        },
-        gemba_segment::OpenError::Header(fault) => OpenError::ForeignPack {
-            path: path.clone(),
-            fault,
-        },
-        gemba_segment::OpenError::Io(e) => io_error(&path, e),
-        other => io_error(&path, io::Error::other(other)),
-    })?;
+        &mut |entry| seen.push(Seen::of(&entry, world)),
+    );
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(gemba_segment::OpenError::Io(e)) if is_unreadable(&e) => {
+            let seen = set_aside(world, number, path, &e, report);
+            aside.packs.push((number, seen));
+            return Ok(None);
+        }
+        Err(gemba_segment::OpenError::Header(HeaderFault::Newer(found))) => {
+            return Err(OpenError::NewerFormat {
+                path,
+                found: u32::from(found),
+                known: u32::from(gemba_segment::FORMAT),
+            });
+        }
+        Err(gemba_segment::OpenError::Header(fault)) => {
+            return Err(OpenError::ForeignPack { path, fault });
+        }
+        Err(gemba_segment::OpenError::Io(e)) => return Err(io_error(&path, e)),
+        Err(other) => return Err(io_error(&path, io::Error::other(other))),
+    };
+    for frame in &seen {
+        aside.note(number, frame);
+        show(world, number, frame, uses);
+    }
+    drop(seen);
     let end = match &opened.state {
         State::Sealed(footer) => Some(footer.end()),
         State::Open { end, .. } => Some(*end),
@@ -195,29 +301,82 @@ fn load_pack(
         None => world.packs.forget(number),
     }
     note(number, &opened.report, report);
-    Ok((opened.state, opened.report))
+    Ok(Some((opened.state, opened.report)))
+}
+
+/// Leaves a pack that the disk cannot read as it is, and tells what can still be seen of it.
+fn set_aside(
+    world: &World,
+    number: u32,
+    path: PathBuf,
+    error: &io::Error,
+    report: &mut OpenReport,
+) -> Vec<Seen> {
+    tracing::error!(pack = number, %error, "the disk cannot read a pack; it is set aside");
+    let (len, seen) = what_can_be_seen(world, number, &path);
+    world.packs.note(number, |pack| {
+        *pack = Pack {
+            len,
+            live: len,
+            blocks: len,
+            frames: len,
+            closed: true,
+            // Nobody appends a footer, punches holes or copies.
+            sealed: true,
+            strange: true,
+            damaged: true,
+            aside: true,
+            ..Pack::default()
+        };
+    });
+    report.unreadable.push(UnreadablePack {
+        pack: number,
+        path,
+        cause: error.to_string(),
+    });
+    seen
+}
+
+/// Length of the file, and the blocks up to the place where reading ends.
+fn what_can_be_seen(world: &World, number: u32, path: &Path) -> (u64, Vec<Seen>) {
+    let file = world.packs.disk().open(path, Mode::Read);
+    let Some((file, len)) = file.ok().and_then(|file| {
+        let len = file.len().ok()?;
+        Some((file, len))
+    }) else {
+        return (0, Vec::new());
+    };
+    let mut walk = Reader::new(file, world.packs.identity(number)).walk(len);
+    let mut seen = Vec::new();
+    while let Ok(Some(step)) = walk.next_step() {
+        if let Step::Frame(entry, _) = step
+            && entry.kind == BLOCK
+        {
+            seen.push(Seen::of(&entry, world));
+        }
+    }
+    (len, seen)
 }
 
 /// One frame, in the order of the files: the last word on a block counts.
-fn show(world: &World, number: u32, entry: &Entry, uses: &mut Uses) {
-    if entry.at >= MAX_OFFSET || entry.len > MAX_LEN {
+fn show(world: &World, number: u32, frame: &Seen, uses: &mut Uses) {
+    if frame.at >= MAX_OFFSET || frame.len > MAX_LEN {
         // No store writes there, or a block of that length: somebody made this file.
         world.packs.note(number, |pack| pack.strange = true);
         return;
     }
-    let fp = world.index.fingerprint(&entry.tag);
-    let is_block = entry.kind == BLOCK;
+    let is_block = frame.kind == BLOCK;
     world
         .packs
-        .found(number, entry.tag.len(), entry.frame_len(), is_block);
-    let replaced = match entry.kind {
+        .found(number, frame.tag, frame.frame_len(), is_block);
+    let replaced = match frame.kind {
         BLOCK => {
-            count_in(&world.counters, entry.len);
-            let place = Place::new(number, entry.at);
+            count_in(&world.counters, frame.len);
+            let place = Place::new(number, frame.at);
             let used = uses.of(place);
-            world.index.insert(fp, place, entry.len, 0, used)
+            world.index.insert(frame.fp, place, frame.len, 0, used)
         }
-        TOMBSTONE => world.index.remove(fp),
+        TOMBSTONE => world.index.remove(frame.fp),
         // Kinds of later formats that do not change what blocks there are.
         _ => {
             world.packs.note(number, |pack| pack.strange = true);
@@ -225,7 +384,7 @@ fn show(world: &World, number: u32, entry: &Entry, uses: &mut Uses) {
         }
     };
     if let Some(old) = replaced {
-        let len = gemba_segment::frame_len(entry.tag.len(), old.len as usize);
+        let len = gemba_segment::frame_len(frame.tag, old.len as usize);
         world.packs.sub_live(old.place.pack(), len);
         count_out(&world.counters, old.len);
     }

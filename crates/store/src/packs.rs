@@ -40,6 +40,8 @@ pub(crate) struct Pack {
     pub(crate) damaged: bool,
     /// Holds frames of a kind that this version does not know.
     pub(crate) strange: bool,
+    /// The disk could not read it when the store was opened: it is left as it is.
+    pub(crate) aside: bool,
     /// What was dead when holes were punched last, or when it turned out that there is nothing to punch.
     pub(crate) punched_at: u64,
     /// What was alive when a compaction had to leave something behind.
@@ -146,6 +148,16 @@ impl Packs {
 
     pub(crate) fn get(&self, number: u32) -> Option<Pack> {
         self.known().get(&number).cloned()
+    }
+
+    /// Whether a pack was set aside when the store was opened.
+    pub(crate) fn is_aside(&self, number: u32) -> bool {
+        self.known().get(&number).is_some_and(|pack| pack.aside)
+    }
+
+    /// Whether one of the packs with smaller numbers was.
+    pub(crate) fn is_any_aside_before(&self, number: u32) -> bool {
+        self.known().range(..number).any(|(_, pack)| pack.aside)
     }
 
     pub(crate) fn all(&self) -> Vec<(u32, Pack)> {

@@ -198,6 +198,11 @@ impl Scrub {
             if pack > self.point.pack {
                 self.point = ScrubPoint { pack, offset: 0 };
             }
+            if packs.is_aside(pack) {
+                step.corrupt.push(CorruptBlock::set_aside(pack));
+                self.point.pack += 1;
+                continue;
+            }
             match packs.pages(pack) {
                 Ok(Some(pages)) => {
                     self.pages = Some((pack, pages));

@@ -109,6 +109,8 @@ pub struct Stat {
     pub packs: u64,
     /// Packs of which frames were lost.
     pub damaged_packs: u64,
+    /// Of those: packs that the disk could not read, and that were set aside.
+    pub unreadable_packs: u64,
     /// Bytes that the index takes in memory.
     pub index_bytes: u64,
     /// Guards that are held.
@@ -414,6 +416,7 @@ impl Store {
             room_bytes: (limits.all != u64::MAX).then(|| limits.puts.saturating_sub(used)),
             packs: packs.len() as u64,
             damaged_packs: packs.iter().filter(|(_, pack)| pack.damaged).count() as u64,
+            unreadable_packs: packs.iter().filter(|(_, pack)| pack.aside).count() as u64,
             index_bytes: world.index.memory() as u64,
             guards: world.guards.count() as u64,
             flushes: load(&world.counters.groups),
@@ -518,12 +521,18 @@ impl Store {
             return Err(StoreError::ReadOnly);
         };
         let mut full = None;
-        let outcome = queue.submit(op, |ops| {
+        let patient = op.is_patient();
+        let flush = |ops| {
             let mut log = inner.log.lock().unwrap_or_else(PoisonError::into_inner);
             let (results, filled) = log.flush(ops, &inner.world);
             full = filled;
             results
-        });
+        };
+        let outcome = if patient {
+            queue.submit_patiently(op, flush)
+        } else {
+            queue.submit(op, flush)
+        };
         self.seal_ended(full);
         outcome.map_err(|_| StoreError::WriterDied)?
     }

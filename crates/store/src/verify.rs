@@ -83,6 +83,17 @@ impl CorruptBlock {
             cause: "the disk cannot read which blocks stand there".to_owned(),
         }
     }
+
+    /// A pack that was set aside when the store was opened.
+    pub(crate) fn set_aside(pack: u32) -> Self {
+        Self {
+            cid: None,
+            pack,
+            offset: 0,
+            cause: "the disk could not read this pack when the store was opened; it was set aside"
+                .to_owned(),
+        }
+    }
 }
 
 /// A block that is to be checked.

@@ -294,3 +294,65 @@ fn a_reader_may_count_and_scrub_but_not_delete() {
     let step = store.scrub(ScrubPoint::default()).step(u64::MAX).unwrap();
     assert_eq!((step.blocks, step.corrupt.len()), (20, 0));
 }
+
+/// Row S6: somebody cuts packs short, sealed ones and the one that is written, while the store is open. Files are read with calls and
+/// not mapped, so that this is an error of the block and never the end of the process; everything else is served, and a put repairs.
+#[test]
+fn s6_packs_that_are_cut_short_below_an_open_store_are_damage_and_not_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    // One store with all files open, one that opens them for each read.
+    for (at, open_packs) in [("kept", 64), ("opened", 0)] {
+        let dir = dir.path().join(at);
+        let config = Config::default()
+            .pack_bytes(64 << 10)
+            .open_packs(open_packs);
+        let store = Store::open(&dir, config.clone()).unwrap();
+        let all: Vec<Block> = (0..200_u32)
+            .map(|i| Block::raw(i.to_be_bytes().repeat(600)).unwrap())
+            .collect();
+        for batch in all.chunks(20) {
+            store.put_many(batch).unwrap();
+        }
+        for block in &all {
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
+        let mut packs: Vec<_> = std::fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|e| e == "pack"))
+            .collect();
+        packs.sort();
+        assert!(packs.len() > 4);
+        // To nothing, below the header, in the middle of a page and of a frame; and the one that is written.
+        let cuts = [(0, 0), (1, 10), (2, 4096 * 3 + 17), (packs.len() - 1, 5000)];
+        for (pack, len) in cuts {
+            let file = std::fs::OpenOptions::new().write(true).open(&packs[pack]);
+            file.unwrap().set_len(len).unwrap();
+        }
+        let (mut whole, mut damaged) = (0, Vec::new());
+        for block in &all {
+            match store.get(block.cid()) {
+                Ok(Some(data)) => {
+                    assert_eq!(&data, block.data());
+                    whole += 1;
+                }
+                Err(StoreError::Corrupt { .. } | StoreError::Io { .. }) | Ok(None) => {
+                    damaged.push(block.clone());
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(whole > 20 && damaged.len() > 20, "{whole} whole");
+        store.verify(|_| ControlFlow::Continue(())).unwrap();
+        // What is fetched again is there again, now and after a restart; nothing that was whole was lost.
+        store.put_many(&damaged).unwrap();
+        for block in &all {
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
+        drop(store);
+        let store = Store::open(&dir, config).unwrap();
+        for block in &all {
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
+    }
+}

@@ -12,7 +12,7 @@ use gemba_block::Block;
 use gemba_segment::Disk;
 use gemba_store::{Config, OpenError, Store};
 use gemba_testkit::disk::{Call, Moment, SimDisk};
-use gemba_testkit::{Rng, sim_scale};
+use gemba_testkit::{Rng, rng, sim_scale};
 
 fn version() -> PathBuf {
     Path::new(DIR).join("version")
@@ -133,9 +133,9 @@ fn observe_recovery(
 #[test]
 fn s1_32_a_migration_survives_a_power_cut_at_every_call() {
     let (mut points, mut second_order) = (0, 0);
-    for seed in 1..=sim_scale(60) as u64 {
+    for seed in rng::seeds(sim_scale(60)) {
         let score = crash_everywhere(seed, 20, None);
-        assert_eq!(score.broken, None, "seed {seed}");
+        assert_eq!(score.broken, None, "seed {seed:#x}");
         points += score.points;
         second_order += score.second_order;
     }
@@ -167,13 +167,17 @@ fn s5_a_migration_that_fails_changes_nothing() {
         Call::SetLen,
         Call::Rename,
     ] {
-        for nth in 1..=4 {
-            let (sim, model, old) = old_store(nth);
+        for (nth, seed) in (1..=4).zip(rng::seeds(4)) {
+            let (sim, model, old) = old_store(seed);
             sim.fail(call, nth, 1);
             failed += usize::from(open(Arc::new(sim.clone())).is_err());
             sim.heal();
-            for after in [sim.kill(), sim.power_cut(&mut Rng::new(nth))] {
-                assert_eq!(check_store(&after, &model, &old), Ok(()), "{call:?} {nth}");
+            for after in [sim.kill(), sim.power_cut(&mut Rng::new(seed))] {
+                assert_eq!(
+                    check_store(&after, &model, &old),
+                    Ok(()),
+                    "{call:?} {nth}, seed {seed:#x}"
+                );
             }
         }
     }

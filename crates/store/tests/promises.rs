@@ -11,6 +11,7 @@ use std::sync::{Arc, Barrier};
 use gemba_block::{Block, Cid, MhCode, codec};
 use gemba_segment::{Disk, Mode};
 use gemba_store::{Config, OpenError, PutReport, Store, StoreError, VerifyOnRead};
+use gemba_testkit::disk::errno::{EDQUOT, EIO, EMFILE, ENOSPC, EROFS};
 use gemba_testkit::disk::{Call, SimDisk};
 use gemba_testkit::{Rng, sim_scale};
 
@@ -297,25 +298,34 @@ fn reading_a_store_that_is_not_there_says_so_and_makes_nothing() {
     assert!(!missing.exists());
 }
 
-/// Row S5: every kind of failing call at every index: a typed error, reads go on, nothing acknowledged is lost, the store
-/// takes blocks again once the disk does, and opens.
+/// Row S5: every kind of failing call at every index, with what a bad medium, a full disk, a quota, a read-only remount and too many open
+/// files answer: a typed error, reads go on, nothing acknowledged is lost, the store takes blocks again once the disk does, and opens.
 #[test]
 fn s5_every_failing_call_at_every_index() {
-    for call in [
-        Call::Write,
-        Call::WriteFull,
-        Call::WriteShort,
-        Call::Sync,
-        Call::SyncDir,
-        Call::Create,
-        Call::SetLen,
+    for (call, errno) in [
+        (Call::Write, EIO),
+        (Call::Write, EROFS),
+        (Call::Write, EDQUOT),
+        (Call::WriteFull, ENOSPC),
+        (Call::WriteFull, EDQUOT),
+        (Call::WriteShort, EIO),
+        (Call::Sync, EIO),
+        (Call::Sync, EROFS),
+        (Call::Sync, EDQUOT),
+        (Call::SyncDir, EIO),
+        (Call::SyncDir, EROFS),
+        (Call::Create, ENOSPC),
+        (Call::Create, EDQUOT),
+        (Call::Create, EROFS),
+        (Call::Create, EMFILE),
+        (Call::SetLen, EIO),
     ] {
         let mut fired = 0;
         for nth in 1..=sim_scale(240) as u64 {
             let sim = SimDisk::new(nth);
             // Opening is not what fails here.
             let store = open(&sim, Config::default().pack_bytes(4 << 10)).unwrap();
-            sim.fail(call, nth, 2);
+            sim.fail_with(call, nth, 2, errno);
             let model = Arc::default();
             let mut failed = 0;
             for seed in 0..12 {
@@ -328,19 +338,18 @@ fn s5_every_failing_call_at_every_index() {
                     }
                     Err(error) => {
                         failed += 1;
-                        let right = match call {
-                            Call::WriteFull | Call::Create => {
-                                matches!(error, StoreError::Full(_))
+                        let right = match (call, errno) {
+                            // A quota may be noticed only when the bytes are written out.
+                            (Call::Sync, EDQUOT) => {
+                                matches!(error, StoreError::NotDurable(_) | StoreError::Full(_))
                             }
-                            Call::Sync => {
+                            (Call::Sync | Call::SetLen, _) => {
                                 matches!(error, StoreError::NotDurable(_) | StoreError::Io(_))
                             }
-                            Call::SetLen => {
-                                matches!(error, StoreError::NotDurable(_) | StoreError::Io(_))
-                            }
+                            (_, ENOSPC | EDQUOT) => matches!(error, StoreError::Full(_)),
                             _ => matches!(error, StoreError::Io(_)),
                         };
-                        assert!(right, "{call:?} {nth}: {error:?}");
+                        assert!(right, "{call:?} {errno} {nth}: {error:?}");
                         assert_eq!(store.stat().blocks, before);
                     }
                 }
@@ -354,12 +363,62 @@ fn s5_every_failing_call_at_every_index() {
             let model = model.lock().unwrap().clone();
             for after in [sim.kill(), sim.reopen()] {
                 common::check(&after, &common::config(), &model)
-                    .unwrap_or_else(|broken| panic!("{call:?} {nth}: {broken}"));
+                    .unwrap_or_else(|broken| panic!("{call:?} {errno} {nth}: {broken}"));
             }
         }
         let harmless = matches!(call, Call::WriteShort | Call::SetLen);
-        assert!(fired > 0 || harmless, "{call:?} never failed");
+        assert!(fired > 0 || harmless, "{call:?} {errno} never failed");
     }
+}
+
+/// Row S5: too many files are open. Whichever file cannot be opened, that is an error of the moment and no damage: nothing is set aside, and
+/// with the next call, or the next opening, everything is there.
+#[test]
+fn s5_a_file_that_cannot_be_opened_for_the_moment_is_no_damage() {
+    let config = || Config::default().pack_bytes(4 << 10).open_packs(1);
+    let (mut at_opening, mut at_reading) = (0, 0);
+    for nth in 1..=sim_scale(600) as u64 {
+        let sim = SimDisk::new(nth);
+        let store = open(&sim, config()).unwrap();
+        let all = blocks(nth, 60, 500);
+        for batch in all.chunks(10) {
+            store.put_many(batch).unwrap();
+        }
+        assert!(store.stat().packs > 3);
+        drop(store);
+        sim.fail(Call::Open, nth, 2);
+        match open(&sim, config()) {
+            Err(OpenError::Io { source, .. }) => {
+                at_opening += 1;
+                assert_eq!(source.raw_os_error(), Some(EMFILE), "{nth}");
+            }
+            Err(other) => panic!("{nth}: {other:?}"),
+            Ok(store) => {
+                assert_eq!(store.stat().unreadable_packs, 0, "{nth}");
+                for block in all.iter().rev() {
+                    match store.get(block.cid()) {
+                        Ok(data) => assert_eq!(data.as_ref(), Some(block.data())),
+                        Err(StoreError::Io(_)) => at_reading += 1,
+                        Err(other) => panic!("{nth}: {other:?}"),
+                    }
+                }
+                sim.heal();
+                for block in &all {
+                    assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+                }
+            }
+        }
+        sim.heal();
+        let store = open(&sim, config()).unwrap();
+        assert_eq!(store.open_report().damage, [], "{nth}");
+        for block in &all {
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
+    }
+    assert!(
+        at_opening > 0 && at_reading > 0,
+        "{at_opening}, {at_reading}"
+    );
 }
 
 /// Row S5: a disk that is full to the last byte. Reads work, the store opens, and room lets it go on.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use gemba_block::{Block, Cid};
 use gemba_segment::RealDisk;
 use gemba_store::{Aim, Config, Store, StoreError};
+use gemba_testkit::disk::errno::{EDQUOT, EIO, EMFILE, ENOSPC, EROFS};
 use gemba_testkit::disk::{Call, SimDisk};
 use gemba_testkit::{Rng, sim_scale};
 
@@ -284,16 +285,21 @@ fn s3_a_damaged_block_keeps_its_pack_until_it_is_put_again() {
 /// nothing comes back, and the work is done to the end once the disk obeys again.
 #[test]
 fn s5_compaction_survives_every_failing_call_at_every_index() {
-    for call in [
-        Call::Read,
-        Call::Write,
-        Call::WriteFull,
-        Call::Sync,
-        Call::SyncDir,
-        Call::Create,
-        Call::SetLen,
-        Call::Unlink,
-        Call::Punch,
+    for (call, errno) in [
+        (Call::Read, EIO),
+        (Call::Write, EIO),
+        (Call::Write, EROFS),
+        (Call::WriteFull, ENOSPC),
+        (Call::WriteFull, EDQUOT),
+        (Call::Sync, EIO),
+        (Call::SyncDir, EIO),
+        (Call::Create, ENOSPC),
+        (Call::Create, EMFILE),
+        (Call::Open, EMFILE),
+        (Call::SetLen, EIO),
+        (Call::Unlink, EIO),
+        (Call::Unlink, EROFS),
+        (Call::Punch, EIO),
     ] {
         let mut fired = 0;
         for nth in 1..=sim_scale(200) as u64 {
@@ -309,7 +315,7 @@ fn s5_compaction_survives_every_failing_call_at_every_index() {
             kept.extend(gone[50..].iter().step_by(2).cloned());
             let gone: Vec<_> = gone.into_iter().filter(|b| !kept.contains(b)).collect();
             store.delete_many(&ids(&gone)).unwrap();
-            sim.fail(call, nth, 2);
+            sim.fail_with(call, nth, 2, errno);
             for _ in 0..400 {
                 let aim = Aim::default().budget(3_000).below(90);
                 match store.compact_step(&aim) {
@@ -337,7 +343,7 @@ fn s5_compaction_survives_every_failing_call_at_every_index() {
             }
         }
         let harmless = call == Call::SetLen;
-        assert!(fired > 0 || harmless, "{call:?} never failed");
+        assert!(fired > 0 || harmless, "{call:?} {errno} never failed");
     }
 }
 

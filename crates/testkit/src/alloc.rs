@@ -34,6 +34,8 @@ pub struct Used {
     pub peak: u64,
     /// Calls for memory.
     pub calls: u64,
+    /// What is held at the end beyond what was held before; below zero if more was given back than taken.
+    pub left: i64,
 }
 
 /// Runs the closure and tells what this thread asked for meanwhile. Memory that other threads take or free is not seen.
@@ -62,6 +64,7 @@ pub fn measure<R>(run: impl FnOnce() -> R) -> (R, Used) {
         total: after.total - before.total,
         peak: u64::try_from(after.peak - before.live).unwrap_or_default(),
         calls: after.calls - before.calls,
+        left: after.live - before.live,
     };
     (result, used)
 }

@@ -26,15 +26,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gemba_segment::{Disk, DiskFile, LockError, LockGuard, Mode, Sharing};
 
 use crate::{Faults, Rng};
+use errno::{EIO, EMFILE, ENOSPC};
 
 /// Bytes that a disk writes whole or not at all.
 pub const SECTOR: usize = 512;
+
+/// Error numbers as Linux has them, so that callers can tell a bad medium from a bad call.
+pub mod errno {
+    /// The medium is bad.
+    pub const EIO: i32 = 5;
+    /// The process has as many open files as it may have.
+    pub const EMFILE: i32 = 24;
+    /// No room is left.
+    pub const ENOSPC: i32 = 28;
+    /// The file system was made read-only.
+    pub const EROFS: i32 = 30;
+    /// No room is left for this user.
+    pub const EDQUOT: i32 = 122;
+}
 
 /// A virtual disk. Cheap to clone; clones are the same disk.
 #[derive(Clone)]
@@ -42,7 +58,7 @@ pub struct SimDisk {
     shared: Arc<Shared>,
 }
 
-/// Calls that can be made to fail.
+/// Calls that can be made to fail. Each has an error of its own, which [`SimDisk::fail_with`] replaces by another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Call {
     /// `read_at`: EIO.
@@ -59,6 +75,8 @@ pub enum Call {
     SyncDir,
     /// `open` with [`Mode::Create`] of a name that does not exist: ENOSPC.
     Create,
+    /// `open` of a name that exists: EMFILE.
+    Open,
     /// `rename`: EIO.
     Rename,
     /// `set_len`: EIO.
@@ -99,9 +117,17 @@ struct World {
     ops: u64,
     crash_at: Option<u64>,
     capacity: u64,
-    plans: Vec<(Call, u64, u64)>,
+    plans: Vec<Plan>,
     calls: BTreeMap<Call, u64>,
     faults: Faults,
+}
+
+/// Calls that fail, by their numbers, and how: without an error number as such calls do.
+#[derive(Clone)]
+struct Plan {
+    call: Call,
+    numbers: Range<u64>,
+    errno: Option<i32>,
 }
 
 #[derive(Clone, Default)]
@@ -198,10 +224,24 @@ impl SimDisk {
 
     /// Makes the `nth` call of a kind from now on fail (from 1), and the `times - 1` after it.
     pub fn fail(&self, call: Call, nth: u64, times: u64) {
+        self.plan(call, nth, times, None);
+    }
+
+    /// As [`Self::fail`], with this error number in place of the call's own: EROFS, EDQUOT, EMFILE, … A write that fails for want of room
+    /// ([`Call::WriteFull`]) has written a part, whatever number it tells.
+    pub fn fail_with(&self, call: Call, nth: u64, times: u64, errno: i32) {
+        self.plan(call, nth, times, Some(errno));
+    }
+
+    fn plan(&self, call: Call, nth: u64, times: u64, errno: Option<i32>) {
         let mut world = self.world();
         let done = world.calls.get(&call).copied().unwrap_or_default();
         let first = done + nth;
-        world.plans.push((call, first, first.saturating_add(times)));
+        world.plans.push(Plan {
+            call,
+            numbers: first..first.saturating_add(times),
+            errno,
+        });
     }
 
     /// Forgets all planned failures.
@@ -385,7 +425,10 @@ impl Disk for SimDisk {
             world.names.get(path).copied()
         };
         let id = match existing {
-            Some(id) => id,
+            Some(id) => {
+                self.world().refuse(Call::Open, "emfile open", EMFILE)?;
+                id
+            }
             None if mode == Mode::Create => self.change("create", |world| world.create(path))?,
             None => return Err(io::ErrorKind::NotFound.into()),
         };
@@ -431,9 +474,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.change("rename", |world| {
-            if world.fails(Call::Rename, "eio rename") {
-                return Err(eio());
-            }
+            world.refuse(Call::Rename, "eio rename", EIO)?;
             let id = world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
             world.names.insert(to.to_path_buf(), id);
             world
@@ -445,9 +486,7 @@ impl Disk for SimDisk {
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.change("unlink", |world| {
-            if world.fails(Call::Unlink, "eio unlink") {
-                return Err(eio());
-            }
+            world.refuse(Call::Unlink, "eio unlink", EIO)?;
             world.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
             world.pending_names.push(NameOp::Unlink(path.to_path_buf()));
             Ok(())
@@ -456,9 +495,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.change("sync_dir", |world| {
-            if world.fails(Call::SyncDir, "eio sync_dir") {
-                return Err(eio());
-            }
+            world.refuse(Call::SyncDir, "eio sync_dir", EIO)?;
             let (mine, others) = std::mem::take(&mut world.pending_names)
                 .into_iter()
                 .partition(|op: &NameOp| op.dir() == Some(dir));
@@ -529,9 +566,7 @@ impl DiskFile for SimFile {
         if world.is_crashed() {
             return Err(io::Error::other("the power is gone"));
         }
-        if world.fails(Call::Read, "eio read") {
-            return Err(eio());
-        }
+        world.refuse(Call::Read, "eio read", EIO)?;
         let live = &world.files[self.id].live;
         let from = (at as usize).min(live.len());
         let len = buf.len().min(live.len() - from);
@@ -543,28 +578,26 @@ impl DiskFile for SimFile {
         self.check_writable()?;
         self.disk.change("write_at", |world| {
             let mut data: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-            if world.fails(Call::Write, "eio write") {
-                return Err(eio());
+            world.refuse(Call::Write, "eio write", EIO)?;
+            let mut refused = world.refuse(Call::WriteFull, "enospc write", ENOSPC);
+            if refused.is_ok() && !world.has_room(self.id, at as usize, data.len()) {
+                refused = Err(io::Error::from_raw_os_error(ENOSPC));
             }
-            let full = world.fails(Call::WriteFull, "enospc write")
-                || !world.has_room(self.id, at as usize, data.len());
-            let short = world.fails(Call::WriteShort, "short write");
-            if full || short {
+            let short = world.refuse(Call::WriteShort, "short write", EIO).is_err();
+            if refused.is_err() || short {
                 let keep = world.rng.below(data.len() as u64) as usize;
                 data.truncate(if short { keep.max(1) } else { keep });
             }
             let written = data.len();
             world.write(self.id, at as usize, data);
-            if full { Err(enospc()) } else { Ok(written) }
+            refused.map(|()| written)
         })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.check_writable()?;
         self.disk.change("set_len", |world| {
-            if world.fails(Call::SetLen, "eio set_len") {
-                return Err(eio());
-            }
+            world.refuse(Call::SetLen, "eio set_len", EIO)?;
             let file = &mut world.files[self.id];
             let (before, len) = (file.live.len(), len as usize);
             file.live.resize(len, 0);
@@ -577,13 +610,11 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.disk.change("sync_data", |world| {
-            let failed = world.fails(Call::Sync, "eio sync");
+            let refused = world.refuse(Call::Sync, "eio sync", EIO);
             let file = &mut world.files[self.id];
             let pending = std::mem::take(&mut file.pending);
-            if failed {
-                // The kernel marks the pages clean: they are read, but never written again.
-                return Err(eio());
-            }
+            // The kernel marks the pages clean: they are read, but never written again.
+            refused?;
             for op in pending {
                 op.apply(&mut file.durable);
             }
@@ -598,9 +629,7 @@ impl DiskFile for SimFile {
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
         self.check_writable()?;
         self.disk.change("punch", |world| {
-            if world.fails(Call::Punch, "eio punch") {
-                return Err(eio());
-            }
+            world.refuse(Call::Punch, "eio punch", EIO)?;
             let (at, len) = (at as usize, len as usize);
             let file = &world.files[self.id];
             let end = (at + len).min(file.live.len());
@@ -637,18 +666,20 @@ impl World {
         more == 0 || self.used() + more <= self.capacity
     }
 
-    /// Counts a call, and tells whether it was planned to fail.
-    fn fails(&mut self, call: Call, fault: &'static str) -> bool {
+    /// Counts a call, and fails if that was planned.
+    fn refuse(&mut self, call: Call, fault: &'static str, errno: i32) -> io::Result<()> {
         let count = self.calls.entry(call).or_default();
         *count += 1;
-        let planned = self
+        let plan = self
             .plans
             .iter()
-            .any(|(c, from, to)| *c == call && (*from..*to).contains(count));
-        if planned {
-            self.faults.hit(fault);
-        }
-        planned
+            .find(|plan| plan.call == call && plan.numbers.contains(count));
+        let Some(plan) = plan else {
+            return Ok(());
+        };
+        let errno = plan.errno.unwrap_or(errno);
+        self.faults.hit(fault);
+        Err(io::Error::from_raw_os_error(errno))
     }
 
     fn create(&mut self, path: &Path) -> io::Result<usize> {
@@ -656,9 +687,7 @@ impl World {
         if !is_root(parent) && !self.dirs.contains(parent) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        if self.fails(Call::Create, "enospc create") {
-            return Err(enospc());
-        }
+        self.refuse(Call::Create, "enospc create", ENOSPC)?;
         let id = self.files.len();
         self.files.push(FileState::default());
         self.names.insert(path.to_path_buf(), id);
@@ -865,15 +894,6 @@ impl NameOp {
 
 fn is_root(path: &Path) -> bool {
     path.parent().is_none() || path.as_os_str().is_empty()
-}
-
-fn eio() -> io::Error {
-    // As the operating system says it, so that callers can tell a bad medium from a bad call.
-    io::Error::from_raw_os_error(5)
-}
-
-fn enospc() -> io::Error {
-    io::Error::new(io::ErrorKind::StorageFull, "no space left (injected)")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod dag;
 pub mod disk;
 pub mod faults;
+pub mod names;
 pub mod net;
 pub mod rng;
 pub mod sim;

@@ -12,13 +12,13 @@ use crate::layout::{Layout, Part};
 use crate::leaf::{Chunk, Leaf};
 
 /// A batch goes to the sink when it has this many bytes …
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+const BATCH_BYTES: usize = 3 * 1024 * 1024;
 /// … or this many blocks: one durable write then carries both many small files and few large chunks.
 const BATCH_BLOCKS: usize = 256;
 
 /// Where an import puts what it makes. Any `FnMut(Vec<Block>) -> Result<(), BoxError>` is one.
 pub trait ImportSink {
-    /// Takes a batch of at most 4 MiB (plus one block) or 256 blocks. Children come before their parents.
+    /// Takes a batch of at most 3 MiB (plus one block) or 256 blocks. Children come before their parents.
     fn blocks(&mut self, blocks: Vec<Block>) -> Result<(), BoxError>;
 
     /// Hears of a finished file, symlink or directory, the root last. Its blocks may still be on their way to

@@ -223,7 +223,7 @@ fn batches_are_bounded_and_shared() {
             .unwrap();
         importer.leave_dir(&mut sizes).unwrap();
         importer.finish(&mut sizes).unwrap();
-        let limit = (4 << 20) + (2 << 20);
+        let limit = (3 << 20) + (2 << 20);
         assert!(
             sizes
                 .0
@@ -233,7 +233,7 @@ fn batches_are_bounded_and_shared() {
             sizes.0
         );
         assert!(
-            sizes.0.len() <= 2000 / 256 + 40 / 4 + 3,
+            sizes.0.len() <= 2000 / 256 + 40 / 3 + 3,
             "{} batches",
             sizes.0.len()
         );
