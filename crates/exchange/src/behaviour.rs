@@ -1,8 +1,9 @@
 //! The driver: joins the [`Core`] to the swarm. It decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures_timer::Delay;
@@ -17,6 +18,7 @@ use libp2p_swarm::{
 };
 use multiaddr::Protocol;
 
+use crate::carrier::SiteEvent;
 use crate::config::Config;
 use crate::core::{
     AskPolicy, Asked, Core, Input, Load, LoadId, LoadKind, Loaded, Output, PeerLedger, SessionId,
@@ -27,6 +29,7 @@ use crate::handler::{
     Budget, Clock, Fact, Gate, Handler, Outbox, Pool, ReceivedMessage, Shared, Worker,
 };
 use crate::metrics::Counters;
+use crate::wire::SiteMessage;
 
 /// Bitswap client and server of one swarm.
 pub struct Behaviour {
@@ -39,7 +42,14 @@ pub struct Behaviour {
     timer: Option<(Time, Delay)>,
     waker: Option<Waker>,
     worker: Option<Worker>,
+    /// Peers of whom something was heard or to whom something was said since it was looked whether they are busy.
+    touched: HashSet<PeerId>,
+    /// When that was looked up for all.
+    marked: Time,
 }
+
+/// How often all peers are looked at, whether touched or not.
+const MARK_ALL: Duration = Duration::from_secs(1);
 
 /// A connected peer.
 #[derive(Default)]
@@ -94,6 +104,13 @@ pub enum Event {
         /// Who.
         peer: PeerId,
     },
+    /// Something about the site is to be told: [`SiteCarrier::send`](crate::SiteCarrier::send).
+    Site {
+        /// Whom.
+        peer: PeerId,
+        /// What.
+        message: SiteMessage,
+    },
 }
 
 impl Behaviour {
@@ -106,6 +123,8 @@ impl Behaviour {
             config,
             clock: Clock::start(),
             links: HashMap::new(),
+            touched: HashSet::new(),
+            marked: Time::ZERO,
             gate: Arc::default(),
             timer: None,
             waker: None,
@@ -196,6 +215,20 @@ impl Behaviour {
     pub fn set_lan(&mut self, peer: PeerId, lan: bool) {
         let now = self.clock.now();
         self.core.handle(Input::Lan { peer, lan }, now);
+    }
+
+    /// Takes what [`SiteCarrier`](crate::SiteCarrier) tells.
+    pub fn on_site(&mut self, event: SiteEvent) {
+        let SiteEvent { peer, fact } = event;
+        let now = self.clock.now();
+        self.wake();
+        self.core.handle(Input::Site { peer, fact }, now);
+    }
+
+    /// The connected peers that belong to the same site.
+    #[must_use]
+    pub fn mates(&self) -> Vec<PeerId> {
+        self.core.mates()
     }
 
     /// Who was asked for a block, what was answered, what is waited for.
@@ -315,6 +348,7 @@ impl Behaviour {
 
     fn on_fact(&mut self, peer: PeerId, fact: Fact) {
         let now = self.clock.now();
+        self.touched.insert(peer);
         let input = match fact {
             Fact::Received(ReceivedMessage(received)) => {
                 // The share of receive memory is given back when the core has taken what it wants.
@@ -329,6 +363,12 @@ impl Behaviour {
             }
             Fact::RequestSent { bytes } => Input::RequestSent { peer, bytes },
             Fact::RequestsLost => Input::RequestsLost { peer },
+            Fact::SpareOpened => {
+                if let Some(link) = self.links.get(&peer) {
+                    tell_progress(&mut self.core, peer, link, now);
+                }
+                Input::SpareOpened { peer }
+            }
             Fact::ResponseSent {
                 block_bytes,
                 blocks,
@@ -359,10 +399,7 @@ impl Behaviour {
     /// Tells the core what the connections read, then lets time pass.
     fn expire(&mut self, now: Time) {
         for (peer, link) in &self.links {
-            let at = link.outbox.read_at();
-            if at > Time::ZERO {
-                self.core.handle(Input::Progress { peer: *peer, at }, now);
-            }
+            tell_progress(&mut self.core, *peer, link, now);
         }
         self.core.expire(now);
     }
@@ -376,12 +413,25 @@ impl Behaviour {
             } => {
                 if let Some(link) = self.links.get(&peer) {
                     link.outbox.push(lane, message);
+                    self.touched.insert(peer);
                 }
                 None
             }
             Output::GiveUp { peer } => {
                 if let Some(link) = self.links.get(&peer) {
                     link.outbox.give_up_responses();
+                }
+                None
+            }
+            Output::Spare { peer, action } => {
+                if let Some(link) = self.links.get(&peer) {
+                    link.outbox.set_spare(action);
+                }
+                None
+            }
+            Output::Renew { peer } => {
+                if let Some(link) = self.links.get(&peer) {
+                    link.outbox.renew_responses();
                 }
                 None
             }
@@ -410,13 +460,24 @@ impl Behaviour {
             }),
             Output::Stalled { peer, moved } => Some(Event::Stalled { peer, moved }),
             Output::Distrusted { peer } => Some(Event::Distrusted { peer }),
+            Output::Site { peer, message } => Some(Event::Site { peer, message }),
         }
     }
 
-    /// Says which connections are worth keeping. Only called when there is nothing else to do.
-    fn mark_busy(&self) {
-        for (peer, link) in &self.links {
-            link.outbox.set_busy(self.core.is_busy(peer));
+    /// Says which connections are worth keeping. Only called when there is nothing else to do, which is after every event: a look at
+    /// each of 500 peers every time would cost more than serving them.
+    fn mark_busy(&mut self, now: Time) {
+        if now >= self.marked.saturating_add(MARK_ALL) {
+            self.marked = now;
+            self.touched.clear();
+            for (peer, link) in &self.links {
+                link.outbox.set_busy(self.core.is_busy(peer));
+            }
+        }
+        for peer in self.touched.drain() {
+            if let Some(link) = self.links.get(&peer) {
+                link.outbox.set_busy(self.core.is_busy(&peer));
+            }
         }
     }
 }
@@ -508,13 +569,20 @@ impl NetworkBehaviour for Behaviour {
             }
             self.timer = None;
         }
-        self.mark_busy();
+        self.mark_busy(self.clock.now());
         self.waker = Some(cx.waker().clone());
         Poll::Pending
     }
 }
 
 /// Private, link-local and loopback addresses, and those that are no IP address at all.
+/// Tells what the connections to a peer read.
+fn tell_progress(core: &mut Core, peer: PeerId, link: &Link, now: Time) {
+    if let Some((at, bytes)) = link.outbox.take_read() {
+        core.handle(Input::Progress { peer, at, bytes }, now);
+    }
+}
+
 fn is_near(address: &Multiaddr) -> bool {
     for part in address {
         match part {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use libp2p_identity::PeerId;
+
 /// Limits and times of one exchange. The defaults suit a tablet and a 100 Mbit/s LAN.
 ///
 /// ```
@@ -31,6 +33,7 @@ pub struct Config {
     pub(crate) receive_bytes: usize,
     pub(crate) receive_node_bytes: usize,
     pub(crate) ledger_peers: usize,
+    pub(crate) site: Option<SiteConfig>,
 }
 
 impl Default for Config {
@@ -48,7 +51,7 @@ impl Default for Config {
             distrust: Duration::from_secs(600),
             serve: true,
             served_wants: 1024,
-            served_node_wants: 65_536,
+            served_node_wants: 32_768,
             served_peer_bytes: MIB,
             served_node_bytes: 32 * MIB,
             loads: 64,
@@ -57,11 +60,36 @@ impl Default for Config {
             receive_bytes: 8 * MIB,
             receive_node_bytes: 32 * MIB,
             ledger_peers: 1024,
+            site: None,
         }
     }
 }
 
 const MIB: usize = 1024 * 1024;
+
+/// Which site the node belongs to (specs/site.md).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteConfig {
+    /// The node itself: mates compare peer ids.
+    pub local: PeerId,
+    /// The label; `None`: nodes without a label on one subnet are one site. At most [`MAX_LABEL_BYTES`](crate::wire::MAX_LABEL_BYTES), and not empty.
+    pub label: Option<String>,
+}
+
+impl Config {
+    /// The site that the node shares fetches with; without one, which is the default, every node fetches for itself.
+    #[must_use]
+    pub fn site(&self) -> Option<&SiteConfig> {
+        self.site.as_ref()
+    }
+
+    /// Sets [`site`](Self::site). Sessions with a root are shared; the owner carries [`Event::Site`](crate::Event::Site) to the peers.
+    #[must_use]
+    pub fn with_site(mut self, site: SiteConfig) -> Self {
+        self.site = Some(site);
+        self
+    }
+}
 
 /// Writes getter and setter of a knob from one description.
 macro_rules! knobs {
@@ -92,8 +120,10 @@ knobs! {
     /// Most bytes of blocks expected from one peer at a time. Two blocks are always allowed. Must exceed line rate
     /// times round trip to fill a line. Default 4 MiB.
     peer_bytes / with_peer_bytes: usize;
-    /// Most bytes of blocks expected from all peers plus those found and not yet released by the owner. Worst case in
-    /// memory: this plus one message (4 MiB) a connection. Default 32 MiB.
+    /// Most bytes of blocks expected from all peers plus those found and not yet released by the owner; once those found alone come to it,
+    /// no connection starts to read another message. Worst case in memory: what was found then and what was just being read, which is
+    /// [`receive_node_bytes`](Self::receive_node_bytes) and a quarter and 64 KiB a connection, all of it twice: a found block may keep a
+    /// message of twice its size. Default 32 MiB.
     node_bytes / with_node_bytes: usize;
     /// Most wants that one peer holds for us; Kubo drops what is above 1024. Default 1024.
     peer_wants / with_peer_wants: usize;
@@ -115,7 +145,7 @@ knobs! {
     /// lower priority. About 300 bytes each. Default 1024.
     served_wants / with_served_wants: usize;
     /// Wants of all peers that are remembered: once half of it is taken, 64 of a peer that did not prove that it reads, and once all
-    /// of it is, 64 of any other. About 500 bytes each. Default 65,536.
+    /// of it is, and 64 for each peer, 64 of any other. About 300 bytes each. Default 32,768.
     served_node_wants / with_served_node_wants: usize;
     /// Most bytes loaded or on their way to one peer (boxo's number). Default 1 MiB.
     served_peer_bytes / with_served_peer_bytes: usize;

@@ -134,6 +134,7 @@ impl Script {
                     self.sessions.retain(|s| *s != session);
                 }
             }
+            8 if what > 100 => self.handle(Input::SpareOpened { peer }),
             9 | 10 => self.receive_blocks(peer, vec![block]),
             11 => self.receive_presence(peer, cid, Presence::Have),
             12 => self.receive_presence(peer, cid, Presence::DontHave),
@@ -172,7 +173,11 @@ impl Script {
             21 => self.handle(match what % 5 {
                 0 => Input::RequestsLost { peer },
                 1 => Input::Malformed { peer },
-                2 => Input::Progress { peer, at: self.now },
+                2 => Input::Progress {
+                    peer,
+                    at: self.now,
+                    bytes: usize::from(what) << 8,
+                },
                 3 => Input::Unsupported { peer },
                 _ => Input::RequestSent { peer, bytes: 1 },
             }),

@@ -3,7 +3,7 @@
 //!
 //! - [`wire`]: messages, with every limit checked before memory is taken.
 //! - [`Core`]: the exchange as a value that is driven; no clock, socket, task or random source.
-//! - [`Behaviour`] (feature `swarm`): the driver for a libp2p swarm.
+//! - [`Behaviour`] (feature `swarm`): the driver for a libp2p swarm; [`SiteCarrier`] beside it, if devices of a site share what they fetch.
 //!
 //! It stores nothing (the owner answers [`Event::Load`] and takes [`Event::Found`]), walks no DAG (the owner wants
 //! block after block), looks for no providers and dials nobody. The wire and its rules are in `specs/exchange.md`.
@@ -58,6 +58,8 @@
 
 #[cfg(feature = "swarm")]
 mod behaviour;
+#[cfg(feature = "swarm")]
+mod carrier;
 mod config;
 mod core;
 mod error;
@@ -75,11 +77,13 @@ struct Readme;
 
 pub use crate::core::{
     Answer, AskPolicy, AskTest, Asked, Core, Input, Lane, Load, LoadId, LoadKind, Loaded, Output,
-    PeerLedger, SessionId, SessionOptions, Time, WaitingFor, Why,
+    PeerLedger, SessionId, SessionOptions, SiteFact, SpareStream, Time, WaitingFor, Why,
 };
 #[cfg(feature = "swarm")]
 pub use behaviour::{Behaviour, Event};
-pub use config::Config;
+#[cfg(feature = "swarm")]
+pub use carrier::{SiteCarrier, SiteEvent};
+pub use config::{Config, SiteConfig};
 pub use error::{TooManySessions, WantError};
 #[cfg(feature = "swarm")]
 pub use handler::Worker;
@@ -88,6 +92,17 @@ pub use metrics::Counters;
 #[cfg(feature = "serde")]
 fn display<T: std::fmt::Display, S: serde::Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(value)
+}
+
+#[cfg(feature = "serde")]
+fn display_some<T: std::fmt::Display, S: serde::Serializer>(
+    value: &Option<T>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => s.collect_str(value),
+        None => s.serialize_none(),
+    }
 }
 
 #[cfg(feature = "serde")]

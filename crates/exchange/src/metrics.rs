@@ -58,6 +58,10 @@ counters! {
     have_timeouts,
     /// Wants that went to another peer after a time-out, a DONT_HAVE or a disconnect.
     moved,
+    /// Of those: went to a peer that delivers and had nothing else to do, before the time-out of the one that had them.
+    relieved,
+    /// Wants that were asked of one more peer, because those that were asked never delivered anything and are silent.
+    doubled,
     /// HAVE received.
     haves_in,
     /// DONT_HAVE received.
@@ -102,6 +106,20 @@ counters! {
     given_up_peers,
     /// Wantlists said again in full after a stream or connection was lost.
     resent_wantlists,
+    /// Request streams that were replaced because nothing came of what was said on them, though the peer opened another.
+    replaced_streams,
     /// Times that reading was paused because found blocks were not released.
     pauses,
+    /// Blocks that were asked for outside on behalf of the site.
+    site_taken,
+    /// Wants that waited for a mate.
+    site_waits,
+    /// Times that a mate did not fetch in time what others waited for, by the want.
+    site_lapses,
+    /// Blocks that were given up, because nobody outside sent them, for a mate to try.
+    site_released,
+    /// Blocks that were left to a mate that had asked for them as well.
+    site_yielded,
+    /// Words of peers about the site that were dropped: of no mate, or too many.
+    site_dropped,
 }

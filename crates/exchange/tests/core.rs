@@ -1,7 +1,7 @@
 //! The core, driven by hand: one mechanism a test.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use gemba_block::{Block, Cid};
@@ -10,6 +10,7 @@ use gemba_exchange::{
     Answer, AskPolicy, Config, Core, Input, Lane, LoadId, LoadKind, Loaded, Output, SessionId,
     SessionOptions, Time, WaitingFor, WantError,
 };
+use gemba_testkit::{check, sim_scale};
 use libp2p_identity::PeerId;
 
 /// A core and what came out of it.
@@ -106,6 +107,39 @@ impl Bench {
         self.drain();
     }
 
+    /// The peer delivers a block that it is asked for in a session of its own.
+    fn proven(&mut self, peer: PeerId) {
+        let session = self.session(AskPolicy::Only([peer].into()));
+        let first = Block::raw(peer.to_bytes()).unwrap();
+        self.want(session, std::slice::from_ref(&first));
+        self.receive(peer, with_blocks(&[first]));
+        self.core.close_session(session, self.now);
+        self.drain();
+        self.sent.clear();
+        self.found.clear();
+    }
+
+    /// Wants, and all of `peers` say that they have it.
+    fn want_of(&mut self, peers: &[PeerId], content: &[Block]) {
+        let session = self.session(AskPolicy::Any);
+        self.want(session, content);
+        for peer in peers {
+            let presences = content.iter().map(|b| (*b.cid(), Presence::Have));
+            let message = Message {
+                presences: presences.collect(),
+                ..Message::default()
+            };
+            self.receive(*peer, message);
+        }
+    }
+
+    /// The blocks that a peer was asked for since the last call.
+    fn asked_for(&mut self, peer: PeerId) -> Vec<Cid> {
+        let block = |e: &Entry| !e.cancel && e.kind == WantKind::Block;
+        let entries = self.entries(peer);
+        entries.iter().filter(|e| block(e)).map(|e| e.cid).collect()
+    }
+
     /// Lets time pass as the driver does.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
@@ -170,6 +204,18 @@ impl Bench {
                 got += message.blocks.len();
                 self.written(peer, &message);
             }
+        }
+    }
+
+    /// Drops the messages of peers that are to be given up, as the driver does.
+    fn drop_given_up(&mut self) {
+        for peer in std::mem::take(&mut self.given_up) {
+            self.handle(Input::ResponseSent {
+                peer,
+                block_bytes: 0,
+                blocks: 0,
+                bytes: 0,
+            });
         }
     }
 
@@ -281,6 +327,7 @@ fn a_peer_that_delivered_is_asked_for_the_next_block_directly() {
 fn x3_a_want_moves_on_after_two_seconds_without_a_byte() {
     let mut bench = Bench::new(&Config::default());
     let (a, b) = (bench.peer(), bench.peer());
+    bench.proven(a);
     let session = bench.session(AskPolicy::Any);
     let wanted = block(1, 100_000);
     bench.want(session, std::slice::from_ref(&wanted));
@@ -325,7 +372,11 @@ fn x7_a_stalled_only_holder_is_waited_for_and_asked_again_late() {
     );
     // It moves: the want counts as under way again.
     let at = bench.now;
-    bench.handle(Input::Progress { peer: only, at });
+    bench.handle(Input::Progress {
+        peer: only,
+        at,
+        bytes: 1000,
+    });
     for _ in 0..15 {
         bench.pass(Duration::from_secs(1));
     }
@@ -351,10 +402,14 @@ fn bytes_of_an_unfinished_message_are_progress() {
     bench.receive(a, presence(wanted.cid(), Presence::Have));
     bench.receive(b, presence(wanted.cid(), Presence::Have));
     bench.sent.clear();
-    for _ in 0..10 {
-        bench.pass(Duration::from_secs(1));
+    for _ in 0..50 {
+        bench.pass(Duration::from_millis(200));
         let at = bench.now;
-        bench.handle(Input::Progress { peer: a, at });
+        bench.handle(Input::Progress {
+            peer: a,
+            at,
+            bytes: 10_000,
+        });
     }
     assert!(bench.stalled.is_empty());
     assert!(bench.entries(b).is_empty());
@@ -370,12 +425,170 @@ fn x3_a_peer_that_trickles_for_ever_loses_the_want_as_well() {
     bench.receive(a, presence(wanted.cid(), Presence::Have));
     bench.receive(b, presence(wanted.cid(), Presence::Have));
     bench.sent.clear();
-    for _ in 0..120 {
-        bench.pass(Duration::from_secs(1));
+    for _ in 0..600 {
+        bench.pass(Duration::from_millis(200));
         let at = bench.now;
-        bench.handle(Input::Progress { peer: a, at });
+        bench.handle(Input::Progress {
+            peer: a,
+            at,
+            bytes: 4_000,
+        });
     }
     assert_eq!(bench.entries(b)[0].kind, WantKind::Block);
+    assert_eq!(bench.stalled.first(), Some(&a));
+}
+
+#[test]
+fn ex_22_who_never_delivered_is_tried_with_one_block() {
+    let mut bench = Bench::new(&Config::default());
+    let (a, b) = (bench.peer(), bench.peer());
+    bench.proven(a);
+    let many = blocks(20, 50_000);
+    bench.want_of(&[a, b], &many);
+    assert!(bench.asked_for(a).len() >= 2);
+    let tried = bench.asked_for(b);
+    assert_eq!(tried.len(), 1);
+    let delivered = many.iter().find(|x| *x.cid() == tried[0]).cloned();
+    bench.receive(b, with_blocks(&[delivered.unwrap()]));
+    assert!(bench.asked_for(b).len() >= 2, "it proved itself");
+
+    // Both let them down, and are tried with one each again.
+    let expected = bench.core.load().expected_bytes;
+    bench.pass(Duration::from_millis(2300));
+    assert!(bench.stalled.contains(&a) && bench.stalled.contains(&b));
+    let again = bench.core.load().expected_bytes;
+    assert!(again > 0 && again * 2 <= expected, "{again} of {expected}");
+}
+
+#[test]
+fn ex_22_what_an_unproven_peer_is_silent_about_goes_to_one_that_delivers_and_has_room() {
+    let mut bench = Bench::new(&Config::default());
+    let (liar, honest) = (bench.peer(), bench.peer());
+    let wanted = block(1, 50_000);
+    bench.want_of(&[liar, honest], std::slice::from_ref(&wanted));
+    assert_eq!(bench.asked_for(liar), [*wanted.cid()]);
+    bench.proven(honest);
+    bench.pass(Duration::from_millis(200));
+    assert!(bench.asked_for(honest).is_empty());
+    bench.pass(Duration::from_millis(600));
+    assert_eq!(bench.asked_for(honest), [*wanted.cid()]);
+    assert_eq!(bench.stalled, [liar]);
+    let counters = bench.core.counters();
+    assert_eq!(
+        (counters.relieved, counters.moved, counters.timeouts),
+        (1, 1, 0)
+    );
+    let told = bench.sent.iter().filter(|(to, ..)| *to == liar);
+    let cancels = told.flat_map(|(_, _, m)| &m.entries).filter(|e| e.cancel);
+    assert_eq!(cancels.count(), 1, "it must not send a copy");
+    // If it does all the same, that is a copy, and no wrong bytes.
+    bench.receive(honest, with_blocks(std::slice::from_ref(&wanted)));
+    bench.receive(liar, with_blocks(&[wanted]));
+    let counters = bench.core.counters();
+    assert_eq!((counters.duplicates, counters.wrong_bytes), (1, 0));
+    assert_eq!(bench.core.load().expected_bytes, 0);
+}
+
+#[test]
+fn ex_22_while_nobody_is_proven_more_are_asked_and_the_first_that_delivers_ends_it() {
+    let mut bench = Bench::new(&Config::default());
+    let peers: Vec<_> = (0..10).map(|_| bench.peer()).collect();
+    let wanted = block(1, 50_000);
+    bench.want_of(&peers, std::slice::from_ref(&wanted));
+    let mut asked = Vec::new();
+    for _ in 0..10 {
+        asked.extend(peers.iter().filter(|p| !bench.asked_for(**p).is_empty()));
+        bench.pass(Duration::from_millis(250));
+    }
+    assert_eq!(asked.len(), 10, "nobody had to be waited for in vain");
+    assert_eq!(bench.core.counters().doubled, 9);
+    bench.sent.clear();
+    bench.receive(asked[9], with_blocks(std::slice::from_ref(&wanted)));
+    assert_eq!(bench.found.len(), 1);
+    let cancelled = |p: &&PeerId| {
+        let mut to = bench.sent.iter().filter(|(to, ..)| to == *p);
+        to.any(|(_, _, m)| m.entries.iter().any(|e| e.cancel))
+    };
+    // Those whose time was not over yet; the others were told before.
+    assert!(peers.iter().filter(cancelled).count() >= 6);
+    assert_eq!(bench.core.load().expected_bytes, 0);
+}
+
+#[test]
+fn ex_22_of_whom_bytes_come_is_waited_for_and_a_trickle_is_silence() {
+    for (bytes, waited_for) in [(10_000, true), (1_000, false)] {
+        let mut bench = Bench::new(&Config::default());
+        let (slow, other) = (bench.peer(), bench.peer());
+        bench.want_of(&[slow, other], &[block(1, 100_000)]);
+        assert_eq!(bench.asked_for(slow).len(), 1);
+        for _ in 0..8 {
+            bench.pass(Duration::from_millis(200));
+            let (peer, at) = (slow, bench.now);
+            bench.handle(Input::Progress { peer, at, bytes });
+        }
+        assert_eq!(bench.asked_for(other).is_empty(), waited_for, "{bytes}");
+    }
+}
+
+#[test]
+fn ex_22_who_delivers_takes_over_what_trickles_at_a_fraction_of_its_rate() {
+    let mut bench = Bench::new(&Config::default());
+    let (slow, fast) = (bench.peer(), bench.peer());
+    bench.proven(slow);
+    let wanted = block(1, 100_000);
+    bench.want_of(&[slow], std::slice::from_ref(&wanted));
+    assert_eq!(bench.asked_for(slow).len(), 1);
+    bench.proven(fast);
+    bench.receive(fast, presence(wanted.cid(), Presence::Have));
+    let mut after = 0;
+    while bench.asked_for(fast).is_empty() {
+        bench.pass(Duration::from_millis(200));
+        let (peer, at, bytes) = (slow, bench.now, 10_000);
+        bench.handle(Input::Progress { peer, at, bytes });
+        after += 1;
+    }
+    // Not before the stall time; without the other one it would be waited for.
+    assert!((10..=12).contains(&after), "{after}");
+    assert_eq!(bench.core.counters().relieved, 1);
+}
+
+#[test]
+fn ex_22_a_want_that_was_let_down_waits_for_one_that_delivers() {
+    let config = Config::default().with_peer_bytes(1);
+    let mut bench = Bench::new(&config);
+    let (liar, other, honest) = (bench.peer(), bench.peer(), bench.peer());
+    bench.proven(honest);
+    let many = blocks(8, 50_000);
+    bench.want_of(&[honest, liar], &many);
+    let of_honest = bench.asked_for(honest);
+    let of_liar = bench.asked_for(liar);
+    assert_eq!((of_honest.len(), of_liar.len()), (2, 1));
+    let found = |cid: &Cid| many.iter().find(|b| b.cid() == cid).cloned().unwrap();
+    // Another stranger says that it has what the liar does not deliver, and everybody who delivers is busy.
+    bench.pass(Duration::from_millis(1900));
+    bench.receive(honest, with_blocks(&[found(&of_honest[0])]));
+    bench.asked_for(honest);
+    bench.receive(other, presence(&of_liar[0], Presence::Have));
+    bench.pass(Duration::from_millis(300));
+    assert_eq!(bench.stalled.first(), Some(&liar));
+    assert!(bench.asked_for(other).is_empty());
+    bench.receive(honest, with_blocks(&[found(&of_honest[1])]));
+    assert_eq!(bench.asked_for(honest), of_liar);
+}
+
+#[test]
+fn ex_22_strangers_that_say_have_fill_half_of_the_budget_and_one_that_delivers_is_asked() {
+    let config = Config::default().with_node_bytes(4 * 1024 * 1024);
+    let mut bench = Bench::new(&config);
+    let mut peers: Vec<_> = (0..100).map(|_| bench.peer()).collect();
+    let many = blocks(100, 50_000);
+    bench.want_of(&peers, &many);
+    let tried = bench.core.load().expected_bytes;
+    assert!(tried > 1024 * 1024 && tried <= 2 * 1024 * 1024);
+    // One of those that there was no room to try is asked as well, once it delivered something.
+    peers.retain(|p| bench.asked_for(*p).is_empty());
+    bench.proven(peers[0]);
+    assert!(bench.core.load().expected_bytes >= tried + 512 * 1024);
 }
 
 #[test]
@@ -528,6 +741,7 @@ fn what_one_peer_alone_has_is_asked_first_when_there_is_room_again() {
     let config = Config::default().with_peer_bytes(1);
     let mut bench = Bench::new(&config);
     let (a, b) = (bench.peer(), bench.peer());
+    bench.proven(a);
     let session = bench.session(AskPolicy::Any);
     let many = blocks(8, 50_000);
     bench.want(session, &many);
@@ -925,26 +1139,157 @@ fn x5_peers_that_do_not_read_cannot_keep_others_from_being_served() {
 
     let newcomer = bench.peer();
     let mut got = bench.serve(newcomer, &content);
-    let begun = bench.now;
-    while got < content.len() {
-        assert!(bench.now < begun + Duration::from_secs(10), "{got}");
+    for seconds in 1..10 {
         bench.pass(Duration::from_secs(1));
-        for peer in std::mem::take(&mut bench.given_up) {
-            bench.handle(Input::ResponseSent {
-                peer,
-                block_bytes: 0,
-                blocks: 0,
-                bytes: 0,
-            });
-        }
+        bench.drop_given_up();
         // What was not remembered is asked for again.
         got += bench.serve(newcomer, &content[got..]);
         let load = bench.core.load();
         assert!(load.served_bytes <= 48 << 20, "{load:?}");
+        assert!(
+            seconds < 3 || got == content.len(),
+            "{got} after {seconds} s"
+        );
     }
     let counters = bench.core.counters();
     assert!(counters.stuck_peers >= 100, "{counters:?}");
     assert!(counters.given_up_peers > 0, "{counters:?}");
+}
+
+/// Threat X5: strangers share the lookup of a large block, of which nobody knows beforehand how large it is. They fill what strangers may
+/// fill all the same, and who is known to read is served as if they were not there.
+#[test]
+fn x5_strangers_that_share_the_lookup_of_a_large_block_do_not_stop_a_reader() {
+    const MIB: usize = 1 << 20;
+    let content = blocks(24, MIB);
+    let mut bench = Bench::new(&Config::default().with_served_node_bytes(16 * MIB));
+    let honest = bench.peer();
+    assert_eq!(bench.serve(honest, &content[..4]), 4);
+    let idle: Vec<_> = (0..200).map(|_| bench.peer()).collect();
+    for peer in &idle {
+        bench.ask_for(*peer, &content);
+    }
+    for seconds in 0..60 {
+        bench.load_from(&content);
+        let load = bench.core.load();
+        // Half for strangers, and half for those of them that are stuck; each and one block.
+        assert!(load.served_bytes <= 18 * MIB, "after {seconds} s: {load:?}");
+        let got = bench.serve(honest, &content);
+        assert_eq!(got, content.len(), "after {seconds} s: {load:?}");
+        bench.pass(Duration::from_secs(1));
+        bench.drop_given_up();
+    }
+    let counters = bench.core.counters();
+    assert!(counters.given_up_peers > 0, "{counters:?}");
+    assert!(
+        counters.loads < 60 * 24 + 60 + 2 * idle.len() as u64,
+        "a block that found no room is not looked up over and over: {counters:?}"
+    );
+}
+
+/// Threat X5: never-readers that want large blocks each hold one for ten seconds, and whoever came behind five hundred of them was not
+/// served for minutes. Whoever comes has its first block within three seconds, whenever that is and whatever size its blocks have, and the
+/// rest soon after; strangers fill no more than they may.
+#[test]
+fn x5_a_newcomer_does_not_wait_behind_all_who_do_not_read() {
+    const MIB: usize = 1 << 20;
+    let (large, small) = (blocks(24, MIB), blocks(40, 100_000));
+    let mut bench = Bench::new(&Config::default());
+    let idle: Vec<_> = (0..500).map(|_| bench.peer()).collect();
+    for peer in &idle {
+        bench.ask_for(*peer, &large);
+    }
+    let all: Vec<Block> = large.iter().chain(&small).cloned().collect();
+    for round in 0..12 {
+        // In line behind those who came, at another time of their turns each round; it stays for the others.
+        let newcomer = bench.peer();
+        let content = if round % 2 == 0 { &large } else { &small };
+        bench.ask_for(newcomer, content);
+        let (mut got, mut first) = (0, None);
+        for tenths in 0..107 {
+            bench.load_from(&all);
+            let load = bench.core.load();
+            assert!(load.served_bytes <= 34 * MIB, "{load:?}");
+            got += bench.take(newcomer, &all);
+            if got > 0 {
+                first.get_or_insert(tenths);
+            }
+            bench.pass(Duration::from_millis(100));
+            bench.drop_given_up();
+        }
+        assert!(
+            first.is_some_and(|tenths| tenths <= 30),
+            "{round}: {first:?}"
+        );
+        assert_eq!(got, content.len(), "round {round}");
+    }
+    let counters = bench.core.counters();
+    assert!(
+        counters.stuck_peers >= 400,
+        "the others had a turn: {counters:?}"
+    );
+}
+
+/// Threat X5: never-readers that come back under other names all the time are always newer than a newcomer, which is served all the same,
+/// when those who came before it and stayed had their turn: the oldest takes turns with the newest.
+#[test]
+fn x5_a_newcomer_is_served_while_newer_ones_keep_coming() {
+    const MIB: usize = 1 << 20;
+    let content = blocks(24, MIB);
+    let mut bench = Bench::new(&Config::default());
+    for _ in 0..100 {
+        let stays = bench.peer();
+        bench.ask_for(stays, &content);
+    }
+    bench.load_from(&content);
+    let newcomer = bench.peer();
+    bench.ask_for(newcomer, &content);
+    let mut sybils: VecDeque<PeerId> = VecDeque::new();
+    let mut tenths = 0;
+    while bench.take(newcomer, &content) == 0 {
+        tenths += 1;
+        assert!(tenths <= 10 * 50, "two of those before it a second");
+        for _ in 0..4 {
+            let sybil = bench.peer();
+            bench.ask_for(sybil, &content);
+            bench.load_from(&content);
+            sybils.push_back(sybil);
+        }
+        while sybils.len() > 100 {
+            let peer = sybils.pop_front().unwrap();
+            bench.handle(Input::Disconnected { peer });
+        }
+        bench.pass(Duration::from_millis(100));
+        bench.drop_given_up();
+    }
+}
+
+/// Threat X1: whoever floods with wants is answered for a while without reading, because windows and sockets take what it does not. That is
+/// no proof that it reads, and the room that those who do have for their wants is not filled by it.
+#[test]
+fn x1_a_flood_that_is_answered_does_not_take_the_wants_of_a_reader() {
+    let content = blocks(1500, 1000);
+    let mut bench = Bench::new(&Config::default().with_served_node_wants(4096));
+    let honest = bench.peer();
+    assert_eq!(bench.serve(honest, &content[..1000]), 1000);
+    assert_eq!(bench.serve(honest, &content[1000..]), 500);
+    for stranger in 0..200 {
+        let peer = bench.peer();
+        for round in 0..2 {
+            let absent: Vec<Block> = (0..1000)
+                .map(|n| block(1_000_000 + (stranger * 2 + round) * 1000 + n, 8))
+                .collect();
+            bench.ask_for(peer, &absent);
+            assert_eq!(bench.take(peer, &[]), 0);
+        }
+    }
+    let wants = bench.core.load().served_wants;
+    assert!(wants >= 64 * 200, "each has its few: {wants}");
+    let before = bench.core.counters().dropped_wants;
+    let absent: Vec<Block> = (0..1000).map(|n| block(9_000_000 + n, 8)).collect();
+    bench.ask_for(honest, &absent);
+    assert_eq!(bench.core.counters().dropped_wants, before);
+    assert_eq!(bench.core.load().served_wants, wants + 1000);
 }
 
 #[test]
@@ -1049,4 +1394,69 @@ fn with_serving_off_everybody_is_told_dont_have() {
         [(*wanted.cid(), Presence::DontHave)]
     );
     assert_eq!(bench.core.load().served_wants, 0);
+}
+
+/// EX-6: three sessions with thousands of wants each, towards one peer that knows some, lacks some, sends some and forgets some: it never
+/// holds more than 1,024 of them, even counted before the cancels of the same message (boxo takes the wants of a message first).
+#[test]
+fn ex_6_several_sessions_together_leave_no_more_than_1024_wants_at_a_peer() {
+    check!(sim_scale(100), |rng| {
+        let config = Config::default()
+            .with_search(4096)
+            .with_peer_bytes(64 << 20)
+            .with_node_bytes(128 << 20);
+        let mut bench = Bench::new(&config);
+        let peer = bench.peer();
+        let content = blocks(6_000, 100);
+        for part in content.chunks(2_000) {
+            let session = bench.session(AskPolicy::Any);
+            bench.want(session, part);
+        }
+        let mut held: HashMap<Cid, WantKind> = HashMap::new();
+        let by_cid: HashMap<Cid, &Block> = content.iter().map(|b| (*b.cid(), b)).collect();
+        let mut most = 0;
+        for _ in 0..40 {
+            for (_, lane, message) in std::mem::take(&mut bench.sent) {
+                assert_eq!(lane, Lane::Request);
+                if message.full {
+                    held.clear();
+                }
+                let (cancels, wants): (Vec<_>, Vec<_>) =
+                    message.entries.into_iter().partition(|e| e.cancel);
+                for entry in wants {
+                    let kind = held.entry(entry.cid).or_insert(entry.kind);
+                    *kind = (*kind).max(entry.kind);
+                }
+                most = most.max(held.len());
+                for entry in cancels {
+                    held.remove(&entry.cid);
+                }
+            }
+            let mut cids: Vec<Cid> = held.keys().copied().collect();
+            cids.sort();
+            let mut answer = Message::default();
+            for cid in cids {
+                match (rng.below(8), held[&cid]) {
+                    (0..=2, WantKind::Have) => {
+                        held.remove(&cid);
+                        answer.presences.push((cid, Presence::Have));
+                    }
+                    (0..=1, WantKind::Block) => {
+                        held.remove(&cid);
+                        answer.blocks.push(by_cid[&cid].clone());
+                    }
+                    (3, _) => answer.presences.push((cid, Presence::DontHave)),
+                    _ => {}
+                }
+            }
+            bench.receive(peer, answer);
+            while let Some((_, block, _)) = bench.found.pop() {
+                bench.core.release(block.len(), bench.now);
+                bench.drain();
+            }
+            bench.pass(Duration::from_millis(rng.range(1..3_000)));
+        }
+        assert!(most <= 1024, "{most}");
+        assert!(most >= 1000, "the limit was reached: {most}");
+    });
 }

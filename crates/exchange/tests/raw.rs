@@ -5,22 +5,48 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Node, blocks, transport};
+use common::{Node, Over, blocks, over_each_transport, run_until};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_block::Block;
 use gemba_exchange::wire::{self, Entry, Message, Presence, Version, WantKind};
-use gemba_exchange::{Config, Counters};
+use gemba_exchange::{Config, Counters, SessionOptions};
+use gemba_pnet::{Network, PublicNetwork, SwarmKey};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_stream::{Behaviour, Control, IncomingStreams};
 use libp2p_swarm::{Stream, StreamProtocol, Swarm, SwarmEvent};
+use multiaddr::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 const V1_2: StreamProtocol = StreamProtocol::new("/ipfs/bitswap/1.2.0");
 const BARE: StreamProtocol = StreamProtocol::new("/ipfs/bitswap");
 
+over_each_transport! {
+    #[tokio::test]
+    async fn ex_9_answers_come_on_streams_of_their_own;
+    #[tokio::test]
+    async fn ex_8_three_hundred_streams_with_a_block_each;
+    #[tokio::test]
+    async fn ex_8_streams_above_the_limit_are_refused_and_counted;
+    #[tokio::test]
+    async fn x4_hostile_bytes_end_their_stream_and_nothing_else;
+    #[tokio::test]
+    async fn s4_34_a_request_stream_that_swallows_is_replaced;
+    #[tokio::test]
+    async fn s4_34_who_starts_anew_is_answered_on_a_new_stream;
+    #[tokio::test]
+    async fn ex_1_the_oldest_version_is_spoken;
+    #[tokio::test]
+    async fn x8_outsiders_get_no_have_and_no_answer_at_all;
+    #[tokio::test]
+    async fn x8_a_node_that_does_not_serve_says_have_to_nobody;
+    #[tokio::test]
+    async fn x5_a_peer_that_does_not_read_holds_one_window_and_others_are_served;
+}
+
 /// A node under test on a task of its own, and a raw peer connected to it.
 struct Rig {
     node: PeerId,
+    address: Multiaddr,
     control: Control,
     incoming: IncomingStreams,
     ask: mpsc::Sender<Ask>,
@@ -29,8 +55,8 @@ struct Rig {
 type Ask = Box<dyn FnOnce(&mut Node) + Send>;
 
 impl Rig {
-    async fn new(config: Config, stored: Vec<Block>, protocol: StreamProtocol) -> Self {
-        let mut node = Node::new(config).await;
+    async fn new(over: Over, config: Config, stored: Vec<Block>, protocol: StreamProtocol) -> Self {
+        let mut node = Node::new(over, config).await;
         node.store(&stored);
         let (id, address) = (node.id(), node.address.clone());
         let (ask, mut asks) = mpsc::channel::<Ask>(8);
@@ -50,13 +76,13 @@ impl Rig {
         let mut control = behaviour.new_control();
         let incoming = control.accept(protocol).unwrap();
         let mut swarm = Swarm::new(
-            transport(&key),
+            over.transport(&key),
             behaviour,
             key.public().to_peer_id(),
             libp2p_swarm::Config::with_tokio_executor()
                 .with_idle_connection_timeout(Duration::from_secs(60)),
         );
-        swarm.dial(address).unwrap();
+        swarm.dial(address.clone()).unwrap();
         while !matches!(
             swarm.select_next_some().await,
             SwarmEvent::ConnectionEstablished { .. }
@@ -68,6 +94,7 @@ impl Rig {
         });
         Self {
             node: id,
+            address,
             control,
             incoming,
             ask,
@@ -163,10 +190,9 @@ fn hex(text: &str) -> Vec<u8> {
 }
 
 /// Specs/exchange.md §4: answers never come on the stream that asks, and that stream takes any number of messages.
-#[tokio::test]
-async fn ex_9_answers_come_on_streams_of_their_own() {
+async fn ex_9_answers_come_on_streams_of_their_own(over: Over) {
     let hello = Block::raw(&b"hello world"[..]).unwrap();
-    let mut rig = Rig::new(Config::default(), vec![hello.clone()], V1_2).await;
+    let mut rig = Rig::new(over, Config::default(), vec![hello.clone()], V1_2).await;
     let mut request = rig.open(V1_2).await;
     // Kubo's own bytes: want-block for "hello world".
     let kubo = hex(
@@ -188,10 +214,9 @@ async fn ex_9_answers_come_on_streams_of_their_own() {
 }
 
 /// As Kubo answers: a stream for each message.
-#[tokio::test]
-async fn ex_8_three_hundred_streams_with_a_block_each() {
+async fn ex_8_three_hundred_streams_with_a_block_each(over: Over) {
     let many = blocks(1, 300, 2000);
-    let mut rig = Rig::new(Config::default(), Vec::new(), V1_2).await;
+    let mut rig = Rig::new(over, Config::default(), Vec::new(), V1_2).await;
     let wanted = many.clone();
     rig.ask(move |node| node.want(&wanted)).await;
     let (_request, _wants) = rig.response().await;
@@ -211,10 +236,9 @@ async fn ex_8_three_hundred_streams_with_a_block_each() {
     panic!("{:?}", rig.counters().await);
 }
 
-#[tokio::test]
-async fn ex_8_streams_above_the_limit_are_refused_and_counted() {
+async fn ex_8_streams_above_the_limit_are_refused_and_counted(over: Over) {
     let config = Config::default().with_inbound_streams(4);
-    let mut rig = Rig::new(config, blocks(2, 1, 100), V1_2).await;
+    let mut rig = Rig::new(over, config, blocks(2, 1, 100), V1_2).await;
     let mut open = Vec::new();
     for _ in 0..4 {
         let mut stream = rig.open(V1_2).await;
@@ -232,10 +256,9 @@ async fn ex_8_streams_above_the_limit_are_refused_and_counted() {
     assert_eq!(rig.response().await.1.blocks, stored);
 }
 
-#[tokio::test]
-async fn x4_hostile_bytes_end_their_stream_and_nothing_else() {
+async fn x4_hostile_bytes_end_their_stream_and_nothing_else(over: Over) {
     let stored = blocks(3, 1, 5000);
-    let mut rig = Rig::new(Config::default(), stored.clone(), V1_2).await;
+    let mut rig = Rig::new(over, Config::default(), stored.clone(), V1_2).await;
     let mut bomb_after_message = vec![0];
     bomb_after_message.extend(hex("81808002"));
     let huge = gemba_block::MAX_BLOCK_BYTES + 1;
@@ -289,10 +312,9 @@ async fn x4_hostile_bytes_end_their_stream_and_nothing_else() {
 }
 
 /// A peer of Bitswap 1.0 gets blocks without prefix and is spared HAVE and DONT_HAVE.
-#[tokio::test]
-async fn ex_1_the_oldest_version_is_spoken() {
+async fn ex_1_the_oldest_version_is_spoken(over: Over) {
     let old = Block::v0(&b"any bytes, they are not parsed here"[..]).unwrap();
-    let mut rig = Rig::new(Config::default(), vec![old.clone()], BARE).await;
+    let mut rig = Rig::new(over, Config::default(), vec![old.clone()], BARE).await;
     let mut request = rig.open(BARE).await;
     let missing = Block::raw(&b"nobody has this"[..]).unwrap();
     write(&mut request, &asking(&missing, WantKind::Block)).await;
@@ -305,17 +327,169 @@ async fn ex_1_the_oldest_version_is_spoken() {
 }
 
 /// X5: somebody who asks for much and never reads.
-#[tokio::test]
-async fn x5_a_peer_that_does_not_read_holds_one_window_and_others_are_served() {
+async fn x5_a_peer_that_does_not_read_holds_one_window_and_others_are_served(over: Over) {
     let many = blocks(4, 200, 100_000);
-    let mut rig = Rig::new(Config::default(), many.clone(), V1_2).await;
+    let mut rig = Rig::new(over, Config::default(), many.clone(), V1_2).await;
     let mut request = rig.open(V1_2).await;
     for block in &many {
         write(&mut request, &asking(block, WantKind::Block)).await;
     }
     let (_unread, _first) = rig.response().await;
     rig.until(|c| c.wants_in >= 200).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let held = rig.ask(|node| node.exchange().load().served_bytes).await;
+    // Somebody else wants the same, and gets it.
+    let mut other = Node::new(over, Config::default()).await;
+    other.want(&many);
+    other.swarm.dial(rig.address.clone()).unwrap();
+    run_until(&mut [&mut other], |nodes| nodes[0].has(&many)).await;
+    assert_eq!(other.exchange().counters().duplicates, 0);
+    let node = other.id();
+    let held = rig
+        .ask(move |rig| {
+            let ledger = rig.exchange().peers();
+            let served = ledger.iter().find(|line| line.peer == node);
+            assert!(served.is_some_and(|line| line.blocks_out == 200));
+            rig.exchange().load().served_bytes
+        })
+        .await;
     assert!(held <= 2 * 1024 * 1024, "{held} bytes");
+}
+
+/// S4.34: a peer whose connection lives and whose end of our stream does not: it takes what we write and never acts upon it. Another stream is
+/// opened and everything said again there; the first is let go.
+async fn s4_34_a_request_stream_that_swallows_is_replaced(over: Over) {
+    let wanted = blocks(8, 3, 1000);
+    let config = Config::default().with_stall(Duration::from_millis(400));
+    let mut rig = Rig::new(over, config, Vec::new(), V1_2).await;
+    let content = wanted.clone();
+    rig.ask(move |node| node.want(&content)).await;
+    let (mut dead, first) = rig.response().await;
+    assert!(first.entries.iter().all(|e| e.kind == WantKind::Have));
+    // It goes on to take whatever comes, until the stream ends.
+    let swallow = tokio::spawn(async move {
+        let mut rest = Vec::new();
+        let _reset = dead.read_to_end(&mut rest).await;
+    });
+    let (_alive, again) = rig.response().await;
+    assert!(again.full);
+    let mut cids: Vec<_> = again.entries.iter().map(|e| e.cid).collect();
+    let mut all: Vec<_> = wanted.iter().map(|b| *b.cid()).collect();
+    cids.sort();
+    all.sort();
+    assert_eq!(cids, all);
+    swallow.await.unwrap();
+    for block in &wanted {
+        let mut stream = rig.open(V1_2).await;
+        write(&mut stream, &sending(block)).await;
+        stream.close().await.unwrap();
+    }
+    rig.until(|c| c.found == 3).await;
+    let counters = rig.counters().await;
+    assert_eq!(
+        (counters.replaced_streams, counters.resent_wantlists),
+        (1, 1)
+    );
+    assert_eq!((counters.duplicates, counters.unwanted), (0, 0));
+}
+
+/// S4.34: what we answer vanishes. The peer notices, says everything again, and the answers to that take another way.
+async fn s4_34_who_starts_anew_is_answered_on_a_new_stream(over: Over) {
+    let stored = blocks(9, 2, 1000);
+    let mut rig = Rig::new(over, Config::default(), stored.clone(), V1_2).await;
+    let mut request = rig.open(V1_2).await;
+    write(&mut request, &asking(&stored[0], WantKind::Block)).await;
+    let (mut dead, _) = rig.response().await;
+    // A stream that is used for less than a second is not thought dead.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut entries = Vec::new();
+    for block in &stored {
+        entries.push(Entry {
+            cid: *block.cid(),
+            priority: 1,
+            cancel: false,
+            kind: WantKind::Block,
+            send_dont_have: true,
+        });
+    }
+    let anew = Message {
+        entries,
+        full: true,
+        ..Message::default()
+    };
+    let bytes = wire::encode(&anew, Version::V1_2).unwrap().to_vec();
+    write(&mut request, &bytes).await;
+    let (mut kept, mut answer) = rig.response().await;
+    while answer.blocks.len() < 2 {
+        answer.blocks.extend(read(&mut kept).await.blocks);
+    }
+    assert!(stored.iter().all(|b| answer.blocks.contains(b)));
+    // The old one is closed, not reset: what was written on it can still be read.
+    let mut byte = [0];
+    assert_eq!(dead.read(&mut byte).await.unwrap(), 0);
+}
+
+/// X8: whoever is not of the swarm, with another key or none, learns of no block whether it is here: there is nobody to ask.
+async fn x8_outsiders_get_no_have_and_no_answer_at_all(over: Over) {
+    let stored = blocks(5, 3, 1000);
+    let mut node = Node::new(over, Config::default()).await;
+    node.store(&stored);
+    let force = gemba_pnet::Policy::default().force().unwrap();
+    let public = PublicNetwork::asked_for(&force).unwrap();
+    for network in [
+        Network::Private(SwarmKey::from_bytes([2; 32])),
+        Network::Public(public),
+    ] {
+        for _ in 0..10 {
+            let key = Keypair::generate_ed25519();
+            let mut outsider = Swarm::new(
+                over.transport_into(&key, &network),
+                gemba_exchange::Behaviour::new(Config::default()),
+                key.public().to_peer_id(),
+                libp2p_swarm::Config::with_tokio_executor(),
+            );
+            let behaviour = outsider.behaviour_mut();
+            let session = behaviour.open_session(SessionOptions::default()).unwrap();
+            behaviour
+                .want(session, stored.iter().map(|b| *b.cid()))
+                .unwrap();
+            outsider.dial(node.address.clone()).unwrap();
+            let refused = async {
+                loop {
+                    tokio::select! {
+                        event = node.swarm.select_next_some() => {
+                            assert!(!matches!(event, SwarmEvent::ConnectionEstablished { .. }));
+                        }
+                        event = outsider.select_next_some() => match event {
+                            SwarmEvent::OutgoingConnectionError { .. } => return,
+                            SwarmEvent::ConnectionEstablished { .. } => panic!("let in"),
+                            _ => {}
+                        },
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), refused)
+                .await
+                .unwrap();
+        }
+    }
+    let counters = node.exchange().counters();
+    assert_eq!((counters.wants_in, counters.loads), (0, 0));
+    assert_eq!((counters.haves_out, counters.blocks_out), (0, 0));
+    assert_eq!(counters.messages_out, 0);
+}
+
+/// X8: a node that is told not to serve answers its members too as if it had nothing, and does not even look.
+async fn x8_a_node_that_does_not_serve_says_have_to_nobody(over: Over) {
+    let stored = blocks(6, 3, 1000);
+    let config = Config::default().with_serve(false);
+    let mut rig = Rig::new(over, config, stored.clone(), V1_2).await;
+    let mut request = rig.open(V1_2).await;
+    write(&mut request, &asking(&stored[0], WantKind::Have)).await;
+    let (mut answers, first) = rig.response().await;
+    assert_eq!(first.presences, [(*stored[0].cid(), Presence::DontHave)]);
+    write(&mut request, &asking(&stored[1], WantKind::Block)).await;
+    let second = read(&mut answers).await;
+    assert_eq!(second.presences, [(*stored[1].cid(), Presence::DontHave)]);
+    assert!(first.blocks.is_empty() && second.blocks.is_empty());
+    let counters = rig.counters().await;
+    assert_eq!((counters.haves_out, counters.loads), (0, 0));
 }

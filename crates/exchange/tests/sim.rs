@@ -1,518 +1,111 @@
 //! Many nodes in virtual time: honest ones, liars, corrupters, mute and slow ones, links that break. A seed gives a run.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod world;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gemba_block::{Block, Bytes, Cid};
-use gemba_exchange::wire::{Message, Presence, WantKind};
-use gemba_exchange::{
-    Config, Core, Counters, Input, Lane, LoadId, LoadKind, Loaded, Output, SessionId,
-    SessionOptions, Time,
-};
+use gemba_block::Block;
 use gemba_testkit::{Rng, check, sim_scale};
-use libp2p_identity::PeerId;
+use world::{Event, HOUR, MS, Manner, World, blocks};
 
-/// How a node treats those who ask it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    Honest,
-    /// Says HAVE to everything and sends nothing.
-    Liar,
-    /// Says HAVE to everything and sends other bytes.
-    Corrupter,
-    /// Says nothing.
-    Mute,
+/// While something is owed, time-outs are looked for this often.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A fetch of 5 MB in 6 to 50 seconds from the one honest peer of ten, beside the same fetch from that peer alone: how many times as long it
+/// takes. The first block comes first, as the root of a DAG does, or all are wanted at once. Others that are honest send five kilobytes a second.
+fn x3_among(rng: &mut Rng, at_once: bool, mut others: impl FnMut(&mut Rng) -> Manner) -> f64 {
+    let size = *rng.pick(&[10_000, 50_000, 250_000]);
+    let content = blocks(rng, 5_000_000 / size, size);
+    let rate = rng.range(100_000..800_000);
+    let latency = MS * rng.range(1..60) as u32;
+    let fetch = |world: &mut World| {
+        let root = if at_once { 0 } else { 1 };
+        world.want(0, &content[..root]);
+        assert!(world.run(HOUR, |w| w.has_all(0)), "never hangs");
+        world.want(0, &content[root..]);
+        assert!(world.run(HOUR, |w| w.has_all(0)), "never hangs");
+        world.now.as_secs_f64()
+    };
+    let mut honest = World::new(rng, &[Manner::Honest; 2]);
+    honest.give(1, &content);
+    honest.join_with(0, 1, latency, rate);
+    let alone = fetch(&mut honest);
+
+    let mut manners = vec![Manner::Honest; 11];
+    let holder = 1 + rng.index(10);
+    for peer in (1..11).filter(|peer| *peer != holder) {
+        manners[peer] = others(rng);
+    }
+    let mut world = World::new(rng, &manners);
+    for peer in 1..11 {
+        world.give(peer, &content);
+        let trickles = world.nodes[peer].manner == Manner::Honest && peer != holder;
+        let rate = if trickles { 5_000 } else { rate };
+        world.join_with(0, peer, latency, rate);
+    }
+    let among = fetch(&mut world);
+    let copies = world.counters(0).duplicates;
+    assert!(
+        among <= 3.0 * alone,
+        "{among:.1} s among liars, {alone:.1} s from the honest one"
+    );
+    assert!(copies as usize * 10 <= content.len(), "{copies} copies");
+    among / alone
 }
 
-struct Node {
-    id: PeerId,
-    manner: Manner,
-    core: Core,
-    session: Option<SessionId>,
-    blocks: HashMap<Cid, Bytes>,
-    wanted: HashSet<Cid>,
-    found: usize,
-    /// Time that a look into the store takes.
-    load_time: Duration,
-    expires: Option<Time>,
-    unavailable: usize,
-    /// When the last wanted block came.
-    done: Time,
+/// Of nine liars, one after the other was asked for the last wants and found out after two seconds: 6.6 s from the honest one became 24.4 s.
+#[test]
+fn x3_the_last_wants_do_not_go_from_liar_to_liar() {
+    let ratio = x3_among(&mut Rng::new(0xa238_3af4_11cd_92d8), true, |_| Manner::Liar);
+    assert!(ratio <= 2.0, "{ratio:.2} x the honest time");
 }
 
-/// One direction between two nodes.
-#[derive(Clone)]
-struct Link {
-    up: bool,
-    epoch: u64,
-    latency: Duration,
-    /// Bytes a second.
-    rate: u64,
-    free_at: Time,
-    /// Nothing moves before this.
-    stalled_until: Time,
-    /// Arrival of the large message on its way, and its start.
-    flight: (Time, Time),
+/// Nine peers that send five kilobytes a second were taken for fast ones after their first block and asked for a megabyte each, and most of it
+/// was asked for twice: of 500 blocks 63 came again. Who takes long for its first block is asked for two at a time.
+#[test]
+fn x3_who_trickles_from_the_first_block_on_is_not_asked_for_a_megabyte() {
+    check!(sim_scale(20), |rng| {
+        x3_among(rng, true, |_| Manner::Honest);
+    });
 }
 
-enum Event {
-    Deliver {
-        from: usize,
-        to: usize,
-        epoch: u64,
-        message: Message,
-    },
-    Written {
-        from: usize,
-        to: usize,
-        epoch: u64,
-        lane: Lane,
-        blocks: usize,
-        block_bytes: usize,
-        bytes: usize,
-    },
-    Looked {
-        node: usize,
-        id: LoadId,
-        answer: Loaded,
-    },
-    Expire {
-        node: usize,
-    },
-    Break {
-        a: usize,
-        b: usize,
-    },
-    Join {
-        a: usize,
-        b: usize,
-    },
-}
-
-struct World {
-    now: Time,
-    queue: BTreeMap<(Time, u64), Event>,
-    next: u64,
-    nodes: Vec<Node>,
-    index: HashMap<PeerId, usize>,
-    links: BTreeMap<(usize, usize), Link>,
-    /// The next message from one to the other on this lane is written and never arrives.
-    lose: HashSet<(usize, usize, bool)>,
-    rng: Rng,
-    config: Config,
-}
-
-const MS: Duration = Duration::from_millis(1);
-
-impl World {
-    fn new(rng: &mut Rng, manners: &[Manner]) -> Self {
-        let config = Config::default();
-        let mut rng = rng.fork();
-        let nodes: Vec<Node> = manners
-            .iter()
-            .map(|manner| Node {
-                id: peer_id(&mut rng),
-                manner: *manner,
-                core: Core::new(&config),
-                session: None,
-                blocks: HashMap::new(),
-                wanted: HashSet::new(),
-                found: 0,
-                load_time: MS,
-                expires: None,
-                unavailable: 0,
-                done: Time::ZERO,
-            })
-            .collect();
-        let index = nodes.iter().enumerate().map(|(n, x)| (x.id, n)).collect();
-        Self {
-            now: Time::ZERO,
-            queue: BTreeMap::new(),
-            next: 0,
-            nodes,
-            index,
-            links: BTreeMap::new(),
-            lose: HashSet::new(),
-            rng,
-            config,
-        }
-    }
-
-    /// A LAN: 1 ms, 10 MB/s each way.
-    fn join(&mut self, a: usize, b: usize) {
-        self.join_with(a, b, MS, 10_000_000);
-    }
-
-    fn join_with(&mut self, a: usize, b: usize, latency: Duration, rate: u64) {
-        if self.links.get(&(a, b)).is_some_and(|l| l.up) {
-            return;
-        }
-        for (from, to) in [(a, b), (b, a)] {
-            let epoch = self.links.get(&(from, to)).map_or(0, |l| l.epoch + 1);
-            self.links.insert(
-                (from, to),
-                Link {
-                    up: true,
-                    epoch,
-                    latency,
-                    rate,
-                    free_at: self.now,
-                    stalled_until: Time::ZERO,
-                    flight: (Time::ZERO, Time::ZERO),
-                },
-            );
-            let peer = self.nodes[to].id;
-            let lan = true;
-            self.nodes[from]
-                .core
-                .handle(Input::Connected { peer, lan }, self.now);
-        }
-        self.settle(a);
-        self.settle(b);
-    }
-
-    fn part(&mut self, a: usize, b: usize) {
-        for (from, to) in [(a, b), (b, a)] {
-            let Some(link) = self.links.get_mut(&(from, to)) else {
-                return;
-            };
-            if !std::mem::take(&mut link.up) {
-                return;
-            }
-            let peer = self.nodes[to].id;
-            self.nodes[from]
-                .core
-                .handle(Input::Disconnected { peer }, self.now);
-        }
-        self.settle(a);
-        self.settle(b);
-    }
-
-    fn give(&mut self, node: usize, blocks: &[Block]) {
-        let mut cids = Vec::new();
-        for block in blocks {
-            self.nodes[node]
-                .blocks
-                .insert(*block.cid(), block.data().clone());
-            cids.push(*block.cid());
-        }
-        self.nodes[node].core.stored(&cids);
-        self.settle(node);
-    }
-
-    fn want(&mut self, node: usize, blocks: &[Block]) {
-        let it = &mut self.nodes[node];
-        let session = match it.session {
-            Some(session) => session,
-            None => it.core.open_session(SessionOptions::default()).unwrap(),
-        };
-        it.session = Some(session);
-        let cids: Vec<Cid> = blocks.iter().map(|b| *b.cid()).collect();
-        it.wanted.extend(&cids);
-        it.core.want(session, cids, self.now).unwrap();
-        self.settle(node);
-    }
-
-    fn has_all(&self, node: usize) -> bool {
-        let node = &self.nodes[node];
-        node.wanted.iter().all(|cid| node.blocks.contains_key(cid))
-    }
-
-    fn counters(&self, node: usize) -> Counters {
-        self.nodes[node].core.counters()
-    }
-
-    /// Runs until `done` or `until`; true if done.
-    fn run(&mut self, until: Time, done: impl Fn(&Self) -> bool) -> bool {
-        while !done(self) {
-            let Some(next) = self.queue.first_entry() else {
-                return false;
-            };
-            if next.key().0 > until {
-                self.now = until;
-                return false;
-            }
-            let ((at, _), event) = next.remove_entry();
-            self.now = at;
-            self.on_event(event);
-        }
-        true
-    }
-
-    fn at(&mut self, at: Time, event: Event) {
-        self.next += 1;
-        self.queue.insert((at, self.next), event);
-    }
-
-    fn on_event(&mut self, event: Event) {
-        match event {
-            Event::Deliver {
-                from,
-                to,
-                epoch,
-                message,
-            } => {
-                if self.is_up(from, to, epoch) {
-                    self.deliver(from, to, message);
-                }
-            }
-            Event::Written {
-                from,
-                to,
-                epoch,
-                lane,
-                blocks,
-                block_bytes,
-                bytes,
-            } => {
-                if self.is_up(from, to, epoch) {
-                    let peer = self.nodes[to].id;
-                    let input = match lane {
-                        Lane::Request => Input::RequestSent { peer, bytes },
-                        Lane::Response => Input::ResponseSent {
-                            peer,
-                            block_bytes,
-                            blocks,
-                            bytes,
-                        },
-                    };
-                    self.nodes[from].core.handle(input, self.now);
-                    self.settle(from);
-                }
-            }
-            Event::Looked { node, id, answer } => {
-                self.nodes[node].core.loaded(id, answer);
-                self.settle(node);
-            }
-            Event::Expire { node } => self.expire(node),
-            Event::Break { a, b } => self.part(a, b),
-            Event::Join { a, b } => self.join(a, b),
-        }
-    }
-
-    fn is_up(&self, from: usize, to: usize, epoch: u64) -> bool {
-        self.links
-            .get(&(from, to))
-            .is_some_and(|l| l.up && l.epoch == epoch)
-    }
-
-    /// What the driver does before time passes: tells of bytes of unfinished messages.
-    fn expire(&mut self, node: usize) {
-        self.nodes[node].expires = None;
-        let arriving: Vec<usize> = self
-            .links
-            .iter()
-            .filter(|((_, to), l)| {
-                *to == node && l.up && l.flight.0 <= self.now && self.now < l.flight.1
-            })
-            .filter(|(_, l)| l.stalled_until <= self.now)
-            .map(|((from, _), _)| *from)
-            .collect();
-        for from in arriving {
-            let peer = self.nodes[from].id;
-            let at = self.now;
-            self.nodes[node]
-                .core
-                .handle(Input::Progress { peer, at }, self.now);
-        }
-        if self.nodes[node]
-            .core
-            .deadline()
-            .is_some_and(|d| d <= self.now)
-        {
-            self.nodes[node].core.expire(self.now);
-        }
-        self.settle(node);
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, message: Message) {
-        let peer = self.nodes[from].id;
-        if self.nodes[to].manner != Manner::Honest && !message.entries.is_empty() {
-            self.misbehave(to, from, &message);
-            return;
-        }
-        self.nodes[to]
-            .core
-            .handle(Input::Received { peer, message }, self.now);
-        self.settle(to);
-    }
-
-    fn misbehave(&mut self, node: usize, asker: usize, message: &Message) {
-        let mut answer = Message::default();
-        for entry in message.entries.iter().filter(|e| !e.cancel) {
-            match (self.nodes[node].manner, entry.kind) {
-                (Manner::Liar | Manner::Corrupter, WantKind::Have) => {
-                    answer.presences.push((entry.cid, Presence::Have));
-                }
-                (Manner::Corrupter, WantKind::Block) => {
-                    answer.blocks.push(Block::raw(self.rng.bytes(500)).unwrap());
-                }
-                _ => {}
-            }
-        }
-        if !answer.is_empty() {
-            self.transmit(node, asker, Lane::Response, answer);
-        }
-    }
-
-    /// Does everything that the core wants done, and checks its bounds.
-    fn settle(&mut self, node: usize) {
-        while let Some(output) = self.nodes[node].core.poll(self.now) {
-            match output {
-                Output::Send {
-                    peer,
-                    lane,
-                    message,
-                } => {
-                    let to = self.index[&peer];
-                    self.transmit(node, to, lane, message);
-                }
-                Output::Load { id, cid, kind } => {
-                    let it = &self.nodes[node];
-                    let answer = match (kind, it.blocks.get(&cid)) {
-                        (LoadKind::Have, Some(data)) => Loaded::Size(data.len() as u64),
-                        (_, data) => data.cloned().into(),
-                    };
-                    let at = self.now + it.load_time;
-                    self.at(at, Event::Looked { node, id, answer });
-                }
-                Output::Found { block, .. } => {
-                    let now = self.now;
-                    let it = &mut self.nodes[node];
-                    assert!(it.wanted.contains(block.cid()), "X2: only what was wanted");
-                    assert_eq!(
-                        Block::raw(block.data().clone()).unwrap(),
-                        block,
-                        "X2: right bytes"
-                    );
-                    it.found += 1;
-                    it.done = now;
-                    it.core.stored(&[*block.cid()]);
-                    it.core.release(block.len(), now);
-                    let (cid, data) = block.into_parts();
-                    assert!(it.blocks.insert(cid, data).is_none(), "found once");
-                }
-                Output::Unavailable { .. } => self.nodes[node].unavailable += 1,
-                _ => {}
-            }
-        }
-        self.check_bounds(node);
-        let it = &mut self.nodes[node];
-        if let Some(deadline) = it.core.deadline()
-            && it.expires.is_none_or(|at| deadline < at)
-        {
-            it.expires = Some(deadline);
-            let at = deadline.max(self.now);
-            self.at(at, Event::Expire { node });
-        }
-    }
-
-    fn check_bounds(&self, node: usize) {
-        let load = self.nodes[node].core.load();
-        let config = &self.config;
-        assert!(load.expected_bytes + load.found_bytes <= config.node_bytes() + 2 * 1024 * 1024);
-        assert!(load.served_wants <= load.peers * config.served_wants());
-        assert!(load.loads <= config.loads());
-        // A load whose size is not known yet may pass the limit by one block a peer.
-        assert!(load.served_bytes <= load.peers * (config.served_peer_bytes() + (4 << 20)));
-    }
-
-    fn transmit(&mut self, from: usize, to: usize, lane: Lane, mut message: Message) {
-        let now = self.now;
-        let Some(link) = self.links.get_mut(&(from, to)).filter(|l| l.up) else {
-            return;
-        };
-        let block_bytes = message.block_bytes();
-        let bytes = block_bytes + 40 * (message.entries.len() + message.presences.len()) + 16;
-        message.wire_bytes = bytes;
-        let start = link.free_at.max(now).max(link.stalled_until);
-        let written = start + Duration::from_micros(bytes as u64 * 1_000_000 / link.rate);
-        let arrives = written + link.latency;
-        link.free_at = written;
-        if block_bytes > 16 * 1024 {
-            link.flight = (start + link.latency, arrives);
-        }
-        let epoch = link.epoch;
-        let blocks = message.blocks.len();
-        self.at(
-            written,
-            Event::Written {
-                from,
-                to,
-                epoch,
-                lane,
-                blocks,
-                block_bytes,
-                bytes,
-            },
-        );
-        if self.lose.remove(&(from, to, lane == Lane::Request)) {
-            return;
-        }
-        self.at(
-            arrives,
-            Event::Deliver {
-                from,
-                to,
-                epoch,
-                message,
-            },
-        );
-    }
-}
-
-fn peer_id(rng: &mut Rng) -> PeerId {
-    let mut bytes = vec![0x12, 0x20];
-    bytes.extend(rng.bytes(32));
-    PeerId::from_bytes(&bytes).unwrap()
-}
-
-fn blocks(rng: &mut Rng, count: usize, size: usize) -> Vec<Block> {
-    (0..count)
-        .map(|_| Block::raw(rng.bytes(size)).unwrap())
-        .collect()
-}
-
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// Time that a fetch of the same blocks takes among honest peers only.
-fn honest_time(rng: &mut Rng, peers: usize, blocks: &[Block]) -> Time {
-    let mut world = World::new(rng, &vec![Manner::Honest; peers + 1]);
-    for peer in 1..=peers {
-        world.give(peer, blocks);
-        world.join(0, peer);
-    }
-    world.want(0, blocks);
-    assert!(world.run(HOUR, |w| w.has_all(0)));
-    world.now
-}
-
-/// Threat X3: nine of ten peers lie, and the fetch takes no more than three times as long, with the first stall.
+/// Threat X3: nine of ten peers say that they have everything and send nothing, and the fetch takes no more than three times as long as
+/// from the tenth alone.
 #[test]
 fn x3_a_fetch_among_liars_takes_at_most_three_times_as_long() {
+    let mut worst = 0.0_f64;
     check!(sim_scale(100), |rng| {
-        let content = blocks(rng, 200, 100_000);
-        let honest = honest_time(rng, 1, &content);
-        let mut manners = vec![Manner::Liar; 10];
-        manners[0] = Manner::Honest;
-        let holder = 1 + rng.index(9);
-        manners[holder] = Manner::Honest;
-        let mut world = World::new(rng, &manners);
-        world.give(holder, &content);
-        for peer in 1..10 {
-            world.join(0, peer);
-        }
-        world.want(0, &content);
-        assert!(world.run(HOUR, |w| w.has_all(0)), "never hangs");
-        let stall = world.config.stall();
-        assert!(
-            world.now <= 3 * honest + 3 * stall,
-            "{:?} among liars, {honest:?} among honest ones",
-            world.now
-        );
-        assert!(world.counters(0).duplicates <= 20);
+        let at_once = rng.coin();
+        worst = worst.max(x3_among(rng, at_once, |_| Manner::Liar));
     });
+    println!("figure: x3 nine liars of ten peers: at most {worst:.2} x the honest time");
+}
+
+/// The same of nine that lie in different ways: say HAVE and send nothing, or something else, or five kilobytes a second; say nothing; deliver once
+/// and never again.
+#[test]
+fn x3_a_fetch_among_liars_of_all_kinds_takes_at_most_three_times_as_long() {
+    let kinds = [
+        Manner::Liar,
+        Manner::Corrupter,
+        Manner::Mute,
+        Manner::Turncoat,
+        Manner::Honest,
+    ];
+    let mut worst = 0.0_f64;
+    check!(sim_scale(100), |rng| {
+        // All of one kind, or a mix.
+        let one = *rng.pick(&kinds);
+        let mixed = rng.coin();
+        let kind = |rng: &mut Rng| if mixed { *rng.pick(&kinds) } else { one };
+        let at_once = rng.coin();
+        worst = worst.max(x3_among(rng, at_once, kind));
+    });
+    println!(
+        "figure: x3 nine liars of ten peers, of all kinds: at most {worst:.2} x the honest time"
+    );
 }
 
 /// Threat X2: corrupters are found out by their first block and not asked any more; nothing wrong is ever found (the
@@ -541,9 +134,11 @@ fn x2_wrong_bytes_are_never_found_and_cost_the_sender_its_place() {
     });
 }
 
-/// A mix of everything, with links that break and come back: whatever happens, the fetch ends.
+/// A mix of everything, with links that break, stand still, lose and swallow: whatever happens, the fetch ends. In the full run each kind of
+/// fault did its work a hundred times.
 #[test]
 fn x3_no_fetch_hangs_whatever_the_peers_do() {
+    let mut faults = BTreeMap::new();
     check!(sim_scale(10_000), |rng| {
         let count = 3 + rng.index(6);
         let mut manners = vec![Manner::Honest, Manner::Honest];
@@ -583,6 +178,19 @@ fn x3_no_fetch_hangs_whatever_the_peers_do() {
             world.at(back, Event::Join { a: 0, b });
         }
         world.want(0, &content);
+        for _ in 0..rng.index(6) {
+            let until = world.now + MS * rng.range(0..5_000) as u32;
+            if world.run(until, |w| w.has_all(0)) {
+                break;
+            }
+            let peer = 1 + rng.index(count - 1);
+            let (from, to) = *rng.pick(&[(0, peer), (peer, 0)]);
+            match rng.index(3) {
+                0 => drop(world.lose.insert((from, to, rng.coin()))),
+                1 => drop(world.swallow.insert((from, to, from == 0))),
+                _ => world.stall(from, to, MS * rng.range(100..6_000) as u32),
+            }
+        }
         let done = world.run(HOUR, |w| w.has_all(0));
         let stuck: Vec<_> = content
             .iter()
@@ -591,13 +199,35 @@ fn x3_no_fetch_hangs_whatever_the_peers_do() {
             .collect();
         assert!(done, "hangs: {manners:?}, {stuck:#?}");
         assert_eq!(world.nodes[0].core.load().wants, 0);
+        for (fault, times) in &world.faults {
+            *faults.entry(*fault).or_insert(0) += times;
+        }
     });
+    let kinds = [
+        "break",
+        "have and nothing",
+        "join",
+        "loss",
+        "silence",
+        "stall",
+        "swallow",
+        "wrong bytes",
+    ];
+    assert_eq!(faults.keys().copied().collect::<Vec<_>>(), kinds);
+    let least = sim_scale(100) as u64;
+    assert!(faults.values().all(|times| *times >= least), "{faults:?}");
+    println!(
+        "figure: faults in {} transfers: {faults:?}",
+        sim_scale(10_000)
+    );
 }
 
 /// S4.34: the peer that has it is connected, and a message is lost all the same, with its stream or in a peer that forgot: the wish,
-/// whether it has the block, the block itself, or the connection breaks and is there again at once. Nobody has to try a second time.
+/// whether it has the block, the block itself; or the connection breaks and is there again at once; or a stream is half-open, ours or that of the
+/// peer, and swallows for ever what is written on it. Nobody has to try a second time, and it costs the stall time and two round trips.
 #[test]
 fn s4_34_a_lost_want_or_block_is_asked_for_again_within_the_stall_time() {
+    let mut arms = [0u64; 5];
     check!(sim_scale(400), |rng| {
         let mut world = World::new(rng, &[Manner::Honest, Manner::Honest]);
         let first = blocks(rng, 1, 50_000);
@@ -612,9 +242,13 @@ fn s4_34_a_lost_want_or_block_is_asked_for_again_within_the_stall_time() {
             assert!(world.run(HOUR, |w| w.has_all(0)));
         }
         let begun = world.now;
-        match rng.index(3) {
+        let arm = rng.index(5);
+        arms[arm] += 1;
+        match arm {
             0 => drop(world.lose.insert((0, 1, true))),
             1 => drop(world.lose.insert((1, 0, false))),
+            2 => drop(world.swallow.insert((0, 1, true))),
+            3 => drop(world.swallow.insert((1, 0, false))),
             _ => {
                 let at = world.now + latency * rng.range(0..3) as u32;
                 world.at(at, Event::Break { a: 0, b: 1 });
@@ -622,17 +256,24 @@ fn s4_34_a_lost_want_or_block_is_asked_for_again_within_the_stall_time() {
             }
         }
         world.want(0, &more);
-        assert!(world.run(HOUR, |w| w.has_all(0)));
-        let took = world.now - begun;
-        // A search comes before the block where the peer is new, and time-outs are looked for four times a second.
-        let most = world.config.stall() + 250 * MS + 8 * latency + 100 * MS;
-        assert!(took <= most, "{took:?}, not {most:?}");
+        // The stall time counts from the last that is heard: the blocks beside a lost one come a round trip after they were wanted.
+        world.run(begun + 1_500 * MS, |w| w.has_all(0));
+        let heard = begun.max(world.nodes[0].done);
+        assert!(world.run(HOUR, |w| w.has_all(0)), "arm {arm} hangs");
+        let took = world.now.saturating_sub(heard);
+        // Time-outs are looked for four times a second; looking the blocks up and sending them takes its time as well.
+        let round_trip = 2 * latency;
+        let most = world.config.stall() + 2 * round_trip + TICK + 20 * MS;
+        assert!(took <= most, "arm {arm}: {took:?}, not {most:?}");
+        assert_eq!(world.faults.contains_key("swallow"), arm == 2 || arm == 3);
+        assert!(world.counters(0).duplicates <= 3);
     });
+    assert!(arms.iter().all(|n| *n > 0), "{arms:?}");
 }
 
 /// Threat X7: honest devices fetch the same blocks from one origin and from each other, and nobody gets a block much more than
 /// once.
-fn x7_copies(rng: &mut Rng, devices: usize, count: usize) {
+fn x7_copies(rng: &mut Rng, devices: usize, count: usize) -> (u64, u64) {
     let mut world = World::new(rng, &vec![Manner::Honest; devices + 1]);
     let content = blocks(rng, count, 64_000);
     world.give(devices, &content);
@@ -648,16 +289,32 @@ fn x7_copies(rng: &mut Rng, devices: usize, count: usize) {
     let copies: u64 = (0..devices).map(|d| world.counters(d).duplicates).sum();
     let all = (devices * content.len()) as u64;
     assert!(copies * 10 <= all, "{copies} copies of {all} blocks");
+    (copies, all)
+}
+
+/// Many runs, and what they came to together.
+fn x7_copies_of(runs: usize, devices: usize, count: usize) {
+    let (mut copies, mut all, mut worst) = (0, 0, 0.0_f64);
+    check!(runs, |rng| {
+        let (more, of) = x7_copies(rng, devices, count);
+        (copies, all) = (copies + more, all + of);
+        worst = worst.max(more as f64 / of as f64);
+    });
+    let mean = 1.0 + copies as f64 / all as f64;
+    let worst = 1.0 + worst;
+    println!(
+        "figure: x7 each block came {mean:.4} times to {devices} devices, {worst:.4} in the worst run"
+    );
 }
 
 #[test]
 fn x7_copies_stay_below_one_and_a_tenth() {
-    check!(sim_scale(60), |rng| x7_copies(rng, 8, 200));
+    x7_copies_of(sim_scale(60), 8, 200);
 }
 
 #[test]
 fn x7_copies_stay_below_one_and_a_tenth_among_fifty() {
-    check!(sim_scale(4), |rng| x7_copies(rng, 50, 60));
+    x7_copies_of(sim_scale(4), 50, 60);
 }
 
 /// A line of 1 Mbit/s that stalls for longer than the time-out, with one holder only: nothing is given up, and little
@@ -673,10 +330,10 @@ fn a_slow_line_that_stalls_completes_without_much_waste() {
         let mut at = 3 * Duration::from_secs(1);
         for _ in 0..4 {
             assert!(!world.run(at, |w| w.has_all(0)));
-            let until = world.now + MS * rng.range(500..6_000) as u32;
-            for link in world.links.values_mut() {
-                link.stalled_until = until;
-            }
+            let pause = MS * rng.range(500..6_000) as u32;
+            world.stall(0, 1, pause);
+            world.stall(1, 0, pause);
+            let until = world.now + pause;
             at = until + Duration::from_secs(3);
         }
         assert!(world.run(HOUR, |w| w.has_all(0)));
@@ -689,34 +346,47 @@ fn a_slow_line_that_stalls_completes_without_much_waste() {
     });
 }
 
-/// S0.12 and X3: 50 MiB over 1 Mbit/s and 100 ms each way, with stalls longer than the time-out: of what the line could carry while it moved, seven
-/// tenths and more are wanted blocks.
+/// S0.12 and X3: 50 MiB over 1 Mbit/s, 100 ms there and back, 2 % of the packets lost and stalls longer than the time-out: seven tenths of what
+/// the line could carry while it did not stand still are wanted blocks; what the losses cost counts against it. With the stalls, an eighth of
+/// the time here, it is less, and said as well.
+///
+/// What the exchange sees of a lost packet is what TCP makes of it, see [`World::losses`].
 #[test]
 fn s0_12_fifty_mib_over_a_megabit_line_use_seven_tenths_of_it() {
     const RATE: u64 = 125_000;
+    let (mut least, mut least_moving) = (1.0_f64, 1.0_f64);
     check!(sim_scale(20), |rng| {
         let mut world = World::new(rng, &[Manner::Honest, Manner::Honest]);
         let content = blocks(rng, 200, 256 * 1024);
         world.give(1, &content);
-        world.join_with(0, 1, 100 * MS, RATE);
+        world.join_with(0, 1, 50 * MS, RATE);
+        for link in world.links.values_mut() {
+            link.loss = 2;
+        }
         world.want(0, &content);
         let mut stalled = Duration::ZERO;
-        while !world.run(world.now + 20_000 * MS, |w| w.has_all(0)) {
+        while !world.run(world.now + 30_000 * MS, |w| w.has_all(0)) {
             let pause = MS * rng.range(500..8_000) as u32;
             stalled += pause;
-            let until = world.now + pause;
-            for link in world.links.values_mut() {
-                link.stalled_until = until;
-                // What is on its way stands still as well.
-                link.free_at = link.free_at.max(world.now) + pause;
-            }
+            world.stall(0, 1, pause);
+            world.stall(1, 0, pause);
             assert!(world.now < HOUR, "never ends");
         }
         let bytes: usize = content.iter().map(Block::len).sum();
-        let moving = (world.now - stalled).as_secs_f64();
-        let share = bytes as f64 / moving / RATE as f64;
-        assert!(share >= 0.7, "{share:.2}, {:?}", world.counters(0));
+        let share = |time: Duration| bytes as f64 / time.as_secs_f64() / RATE as f64;
+        let (all, moving) = (share(world.now), share(world.now - stalled));
+        assert!(moving >= 0.7, "{moving:.2}, {:?}", world.counters(0));
+        assert!(all >= 0.6, "{all:.2}, {:?}", world.counters(0));
+        assert!(world.faults["packet loss"] >= 500 && world.faults["stall"] >= 10);
+        least = least.min(all);
+        least_moving = least_moving.min(moving);
     });
+    println!(
+        "figure: s0_12 goodput of 50 MiB over 1 Mbit/s, 100 ms, 2 % loss, stalls of 0.5 to 8 s: at least {:.0} % of the line while it \
+         moved, {:.0} % with the stalls counted",
+        least_moving * 100.0,
+        least * 100.0
+    );
 }
 
 /// The same seed gives the same run: nothing in the core depends on a hash or a clock.

@@ -1,4 +1,4 @@
-//! Real swarms over TCP, noise and yamux on loopback.
+//! Real swarms behind the wall, over TCP on loopback and over memory.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,13 +6,31 @@ mod common;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use common::{Node, blocks, connect, run_until};
+use common::{Node, Over, blocks, connect, over_each_transport, run_until};
 use gemba_exchange::{Answer, Config, SessionOptions};
 
-#[tokio::test]
-async fn two_nodes_fetch_a_block_from_each_other() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
+over_each_transport! {
+    #[tokio::test]
+    async fn s0_8_two_nodes_fetch_a_block_from_each_other;
+    #[tokio::test]
+    async fn a_thousand_blocks_travel_once;
+    #[tokio::test]
+    async fn a_want_that_nobody_has_ends_with_a_cause_and_is_pushed_when_it_arrives;
+    #[tokio::test]
+    async fn two_holders_share_the_work;
+    #[tokio::test]
+    async fn loss_of_a_holder_in_the_middle_costs_nothing_but_its_unsent_blocks;
+    #[tokio::test]
+    async fn a_transfer_survives_the_loss_of_the_connection_that_writes;
+    #[tokio::test]
+    async fn an_idle_connection_is_let_go_and_a_busy_one_is_kept;
+    #[tokio::test]
+    async fn closing_a_session_withdraws_its_wants_everywhere;
+}
+
+async fn s0_8_two_nodes_fetch_a_block_from_each_other(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
     connect(&mut a, &mut b).await;
     let mine = blocks(1, 1, 100_000);
     let theirs = blocks(2, 1, 300);
@@ -28,10 +46,9 @@ async fn two_nodes_fetch_a_block_from_each_other() {
     assert_eq!(b.exchange().counters().found, 1);
 }
 
-#[tokio::test]
-async fn a_thousand_blocks_travel_once() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
+async fn a_thousand_blocks_travel_once(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
     connect(&mut a, &mut b).await;
     let many = blocks(3, 1000, 20_000);
     a.store(&many);
@@ -45,10 +62,9 @@ async fn a_thousand_blocks_travel_once() {
     assert_eq!(ledger[0].bytes_in, 20_000_000);
 }
 
-#[tokio::test]
-async fn a_want_that_nobody_has_ends_with_a_cause_and_is_pushed_when_it_arrives() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
+async fn a_want_that_nobody_has_ends_with_a_cause_and_is_pushed_when_it_arrives(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
     connect(&mut a, &mut b).await;
     let late = blocks(4, 1, 5000);
     b.want(&late);
@@ -65,11 +81,10 @@ async fn a_want_that_nobody_has_ends_with_a_cause_and_is_pushed_when_it_arrives(
     run_until(&mut [&mut a, &mut b], |nodes| nodes[1].has(&late)).await;
 }
 
-#[tokio::test]
-async fn two_holders_share_the_work() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
-    let mut c = Node::new(Config::default()).await;
+async fn two_holders_share_the_work(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
+    let mut c = Node::new(over, Config::default()).await;
     connect(&mut a, &mut c).await;
     connect(&mut b, &mut c).await;
     let many = blocks(5, 300, 100_000);
@@ -85,11 +100,10 @@ async fn two_holders_share_the_work() {
     }
 }
 
-#[tokio::test]
-async fn loss_of_a_holder_in_the_middle_costs_nothing_but_its_unsent_blocks() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
-    let mut c = Node::new(Config::default()).await;
+async fn loss_of_a_holder_in_the_middle_costs_nothing_but_its_unsent_blocks(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
+    let mut c = Node::new(over, Config::default()).await;
     connect(&mut a, &mut c).await;
     connect(&mut b, &mut c).await;
     let many = blocks(6, 400, 50_000);
@@ -107,10 +121,9 @@ async fn loss_of_a_holder_in_the_middle_costs_nothing_but_its_unsent_blocks() {
 }
 
 /// Two connections to one peer, and the one that carries the transfer is closed again and again.
-#[tokio::test]
-async fn a_transfer_survives_the_loss_of_the_connection_that_writes() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
+async fn a_transfer_survives_the_loss_of_the_connection_that_writes(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
     connect(&mut a, &mut b).await;
     let many = blocks(9, 600, 50_000);
     a.store(&many);
@@ -135,14 +148,14 @@ async fn a_transfer_survives_the_loss_of_the_connection_that_writes() {
     assert_eq!(a.exchange().load().served_bytes, 0);
 }
 
-#[tokio::test]
-async fn an_idle_connection_is_let_go_and_a_busy_one_is_kept() {
-    let mut a = Node::with_idle_timeout(Config::default(), Duration::from_millis(100)).await;
-    let mut b = Node::with_idle_timeout(Config::default(), Duration::from_millis(100)).await;
-    connect(&mut a, &mut b).await;
+async fn an_idle_connection_is_let_go_and_a_busy_one_is_kept(over: Over) {
+    let mut a = Node::with_idle_timeout(over, Config::default(), Duration::from_millis(100)).await;
+    let mut b = Node::with_idle_timeout(over, Config::default(), Duration::from_millis(100)).await;
+    // Wanted before they connect: a connection may be idle for no longer than it takes to make the blocks.
     let many = blocks(7, 200, 100_000);
     a.store(&many);
     b.want(&many);
+    connect(&mut a, &mut b).await;
     run_until(&mut [&mut a, &mut b], |nodes| nodes[1].has(&many)).await;
     run_until(&mut [&mut a, &mut b], |nodes| {
         nodes.iter().all(|n| n.connections() == 0)
@@ -151,10 +164,9 @@ async fn an_idle_connection_is_let_go_and_a_busy_one_is_kept() {
     assert_eq!(b.exchange().load().peers, 0);
 }
 
-#[tokio::test]
-async fn closing_a_session_withdraws_its_wants_everywhere() {
-    let mut a = Node::new(Config::default()).await;
-    let mut b = Node::new(Config::default()).await;
+async fn closing_a_session_withdraws_its_wants_everywhere(over: Over) {
+    let mut a = Node::new(over, Config::default()).await;
+    let mut b = Node::new(over, Config::default()).await;
     connect(&mut a, &mut b).await;
     let never = blocks(8, 50, 10);
     let session = b

@@ -10,6 +10,7 @@
 mod client;
 mod ledger;
 mod server;
+mod site;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -25,7 +26,7 @@ pub use ledger::PeerLedger;
 use crate::config::Config;
 use crate::error::{TooManySessions, WantError};
 use crate::metrics::Counters;
-use crate::wire::Message;
+use crate::wire::{Message, SiteMessage};
 use client::Client;
 use ledger::Ledger;
 use server::Server;
@@ -86,12 +87,14 @@ pub enum Input {
         /// From whom.
         peer: PeerId,
     },
-    /// Bytes of a large message that is not complete yet arrived at `at`.
+    /// Bytes of large messages that are or were not complete.
     Progress {
         /// From whom.
         peer: PeerId,
         /// When the last byte was read.
         at: Time,
+        /// How many came since this was told last.
+        bytes: usize,
     },
     /// The last [`Lane::Request`] message was written.
     RequestSent {
@@ -105,6 +108,11 @@ pub enum Input {
         /// To whom.
         peer: PeerId,
     },
+    /// The peer agreed to the stream that [`SpareStream::Open`] asked for, and all that was read before that was told.
+    SpareOpened {
+        /// Who.
+        peer: PeerId,
+    },
     /// The oldest [`Lane::Response`] message was written, or given up: the peer has credit for more.
     ResponseSent {
         /// To whom.
@@ -116,6 +124,28 @@ pub enum Input {
         /// Size on the wire; 0 if it was given up.
         bytes: usize,
     },
+    /// Something about the site that devices share (specs/site.md).
+    Site {
+        /// About or from whom.
+        peer: PeerId,
+        /// What.
+        fact: SiteFact,
+    },
+}
+
+/// A fact about a peer and the site.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SiteFact {
+    /// It speaks `/gemba/site/1`, and what is sent from now on reaches it; or `near` changed.
+    Speaks {
+        /// It was reached on one of our own subnets.
+        near: bool,
+    },
+    /// It does not speak the protocol, or our stream to it broke off.
+    Silent,
+    /// It sent a message.
+    Said(SiteMessage),
 }
 
 /// What is to be done.
@@ -165,6 +195,18 @@ pub enum Output {
         /// Who.
         peer: PeerId,
     },
+    /// A peer that owes us something is silent: what to do with another [`Lane::Request`] stream to it.
+    Spare {
+        /// To whom.
+        peer: PeerId,
+        /// What.
+        action: SpareStream,
+    },
+    /// The peer starts anew, perhaps because our answers do not reach it: write what follows on [`Lane::Response`] on a new stream.
+    Renew {
+        /// To whom.
+        peer: PeerId,
+    },
     /// A peer made no progress in time and its wants were moved.
     Stalled {
         /// Who.
@@ -177,6 +219,13 @@ pub enum Output {
         /// Who.
         peer: PeerId,
     },
+    /// Tell a peer something about the site.
+    Site {
+        /// Whom.
+        peer: PeerId,
+        /// What.
+        message: SiteMessage,
+    },
     /// Stop (`true`) or go on (`false`) reading from all connections: found blocks are not released fast enough.
     Pause(bool),
 }
@@ -188,6 +237,17 @@ pub enum Lane {
     Request,
     /// Our answers.
     Response,
+}
+
+/// What to do with a second [`Lane::Request`] stream, beside the kept one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpareStream {
+    /// Open one, and say so with [`Input::SpareOpened`] once the peer agreed to it. One that is there already is dropped.
+    Open,
+    /// Reset the kept one with what is being written on it; what follows is written on this one.
+    Use,
+    /// It is not needed.
+    Drop,
 }
 
 /// Names a session.
@@ -270,7 +330,9 @@ impl Core {
                         .malformed(*key, now, &mut self.counters, &mut self.out);
                 }
             }
-            Input::Progress { peer, at } => self.with_client(peer, |c, key| c.progress(key, at)),
+            Input::Progress { peer, at, bytes } => {
+                self.with_client(peer, |c, key| c.progress(key, at, bytes));
+            }
             Input::RequestSent { peer, bytes } => {
                 self.counters.bytes_out += bytes as u64;
                 self.with_client(peer, Client::request_sent);
@@ -280,12 +342,24 @@ impl Core {
                     self.client.requests_lost(*key, &mut self.counters);
                 }
             }
+            Input::SpareOpened { peer } => {
+                if let Some(key) = self.peers.get(&peer) {
+                    self.client
+                        .spare_opened(*key, now, &mut self.counters, &mut self.out);
+                }
+            }
             Input::ResponseSent {
                 peer,
                 block_bytes,
                 blocks,
                 bytes,
             } => self.response_sent(peer, block_bytes, blocks, bytes, now),
+            Input::Site { peer, fact } => {
+                if let Some(key) = self.peers.get(&peer) {
+                    self.client
+                        .on_site(*key, fact, now, &mut self.counters, &mut self.out);
+                }
+            }
         }
     }
 
@@ -369,6 +443,9 @@ impl Core {
                 message,
             });
         }
+        if let Some((peer, message)) = self.client.next_site_message() {
+            return Some(Output::Site { peer, message });
+        }
         if let Some(peer) = self.server.next_given_up(&mut self.counters) {
             return Some(Output::GiveUp { peer });
         }
@@ -431,6 +508,12 @@ impl Core {
             .is_some_and(|key| self.client.is_busy(*key) || self.server.is_busy(*key))
     }
 
+    /// The connected peers that belong to the same site.
+    #[must_use]
+    pub fn mates(&self) -> Vec<PeerId> {
+        self.client.mates()
+    }
+
     /// What is held in memory for peers and wants, for tests of X1 and for the owner's memory report.
     #[must_use]
     pub fn load(&self) -> Load {
@@ -480,6 +563,9 @@ impl Core {
         self.ledger
             .received(peer, message.blocks.len(), message.block_bytes());
         let entries = std::mem::take(&mut message.entries);
+        if message.full && self.server.renews(key, now) {
+            self.out.push_back(Output::Renew { peer });
+        }
         self.server
             .wantlist(key, message.full, &entries, &mut self.counters);
         self.client

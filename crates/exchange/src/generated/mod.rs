@@ -1,4 +1,4 @@
-//! Code made from `message.proto` by `cargo xtask`, checked in and compared in CI. Nothing here is written by hand
+//! Code made from the `.proto` files by `cargo xtask`, checked in and compared in CI. Nothing here is written by hand
 //! but this file.
 #![allow(
     missing_docs,
@@ -9,3 +9,8 @@
 )]
 
 include!("bitswap.rs");
+
+/// `site.proto`.
+pub mod site {
+    include!("site.rs");
+}

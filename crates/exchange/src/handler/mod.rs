@@ -26,7 +26,7 @@ pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
 pub(crate) use shared::{Clock, Gate, Outbox};
 
-use crate::core::Lane;
+use crate::core::{Lane, SpareStream};
 use crate::wire::Version;
 use inbound::{Inbound, InboundError};
 use outbound::{Outbound, Step};
@@ -39,9 +39,34 @@ pub struct Handler {
     max_inbound: usize,
     request: Outbound<Stream>,
     response: Outbound<Stream>,
+    spare: Spare,
     /// Facts for the behaviour; at most a few a poll are added before they leave.
     facts: VecDeque<Fact>,
     unsupported: bool,
+}
+
+/// The second request stream.
+enum Spare {
+    None,
+    /// Asked of the swarm; `wanted` as long as the core did not think better of it.
+    Opening {
+        wanted: bool,
+    },
+    Open {
+        stream: Stream,
+        version: Version,
+        /// The core knows.
+        told: bool,
+    },
+}
+
+/// What an outbound stream is opened for.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    /// The kept stream of a lane.
+    Lane(Lane),
+    /// A second request stream.
+    Spare,
 }
 
 /// What a handler tells the behaviour.
@@ -55,6 +80,8 @@ pub enum Fact {
     RequestSent { bytes: usize },
     #[doc(hidden)]
     RequestsLost,
+    #[doc(hidden)]
+    SpareOpened,
     #[doc(hidden)]
     ResponseSent {
         block_bytes: usize,
@@ -95,6 +122,7 @@ impl Handler {
             max_inbound,
             request: Outbound::new(Lane::Request),
             response: Outbound::new(Lane::Response),
+            spare: Spare::None,
             facts: VecDeque::new(),
             unsupported: false,
         }
@@ -111,12 +139,28 @@ impl Handler {
         self.inbound.push(Inbound::new(stream, self.shared.clone()));
     }
 
-    fn on_outbound(&mut self, mut stream: Stream, version: Version, lane: Lane) {
+    fn on_outbound(&mut self, mut stream: Stream, version: Version, purpose: Purpose) {
         stream.ignore_for_keep_alive();
-        self.lane(lane).opened(stream, version);
+        match (purpose, &self.spare) {
+            (Purpose::Lane(lane), _) => self.lane(lane).opened(stream, version),
+            (Purpose::Spare, Spare::Opening { wanted: true }) => {
+                self.spare = Spare::Open {
+                    stream,
+                    version,
+                    told: false,
+                }
+            }
+            // Dropping the stream resets it.
+            (Purpose::Spare, _) => self.spare = Spare::None,
+        }
     }
 
-    fn on_open_failed(&mut self, lane: Lane, unsupported: bool) {
+    fn on_open_failed(&mut self, purpose: Purpose, unsupported: bool) {
+        let Purpose::Lane(lane) = purpose else {
+            self.spare = Spare::None;
+            self.facts.push_back(Fact::StreamFailed);
+            return;
+        };
         if unsupported && !self.unsupported {
             self.unsupported = true;
             self.facts.push_back(Fact::Unsupported);
@@ -161,6 +205,59 @@ impl Handler {
         for message in self.response.give_up().into_iter().chain(waiting) {
             self.on_step(Lane::Response, Step::Lost { message });
         }
+    }
+
+    /// Does with the second request stream what the core wants. True if one is to be opened.
+    fn mind_spare(&mut self) -> bool {
+        match (
+            self.shared.outbox.take_spare(self.connection),
+            &mut self.spare,
+        ) {
+            (None, _) => false,
+            (Some(SpareStream::Open), Spare::Opening { wanted }) => {
+                *wanted = true;
+                false
+            }
+            (Some(SpareStream::Open), _) => {
+                self.spare = Spare::Opening { wanted: true };
+                true
+            }
+            (Some(SpareStream::Drop), Spare::Opening { wanted }) => {
+                *wanted = false;
+                false
+            }
+            (Some(SpareStream::Drop), _) => {
+                self.spare = Spare::None;
+                false
+            }
+            (Some(SpareStream::Use), Spare::Opening { wanted }) => {
+                *wanted = false;
+                self.request.replace(None);
+                false
+            }
+            (Some(SpareStream::Use), _) => {
+                let with = match std::mem::replace(&mut self.spare, Spare::None) {
+                    Spare::Open {
+                        stream, version, ..
+                    } => Some((stream, version)),
+                    _ => None,
+                };
+                self.request.replace(with);
+                false
+            }
+        }
+    }
+
+    /// The news of the second request stream, once all that came before it was read. Not while it is we who cannot read.
+    fn tell_of_spare(&mut self) -> Option<Fact> {
+        let Spare::Open { told, .. } = &mut self.spare else {
+            return None;
+        };
+        if *told || self.inbound.iter().any(Inbound::waits_for_room) {
+            return None;
+        }
+        *told = true;
+        Some(Fact::SpareOpened)
     }
 
     fn on_step(&mut self, lane: Lane, step: Step) {
@@ -209,7 +306,7 @@ impl ConnectionHandler for Handler {
     type InboundProtocol = Protocols;
     type OutboundProtocol = Protocols;
     type InboundOpenInfo = ();
-    type OutboundOpenInfo = Lane;
+    type OutboundOpenInfo = Purpose;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Protocols, ()> {
         SubstreamProtocol::new(Protocols, ()).with_timeout(OPEN_TIMEOUT)
@@ -222,13 +319,22 @@ impl ConnectionHandler for Handler {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<ConnectionHandlerEvent<Protocols, Lane, Fact>> {
+    ) -> Poll<ConnectionHandlerEvent<Protocols, Purpose, Fact>> {
         self.give_up_responses();
-        for lane in [Lane::Request, Lane::Response] {
-            if let Some(lane) = self.drive(lane, cx) {
-                let protocol = SubstreamProtocol::new(Protocols, lane).with_timeout(OPEN_TIMEOUT);
-                return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
-            }
+        if self.shared.outbox.take_renewed(self.connection) {
+            self.response.renew();
+        }
+        self.response.close_old(cx);
+        let purpose = match self.mind_spare() {
+            true => Some(Purpose::Spare),
+            false => [Lane::Request, Lane::Response]
+                .into_iter()
+                .find_map(|lane| self.drive(lane, cx))
+                .map(Purpose::Lane),
+        };
+        if let Some(purpose) = purpose {
+            let protocol = SubstreamProtocol::new(Protocols, purpose).with_timeout(OPEN_TIMEOUT);
+            return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
         }
         if let Some(fact) = self.facts.pop_front() {
             return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(fact));
@@ -237,6 +343,9 @@ impl ConnectionHandler for Handler {
             if let Some(fact) = self.on_item(item) {
                 return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(fact));
             }
+        }
+        if let Some(fact) = self.tell_of_spare() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(fact));
         }
         Poll::Pending
     }
@@ -254,7 +363,10 @@ impl ConnectionHandler for Handler {
         match event {}
     }
 
-    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Protocols, Protocols, (), Lane>) {
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Protocols, Protocols, (), Purpose>,
+    ) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
                 protocol: (stream, _version),
@@ -262,8 +374,8 @@ impl ConnectionHandler for Handler {
             }) => self.on_inbound(stream),
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (stream, version),
-                info: lane,
-            }) => self.on_outbound(stream, version, lane),
+                info: purpose,
+            }) => self.on_outbound(stream, version, purpose),
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 let unsupported = matches!(error, StreamUpgradeError::NegotiationFailed);
                 self.on_open_failed(info, unsupported);

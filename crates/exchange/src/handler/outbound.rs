@@ -19,6 +19,8 @@ pub(crate) struct Outbound<S> {
     /// Failures since the last success.
     failures: u32,
     pause: Option<Delay>,
+    /// A stream that was replaced and is being closed, so that the peer reads what was written on it.
+    old: Option<S>,
 }
 
 enum Stream<S> {
@@ -67,6 +69,7 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
             current: None,
             failures: 0,
             pause: None,
+            old: None,
         }
     }
 
@@ -97,11 +100,52 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
     }
 
     pub(crate) fn opened(&mut self, stream: S, version: Version) {
-        self.stream = Stream::Open(stream, version);
+        // Another one may have taken its place meanwhile.
+        if let Stream::Opening = self.stream {
+            self.stream = Stream::Open(stream, version);
+        }
+    }
+
+    /// Goes on on this stream; the one so far is reset with what was being written on it, or is not opened any more.
+    pub(crate) fn replace(&mut self, with: Option<(S, Version)>) {
+        self.current = None;
+        self.failures = 0;
+        self.pause = None;
+        match with {
+            Some((stream, version)) => self.stream = Stream::Open(stream, version),
+            None => drop(self.give_up()),
+        }
+    }
+
+    /// What follows goes on a new stream, and so does what is being written. What was written is left to the peer to read.
+    pub(crate) fn renew(&mut self) {
+        if !matches!(self.stream, Stream::Open(..)) {
+            return;
+        }
+        let Stream::Open(old, _) = std::mem::replace(&mut self.stream, Stream::Closed) else {
+            return;
+        };
+        match &mut self.current {
+            // Dropping the stream resets it.
+            Some(current) if current.frame.is_some() => current.frame = None,
+            _ => self.old = Some(old),
+        }
+    }
+
+    /// Closes the stream that was replaced.
+    pub(crate) fn close_old(&mut self, cx: &mut Context<'_>) {
+        if let Some(old) = &mut self.old
+            && Pin::new(old).poll_close(cx).is_ready()
+        {
+            self.old = None;
+        }
     }
 
     /// No stream could be opened.
     pub(crate) fn failed(&mut self) -> Option<Step> {
+        if !matches!(self.stream, Stream::Opening) {
+            return None;
+        }
         self.stream = Stream::Closed;
         self.fail()
     }

@@ -2,14 +2,14 @@
 //! channel: a full channel of one connection would stop every behaviour of the node.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use libp2p_swarm::ConnectionId;
 
-use crate::core::{Lane, Time};
+use crate::core::{Lane, SpareStream, Time};
 use crate::wire::Message;
 
 /// Messages to one peer and what its connections report without an event.
@@ -20,6 +20,8 @@ pub(crate) struct Outbox {
     busy: AtomicBool,
     /// When the last byte of a large unfinished message was read, in milliseconds since start.
     read_at: AtomicU64,
+    /// Bytes of such messages that were not told of.
+    read: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -30,6 +32,10 @@ struct Inner {
     responses: VecDeque<Message>,
     /// What is on its way as a response is to be dropped.
     give_up: bool,
+    /// Responses go on a new stream.
+    renew: bool,
+    /// What to do with a second request stream.
+    spare: Option<SpareStream>,
     /// The one connection that writes.
     writer: Option<ConnectionId>,
     wakers: HashMap<ConnectionId, Waker>,
@@ -65,11 +71,45 @@ impl Outbox {
         Some(std::mem::take(&mut inner.responses))
     }
 
+    /// Has the connection that writes go on with responses on a new stream.
+    pub(crate) fn renew_responses(&self) {
+        let mut inner = lock(&self.inner);
+        inner.renew = true;
+        inner.wake_writer();
+    }
+
+    /// Whether `connection` is to go on with responses on a new stream.
+    pub(crate) fn take_renewed(&self, connection: ConnectionId) -> bool {
+        let mut inner = lock(&self.inner);
+        inner.writer == Some(connection) && std::mem::take(&mut inner.renew)
+    }
+
+    /// Has the connection that writes open, use or drop a second request stream. What was meant for the first is dropped when the
+    /// second is used: the core repeats it.
+    pub(crate) fn set_spare(&self, action: SpareStream) {
+        let mut inner = lock(&self.inner);
+        if action == SpareStream::Use {
+            inner.requests.clear();
+        }
+        inner.spare = Some(action);
+        inner.wake_writer();
+    }
+
+    /// What `connection` is to do with a second request stream.
+    pub(crate) fn take_spare(&self, connection: ConnectionId) -> Option<SpareStream> {
+        let mut inner = lock(&self.inner);
+        match inner.writer == Some(connection) {
+            true => inner.spare.take(),
+            false => None,
+        }
+    }
+
     /// Chooses the connection that writes. What was meant for the old request stream is dropped: the core repeats it.
     pub(crate) fn set_writer(&self, writer: Option<ConnectionId>) {
         let mut inner = lock(&self.inner);
         inner.writer = writer;
         inner.requests.clear();
+        (inner.renew, inner.spare) = (false, None);
         inner.wake_writer();
     }
 
@@ -79,6 +119,7 @@ impl Outbox {
         inner.requests.clear();
         inner.responses.clear();
         inner.give_up = false;
+        (inner.renew, inner.spare) = (false, None);
         inner.writer = None;
     }
 
@@ -119,13 +160,20 @@ impl Outbox {
         self.busy.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn read(&self, at: Time) {
+    pub(crate) fn read(&self, at: Time, bytes: usize) {
         self.read_at
             .fetch_max(at.as_millis() as u64, Ordering::Relaxed);
+        self.read.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn read_at(&self) -> Time {
         Duration::from_millis(self.read_at.load(Ordering::Relaxed))
+    }
+
+    /// When the last byte of a large message was read, if any ever was, and how many since the last call.
+    pub(crate) fn take_read(&self) -> Option<(Time, usize)> {
+        let at = self.read_at();
+        (!at.is_zero()).then(|| (at, self.read.swap(0, Ordering::Relaxed)))
     }
 }
 

@@ -7,9 +7,13 @@
 mod decode;
 mod encode;
 mod scan;
+mod site;
 
 pub use decode::{DecodeError, decode, read_length};
 pub use encode::{Frame, encode};
+pub use site::{
+    Hello, MAX_LABEL_BYTES, MAX_SITE_MESSAGE_BYTES, SITE_PROTOCOL, SiteDecodeError, SiteMessage,
+};
 
 use gemba_block::{Block, Cid};
 

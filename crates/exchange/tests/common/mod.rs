@@ -1,21 +1,91 @@
-//! A node with a store in memory.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+//! A node with a store in memory, and what carries its bytes.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_macros,
+    unused_imports,
+    clippy::unwrap_used
+)]
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures::StreamExt;
 use gemba_block::{Block, Bytes, Cid};
 use gemba_exchange::{Asked, Behaviour, Config, Event, LoadKind, SessionId, SessionOptions};
-use libp2p_core::Transport;
+use gemba_pnet::{Network, SwarmKey, TransportConfig};
 use libp2p_core::muxing::StreamMuxerBox;
-use libp2p_core::transport::Boxed;
-use libp2p_core::upgrade::Version;
+use libp2p_core::transport::{Boxed, MemoryTransport, Transport};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::dial_opts::DialOpts;
 use libp2p_swarm::{ConnectionId, Swarm, SwarmEvent};
 use multiaddr::Multiaddr;
+
+/// One suite, any carrier, below the same wall, Noise and yamux. The next one (QUIC) is a third variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Tcp,
+    Memory,
+}
+
+impl Over {
+    /// The transport into the private network of the tests.
+    pub fn transport(self, key: &Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
+        self.transport_into(key, &Network::Private(SwarmKey::from_bytes([1; 32])))
+    }
+
+    /// The transport into another one.
+    pub fn transport_into(
+        self,
+        key: &Keypair,
+        network: &Network,
+    ) -> Boxed<(PeerId, StreamMuxerBox)> {
+        let config = TransportConfig::default();
+        match self {
+            Self::Tcp => gemba_pnet::transport(key, network, &config),
+            Self::Memory => {
+                let refused = |error| io::Error::new(io::ErrorKind::ConnectionRefused, error);
+                let carrier = MemoryTransport::new().map_err(refused);
+                gemba_pnet::transport_over(carrier, key, network, &config)
+            }
+        }
+        .unwrap()
+    }
+
+    /// Where to listen to get a free place.
+    pub fn anywhere(self) -> Multiaddr {
+        match self {
+            Self::Tcp => "/ip4/127.0.0.1/tcp/0",
+            Self::Memory => "/memory/0",
+        }
+        .parse()
+        .unwrap()
+    }
+}
+
+/// Makes of each named test, a function of what is [`Over`] it, one test a carrier: `name::tcp`, `name::memory`.
+macro_rules! over_each_transport {
+    ($($(#[$test:meta])+ async fn $name:ident;)+) => {
+        $(
+            mod $name {
+                use super::common::Over;
+
+                $(#[$test])+
+                async fn tcp() {
+                    super::$name(Over::Tcp).await;
+                }
+
+                $(#[$test])+
+                async fn memory() {
+                    super::$name(Over::Memory).await;
+                }
+            }
+        )+
+    };
+}
+pub(crate) use over_each_transport;
 
 pub struct Node {
     pub swarm: Swarm<Behaviour>,
@@ -31,21 +101,19 @@ pub struct Node {
 }
 
 impl Node {
-    pub async fn new(config: Config) -> Self {
-        Self::with_idle_timeout(config, Duration::from_secs(60)).await
+    pub async fn new(over: Over, config: Config) -> Self {
+        Self::with_idle_timeout(over, config, Duration::from_secs(60)).await
     }
 
-    pub async fn with_idle_timeout(config: Config, idle: Duration) -> Self {
+    pub async fn with_idle_timeout(over: Over, config: Config, idle: Duration) -> Self {
         let key = Keypair::generate_ed25519();
         let mut swarm = Swarm::new(
-            transport(&key),
+            over.transport(&key),
             Behaviour::new(config),
             key.public().to_peer_id(),
             libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(idle),
         );
-        swarm
-            .listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap())
-            .unwrap();
+        swarm.listen_on(over.anywhere()).unwrap();
         let address = loop {
             if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
                 break address;
@@ -205,13 +273,4 @@ pub fn blocks(seed: u64, count: usize, size: usize) -> Vec<Block> {
 
 pub fn ids(blocks: &[Block]) -> HashSet<Cid> {
     blocks.iter().map(|b| *b.cid()).collect()
-}
-
-/// TCP, noise and yamux.
-pub fn transport(key: &Keypair) -> Boxed<(PeerId, StreamMuxerBox)> {
-    libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::default().nodelay(true))
-        .upgrade(Version::V1Lazy)
-        .authenticate(libp2p_noise::Config::new(key).unwrap())
-        .multiplex(libp2p_yamux::Config::default())
-        .boxed()
 }

@@ -19,10 +19,11 @@ impl Client {
         counters: &mut Counters,
         out: &mut Out,
     ) {
-        if let Some(peer) = self.peers.get_mut(&key)
-            && !(message.blocks.is_empty() && message.presences.is_empty())
-        {
-            peer.progress = now;
+        let (delivers, answers) = self.answers_us(key, &message);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.progress = if delivers { now } else { peer.progress };
+            peer.partial = peer.partial.saturating_sub(message.wire_bytes);
+            peer.heard = if answers { now } else { peer.heard };
         }
         // A few wanted bytes must not keep a large receive buffer alive.
         let kept: usize = message
@@ -43,6 +44,18 @@ impl Client {
         }
         self.stir_all();
         self.stir(now, counters, out);
+    }
+
+    /// Whether the peer sends a block that it was asked for, and whether it answers an open question: otherwise a word now and then, about
+    /// anything, would keep from the others what it owes.
+    fn answers_us(&self, key: PeerKey, message: &Message) -> (bool, bool) {
+        let ask = |cid: &Cid| self.wants.get(cid).and_then(|want| want.ask_of(key));
+        let block = |block: &Block| ask(block.cid()).is_some();
+        let presence = |cid: &Cid| ask(cid).is_some_and(|ask| ask.answer == Answer::HavePending);
+        (
+            message.blocks.iter().any(block),
+            message.presences.iter().any(|(cid, _)| presence(cid)),
+        )
     }
 
     pub(super) fn on_block(
@@ -66,15 +79,18 @@ impl Client {
         };
         counters.found += 1;
         self.set_phase(&mut want, &cid, Phase::Fetching);
-        let number = want.ask_of(key).map(|a| a.number);
+        let asked = want.ask_of(key).map(|a| (a.number, a.at));
         self.settle_all(&want);
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.delivered(number, block.len(), now);
+            peer.delivered(asked, block.len(), now);
         }
         for other in want.asks.iter().filter(|a| a.peer != key) {
             self.cancel_at(other.peer, &cid);
         }
         self.recent.insert(&cid);
+        if let Some(site) = &mut self.site {
+            site.found(&cid, key, now);
+        }
         let block = if copy {
             Block::danger_unchecked(cid, Bytes::copy_from_slice(block.data()))
         } else {
@@ -203,6 +219,8 @@ impl Client {
         }
         ask.answer = Answer::Has;
         ask.answered_at = Some(now);
+        // Who waits for somebody to have it begins anew: everybody had his turn before (SI-9).
+        want.shared.lapsed.clear();
         for id in &want.sessions {
             if let Some(session) = self.sessions.get_mut(id) {
                 session.had(key);

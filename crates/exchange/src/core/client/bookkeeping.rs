@@ -38,6 +38,9 @@ impl Client {
         for ask in &want.asks {
             self.cancel_at(ask.peer, cid);
         }
+        if let Some(site) = &mut self.site {
+            site.release(cid);
+        }
         if !want.asks.is_empty() {
             self.recent.insert(cid);
         }
@@ -86,6 +89,7 @@ impl Client {
             Answer::BlockPending => {
                 peer.settle(ask.charged);
                 self.expected = self.expected.saturating_sub(ask.charged);
+                want.let_down = true;
             }
             Answer::HavePending => peer.haves = peer.haves.saturating_sub(1),
             _ => return false,
@@ -116,11 +120,13 @@ impl Client {
             match want.phase {
                 Phase::Searching => session.searching -= 1,
                 Phase::Unavailable => session.unavailable -= 1,
+                Phase::Waiting => session.waiting -= 1,
                 Phase::Queued | Phase::Fetching => {}
             }
             match phase {
                 Phase::Searching => session.searching += 1,
                 Phase::Unavailable => session.unavailable += 1,
+                Phase::Waiting => session.waiting += 1,
                 Phase::Queued | Phase::Fetching => {}
             }
         }
@@ -130,7 +136,7 @@ impl Client {
             self.retry.remove(&(at, want.seq));
         }
         match phase {
-            Phase::Searching => {
+            Phase::Searching | Phase::Waiting => {
                 self.open.insert(want.seq, *cid);
             }
             Phase::Unavailable => {

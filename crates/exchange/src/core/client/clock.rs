@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use gemba_block::Cid;
 
-use super::peer::OpenAsk;
-use super::want::{Ask, is_open};
+use super::want::is_open;
 use super::{Answer, Client, Out};
 use crate::core::{Output, PeerKey, Time};
 use crate::metrics::Counters;
@@ -22,13 +21,17 @@ impl Client {
         let tick = self
             .peers
             .values()
-            .any(|p| p.blocks > 0 || p.haves > 0)
+            .any(|p| p.blocks > 0 || p.haves > 0 || !p.spare.is_none())
             .then_some(self.ticked.saturating_add(TICK));
+        let tick = tick.or_else(|| {
+            self.waits_for_mates(self.ticked)
+                .then_some(self.ticked.saturating_add(TICK))
+        });
         let retry = self.retry.first().map(|(at, _)| *at);
-        match (tick, retry) {
-            (Some(tick), Some(retry)) => Some(tick.min(retry)),
-            (tick, retry) => tick.or(retry),
-        }
+        [tick, retry, self.turns_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(in crate::core) fn expire(&mut self, now: Time, counters: &mut Counters, out: &mut Out) {
@@ -36,13 +39,19 @@ impl Client {
         if !self.paused {
             let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
             for key in keys {
+                self.open_spare(key, now, out);
                 self.time_out_blocks(key, now, counters, out);
                 self.time_out_haves(key, now, counters, out);
+                self.decide_spare(key, now, counters, out);
             }
         }
         self.start_rounds(now, counters, out);
+        self.mind_mates(now, counters, out);
         self.stir_all();
         self.stir(now, counters, out);
+        if !self.paused {
+            self.relieve(now, counters, out);
+        }
     }
 
     /// A want moves on if its peer made no progress for `stall`, if the peer delivered much that was asked for later,
@@ -91,7 +100,7 @@ impl Client {
         out.push_back(Output::Stalled { peer: id, moved });
     }
 
-    /// Presences come at once, so only a peer that is busy delivering gets more time.
+    /// Presences come at once, so only a peer that is busy delivering gets more time, and not for ever: it may deliver to keep the want.
     pub(super) fn time_out_haves(
         &mut self,
         key: PeerKey,
@@ -103,7 +112,7 @@ impl Client {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let silent = now >= peer.progress.saturating_add(self.config.stall);
+        let silent = now >= peer.last_word().saturating_add(self.config.stall);
         let wants = &self.wants;
         let stall = self.config.stall;
         peer.have_asks.retain(|ask| {
@@ -111,7 +120,7 @@ impl Client {
                 return false;
             }
             if (now >= ask.at.saturating_add(stall) && silent)
-                || now >= ask.at.saturating_add(stall.saturating_mul(3))
+                || now >= ask.at.saturating_add(stall.saturating_mul(5) / 2)
             {
                 late.push(*ask);
                 return false;
@@ -119,6 +128,11 @@ impl Client {
             true
         });
         counters.have_timeouts += late.len() as u64;
+        if !late.is_empty()
+            && let Some(site) = &mut self.site
+        {
+            site.tardy(key, now);
+        }
         for ask in late {
             if self.close_ask(key, &ask, Answer::TimedOut, now) {
                 self.probe(key, ask.cid);
@@ -169,6 +183,7 @@ impl Client {
             return;
         };
         want.probed.clear();
+        want.shared.lapsed.clear();
         let estimate = self.estimate_of(&want);
         let patience = self.config.stall.saturating_mul(PATIENCE);
         let mut asks = std::mem::take(&mut want.asks);
@@ -185,30 +200,8 @@ impl Client {
                 if peer.progress <= since {
                     return now < since.saturating_add(patience);
                 }
-                if !self.has_room(peer, estimate) {
-                    // Still owed, and bytes do come: counted as such once there is room.
-                    return now < since.saturating_add(patience);
-                }
-                let Some(peer) = self.peers.get_mut(&ask.peer) else {
-                    return false;
-                };
-                self.next += 1;
-                *ask = Ask {
-                    number: self.next,
-                    answer: Answer::BlockPending,
-                    answered_at: None,
-                    charged: estimate,
-                    ..*ask
-                };
-                let open = OpenAsk {
-                    cid: *cid,
-                    number: ask.number,
-                    at: now,
-                    latest: peer.latest(estimate, now, &self.config),
-                };
-                peer.owe(open, estimate);
-                self.expected += estimate;
-                true
+                // Without room it is still owed, and bytes do come: counted as such once there is room.
+                self.owe_again(cid, ask, estimate, now) || now < since.saturating_add(patience)
             }
             _ => false,
         });

@@ -22,6 +22,9 @@ impl Client {
         out: &mut Out,
     ) {
         self.peers.insert(key, Peer::new(id, lan, now));
+        if let Some(site) = &mut self.site {
+            site.connected(key, id, now);
+        }
         let open: Vec<Cid> = self.open.values().copied().collect();
         for cid in open {
             self.place(&cid, now, counters, out);
@@ -42,6 +45,9 @@ impl Client {
         };
         self.expected = self.expected.saturating_sub(peer.bytes);
         self.changed.remove(&key);
+        if let Some(site) = &mut self.site {
+            site.disconnected(key);
+        }
         for session in self.sessions.values_mut() {
             session.forget(key);
         }
@@ -63,6 +69,7 @@ impl Client {
         for (_, cid) in orphans {
             self.place(&cid, now, counters, out);
         }
+        self.turns_changed(now, counters, out);
         self.stir_all();
         self.stir(now, counters, out);
     }
@@ -78,6 +85,9 @@ impl Client {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.unsupported = true;
         }
+        if let Some(site) = &mut self.site {
+            site.unsupported(key);
+        }
         self.give_up_on(key, Answer::TimedOut, now, counters, out);
     }
 
@@ -87,9 +97,10 @@ impl Client {
         }
     }
 
-    pub(in crate::core) fn progress(&mut self, key: PeerKey, at: Time) {
+    pub(in crate::core) fn progress(&mut self, key: PeerKey, at: Time, bytes: usize) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.progress = peer.progress.max(at);
+            peer.partial = peer.partial.saturating_add(bytes);
         }
     }
 

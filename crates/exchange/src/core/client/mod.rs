@@ -4,18 +4,21 @@
 //! it), *fetching* (one peer was asked for it), *unavailable* (all said no, or nothing). [`Client::place`] is the one
 //! place that decides the next step of a want; it is called whenever an answer, a time-out or room arrives.
 //!
-//! Here are the owner's commands. Facts come in through `connections` and `answers`, time through `clock`; `place` decides;
-//! `bookkeeping` keeps what follows from every change.
+//! Here are the owner's commands. Facts come in through `connections` and `answers`, time through `clock`; `place` decides,
+//! with `mates` where devices of a site share wants; `bookkeeping` keeps what follows from every change.
 
 mod answers;
 mod bookkeeping;
 mod clock;
 mod connections;
+mod mates;
 mod peer;
 mod place;
 mod recent;
+mod relief;
 mod remote;
 mod session;
+mod spare;
 mod want;
 mod why;
 
@@ -27,6 +30,7 @@ use libp2p_identity::PeerId;
 pub use session::{AskPolicy, AskTest, SessionOptions};
 pub use why::{Answer, Asked, WaitingFor, Why};
 
+use super::site::Site;
 use super::{Output, PeerKey, SessionId, Time};
 use crate::config::Config;
 use crate::error::{TooManySessions, WantError};
@@ -53,6 +57,10 @@ pub(super) struct Client {
     /// Sessions whose pending wants may find room.
     stirred: BTreeSet<SessionId>,
     recent: Recent,
+    site: Option<Site>,
+    /// When whose turn which want is may be looked at again, and whether that is due.
+    turns_at: Time,
+    turns_due: bool,
     expected: usize,
     found: usize,
     paused: bool,
@@ -65,6 +73,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(config: Config) -> Self {
         Self {
+            site: config.site.clone().map(Site::new),
             config,
             peers: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -74,6 +83,8 @@ impl Client {
             changed: BTreeSet::new(),
             stirred: BTreeSet::new(),
             recent: Recent::default(),
+            turns_at: Time::ZERO,
+            turns_due: false,
             expected: 0,
             found: 0,
             paused: false,
@@ -104,6 +115,7 @@ impl Client {
         counters: &mut Counters,
         out: &mut Out,
     ) -> Result<(), WantError> {
+        self.begin_root(id, now);
         let mut result = Ok(());
         for (taken, cid) in cids.into_iter().enumerate() {
             result = self.want_one(id, cid, taken, now);
@@ -191,6 +203,7 @@ impl Client {
         let mut cids: Vec<Cid> = session.wants.iter().copied().collect();
         cids.sort_by_key(|cid| self.wants.get(cid).map(|w| w.seq));
         self.cancel(id, &cids, now, counters, out);
+        self.end_root(id);
         self.sessions.remove(&id);
     }
 

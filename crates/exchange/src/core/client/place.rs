@@ -1,8 +1,11 @@
 //! The decision: the next step of a want, and which wants come next when room opens.
 
+use std::time::Duration;
+
 use gemba_block::Cid;
 use libp2p_identity::PeerId;
 
+use super::mates::Next;
 use super::peer::{OpenAsk, Peer};
 use super::want::{Ask, Phase, Want};
 use super::{Answer, Client, Out};
@@ -17,6 +20,37 @@ pub(super) enum Placed {
     Settled,
     /// The windows are full.
     NoRoom,
+}
+
+/// Who comes into question.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Among {
+    /// Who delivered.
+    Proven,
+    /// Who did not fail of late.
+    Unsuspected,
+    /// Those as well.
+    All,
+}
+
+/// What may be expected at most, besides what a peer's window allows.
+pub(super) struct Room {
+    /// Nothing is expected, and what was found leaves room.
+    empty: bool,
+    /// Bytes left of the node's budget.
+    node: usize,
+    /// Bytes left of the half of it that unproven peers share.
+    unproven: usize,
+}
+
+/// The least is the best.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    /// Who was asked before did not deliver, and this one is unproven as well: one liar after the other would keep the want (EX-22).
+    again: bool,
+    far: bool,
+    guess: bool,
+    cost: Duration,
 }
 
 /// Whom to ask for a block.
@@ -118,7 +152,8 @@ impl Client {
             self.set_phase(want, cid, Phase::Fetching);
             return Placed::Settled;
         }
-        match self.choose(cid, want, false, now) {
+        self.take_turn(cid, want, now);
+        match self.choose(cid, want, Among::Unsuspected, now) {
             Choice::Peer(key) => return self.ask_block(cid, want, key, now),
             Choice::Full => return Placed::NoRoom,
             Choice::Nobody => {}
@@ -128,16 +163,20 @@ impl Client {
             Some(Placed::Settled) => return Placed::Settled,
             None => {}
         }
-        match self.choose(cid, want, true, now) {
-            Choice::Peer(key) => self.ask_block(cid, want, key, now),
-            Choice::Full => Placed::NoRoom,
-            Choice::Nobody => self.unavailable(cid, want, now, counters, out),
+        match self.choose(cid, want, Among::All, now) {
+            Choice::Peer(key) => return self.ask_block(cid, want, key, now),
+            Choice::Full => return Placed::NoRoom,
+            Choice::Nobody => {}
+        }
+        match self.next_turn(cid, want, now, counters) {
+            Next::Ask => self.step(cid, want, now, counters, out),
+            Next::Wait => self.wait_for_mate(cid, want, counters),
+            Next::Nobody => self.unavailable(cid, want, now, counters, out),
         }
     }
 
-    /// The best peer to ask for the block: near before far, certain before probable, soon before late. With `suspects`
-    /// also those that failed before.
-    pub(super) fn choose(&self, cid: &Cid, want: &Want, suspects: bool, now: Time) -> Choice {
+    /// The best peer to ask for the block: near before far, certain before probable, soon before late.
+    pub(super) fn choose(&self, cid: &Cid, want: &Want, among: Among, now: Time) -> Choice {
         let Some(home) = want.home().and_then(|id| self.sessions.get(&id)) else {
             return Choice::Nobody;
         };
@@ -150,41 +189,77 @@ impl Client {
             .good()
             .filter(|key| want.ask_of(*key).is_none())
             .map(|key| (key, true));
-        let mut best: Option<((bool, bool, u64), PeerKey)> = None;
-        let mut near_full = false;
-        let mut any_full = false;
+        let room = self.room_left();
+        let mut best: Option<(Rank, PeerKey)> = None;
+        let (mut near_full, mut any_full, mut proven_full) = (false, false, false);
         for (key, guess) in sure.chain(probable) {
             let Some(peer) = self.peers.get(&key) else {
                 continue;
             };
-            if !peer.is_usable(now)
-                || (peer.is_suspect(now) && !suspects)
-                || !self.may_ask(cid, want, &peer.id)
-            {
+            let of_those = match among {
+                Among::Proven => peer.proven,
+                Among::Unsuspected => !peer.is_suspect(now),
+                Among::All => true,
+            };
+            let allowed =
+                || self.may_ask(cid, want, &peer.id) && self.may_ask_now(want, key, guess);
+            if !of_those || !peer.is_usable(now) || !allowed() {
                 continue;
             }
-            if !self.has_room(peer, home.estimate) {
-                near_full |= peer.lan;
-                any_full = true;
+            let cost = peer.cost(home.estimate);
+            if !self.has_room(&room, peer, home.estimate) {
+                // Who looks like a liar is not waited for while there are others.
+                if among == Among::All || !peer.is_mute(now) {
+                    near_full |= peer.lan;
+                    any_full = true;
+                }
+                proven_full |= peer.proven && cost <= self.config.stall;
                 continue;
             }
-            let rank = (!peer.lan, guess, peer.cost(home.estimate));
+            let rank = self.rank(want, peer, guess, cost);
             if best.is_none_or(|(least, _)| rank < least) {
                 best = Some((rank, key));
             }
         }
         match best {
             // A near peer is worth waiting for.
-            Some(((true, ..), _)) if near_full => Choice::Full,
+            Some((rank, _)) if rank.far && near_full => Choice::Full,
+            Some((rank, _)) if rank.again && proven_full => Choice::Full,
             Some((_, key)) => Choice::Peer(key),
             None if any_full => Choice::Full,
             None => Choice::Nobody,
         }
     }
 
-    pub(super) fn has_room(&self, peer: &Peer, estimate: usize) -> bool {
-        let node = self.expected == 0 && self.found < self.config.node_bytes
-            || self.expected + self.found + estimate <= self.config.node_bytes;
+    fn rank(&self, want: &Want, peer: &Peer, guess: bool, cost: Duration) -> Rank {
+        // With an unproven peer it takes so long until it is known that it does not deliver.
+        let doubt = if peer.proven {
+            Duration::ZERO
+        } else {
+            self.config.stall
+        };
+        Rank {
+            again: want.let_down && !peer.proven,
+            far: !peer.lan,
+            guess,
+            cost: cost.saturating_add(doubt),
+        }
+    }
+
+    /// What is left of the budgets.
+    pub(super) fn room_left(&self) -> Room {
+        let most = self.config.node_bytes;
+        let unproven = self.peers.values().filter(|p| !p.proven).map(|p| p.bytes);
+        Room {
+            empty: self.expected == 0 && self.found < most,
+            node: most.saturating_sub(self.expected + self.found),
+            unproven: (most / 2).saturating_sub(unproven.sum()),
+        }
+    }
+
+    pub(super) fn has_room(&self, room: &Room, peer: &Peer, estimate: usize) -> bool {
+        let node =
+            room.empty || estimate <= room.node && (peer.proven || estimate <= room.unproven);
         node && peer.has_block_room(estimate, &self.config)
     }
 
@@ -234,7 +309,7 @@ impl Client {
 
     /// Asks everybody who was not asked yet whether they have it. `None` if there is nobody left to ask or wait for.
     pub(super) fn search(&mut self, cid: &Cid, want: &mut Want, now: Time) -> Option<Placed> {
-        let waiting = want.waits(Answer::HavePending);
+        let waiting = self.waits_for_answers(want, now);
         let unasked: Vec<PeerKey> = self
             .peers
             .iter()
@@ -242,6 +317,7 @@ impl Client {
                 want.ask_of(**key).is_none()
                     && peer.is_usable(now)
                     && self.may_ask(cid, want, &peer.id)
+                    && self.may_search(want, **key)
             })
             .map(|(key, _)| *key)
             .collect();

@@ -113,6 +113,11 @@ impl Remote {
         self.known.len() + self.changes.len()
     }
 
+    /// Nothing is wanted of the peer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub(super) fn has_work(&self) -> bool {
         !self.writing && (self.resend || !self.changes.is_empty() || !self.probes.is_empty())
     }

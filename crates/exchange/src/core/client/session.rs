@@ -15,13 +15,26 @@ use crate::core::PeerKey;
 pub struct SessionOptions {
     /// Who may be asked.
     pub policy: AskPolicy,
+    /// The root below which the wanted blocks are: devices of the site that fetch the same root share out who asks outside for which block
+    /// (specs/site.md). Without one the session asks whomever its policy allows.
+    pub root: Option<Cid>,
 }
 
 impl SessionOptions {
     /// A session that asks whom `policy` allows.
     #[must_use]
     pub fn with_policy(policy: AskPolicy) -> Self {
-        Self { policy }
+        Self {
+            policy,
+            ..Self::default()
+        }
+    }
+
+    /// The session fetches what is below `root`.
+    #[must_use]
+    pub fn with_root(mut self, root: Cid) -> Self {
+        self.root = Some(root);
+        self
     }
 }
 
@@ -70,6 +83,10 @@ impl fmt::Debug for AskPolicy {
 
 pub(super) struct Session {
     pub(super) policy: AskPolicy,
+    /// The root that mates know of.
+    pub(super) root: Option<Cid>,
+    /// Mates were told of it.
+    pub(super) begun: bool,
     pub(super) wants: HashSet<Cid>,
     /// Wants with nothing under way, in order.
     pub(super) pending: VecDeque<Cid>,
@@ -77,6 +94,8 @@ pub(super) struct Session {
     pub(super) searching: usize,
     /// Wants that nobody has.
     pub(super) unavailable: usize,
+    /// Wants that mates fetch.
+    pub(super) waiting: usize,
     /// How well asking these peers worked, 0 to 256.
     standing: BTreeMap<PeerKey, u16>,
     /// Size assumed for a block of this session. Up at once, down slowly: too low costs memory, too high only time.
@@ -92,10 +111,13 @@ impl Session {
     pub(super) fn new(options: SessionOptions) -> Self {
         Self {
             policy: options.policy,
+            root: options.root,
+            begun: false,
             wants: HashSet::new(),
             pending: VecDeque::new(),
             searching: 0,
             unavailable: 0,
+            waiting: 0,
             standing: BTreeMap::new(),
             estimate: FIRST_ESTIMATE,
         }

@@ -7,6 +7,7 @@ use libp2p_identity::PeerId;
 
 use super::peer::OpenAsk;
 use super::why::Answer;
+use crate::core::site::{Turn, Who};
 use crate::core::{PeerKey, SessionId, Time};
 
 pub(super) struct Want {
@@ -17,12 +18,40 @@ pub(super) struct Want {
     pub(super) phase: Phase,
     pub(super) asks: Vec<Ask>,
     pub(super) gone: Vec<PeerId>,
+    /// Somebody who was asked for it did not deliver.
+    pub(super) let_down: bool,
     /// Peers that were probed in this round.
     pub(super) probed: Vec<PeerKey>,
     pub(super) rounds: u32,
     pub(super) retry_at: Option<Time>,
     /// Its key in `Client::retry`.
     pub(super) listed_at: Option<Time>,
+    /// What its site makes of it.
+    pub(super) shared: Shared,
+}
+
+/// A want that devices of a site share (specs/site.md).
+pub(super) struct Shared {
+    /// Whose turn it is, and since when.
+    pub(super) turn: Turn,
+    pub(super) since: Time,
+    /// Blocks that had come to us from outside by then.
+    pub(super) found: u64,
+    /// Peers outside of the site may be asked, and mates were told so.
+    pub(super) outside: bool,
+    /// Who had his turn and did not fetch it, in this round.
+    pub(super) lapsed: Vec<Who>,
+    /// When whoever has the turn was last asked again.
+    pub(super) nudged: Time,
+}
+
+impl Shared {
+    /// Somebody had his turn.
+    pub(super) fn had_turn(&mut self, who: Who) {
+        if !self.lapsed.contains(&who) {
+            self.lapsed.push(who);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +60,8 @@ pub(super) enum Phase {
     Searching,
     Fetching,
     Unavailable,
+    /// It is a mate's turn to fetch it.
+    Waiting,
 }
 
 /// What one peer was asked and said about one want.
@@ -53,10 +84,19 @@ impl Want {
             phase: Phase::Queued,
             asks: Vec::new(),
             gone: Vec::new(),
+            let_down: false,
             probed: Vec::new(),
             rounds: 0,
             retry_at: None,
             listed_at: None,
+            shared: Shared {
+                turn: Turn::Free,
+                since: now,
+                found: 0,
+                outside: false,
+                lapsed: Vec::new(),
+                nudged: now,
+            },
         }
     }
 
@@ -70,6 +110,13 @@ impl Want {
 
     pub(super) fn waits(&self, answer: Answer) -> bool {
         self.asks.iter().any(|a| a.answer == answer)
+    }
+
+    /// Those who were asked for the block and owe it.
+    pub(super) fn pending(&self) -> impl Iterator<Item = &Ask> {
+        self.asks
+            .iter()
+            .filter(|a| a.answer == Answer::BlockPending)
     }
 
     /// Peers that said they have it.

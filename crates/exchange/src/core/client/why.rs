@@ -5,6 +5,7 @@ use libp2p_identity::PeerId;
 
 use super::Client;
 use super::want::{Phase, Want};
+use crate::core::site::Turn;
 use crate::core::{SessionId, Time};
 
 /// Who was asked for a block, what was answered, what is waited for.
@@ -27,6 +28,9 @@ pub struct Why {
     pub gone: Vec<PeerId>,
     /// What happens next.
     pub waiting_for: WaitingFor,
+    /// The device of the same site whose turn it is to fetch it.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::display_some"))]
+    pub mate: Option<PeerId>,
     /// Rounds in which everybody was asked in vain.
     pub rounds: u32,
     /// When everybody is asked again, if nobody has it.
@@ -81,6 +85,8 @@ pub enum WaitingFor {
     Answers,
     /// The block, from a peer that was asked for it.
     Block,
+    /// A device of the same site, which fetches it for the others: [`Why::mate`].
+    Mate,
     /// Somebody who has it.
     Holder,
     /// The owner: found blocks fill the budget and were not released.
@@ -102,6 +108,11 @@ impl Client {
                 Phase::Searching => WaitingFor::Answers,
                 Phase::Fetching => WaitingFor::Block,
                 Phase::Unavailable => WaitingFor::Holder,
+                Phase::Waiting => WaitingFor::Mate,
+            },
+            mate: match want.shared.turn {
+                Turn::Of(key) => self.peers.get(&key).map(|peer| peer.id),
+                _ => None,
             },
             rounds: want.rounds,
             retry_at: want.retry_at,

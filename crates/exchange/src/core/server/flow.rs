@@ -17,6 +17,8 @@ pub(super) struct Flow {
     flights: VecDeque<Flight>,
     /// Since when nothing that is on its way was written in time.
     stuck: Option<Time>,
+    /// Nothing was written yet, or late.
+    new: bool,
     giving_up: bool,
     /// Bytes that it took promptly, since it last did not.
     taken: usize,
@@ -29,6 +31,8 @@ pub(super) struct Flow {
 /// nothing is known, cannot keep the others from being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
+    /// Its first answer was not written yet, and is not late.
+    Newcomer,
     /// It took little yet.
     Unproven,
     /// It takes what it asks for.
@@ -65,6 +69,7 @@ impl Flow {
             most,
             flights: VecDeque::new(),
             stuck: None,
+            new: true,
             giving_up: false,
             taken: 0,
             given_up: 0,
@@ -98,6 +103,7 @@ impl Flow {
     pub(super) fn standing(&self) -> Standing {
         match self.stuck {
             Some(_) => Standing::Stuck,
+            None if self.new => Standing::Newcomer,
             None if self.taken < PROOF => Standing::Unproven,
             None => Standing::Reader,
         }
@@ -114,6 +120,7 @@ impl Flow {
             return;
         };
         self.stuck = None;
+        self.new = false;
         let took = now.saturating_sub(flight.since);
         if !written {
             self.credit = LEAST_CREDIT.min(self.most);
@@ -141,11 +148,23 @@ impl Flow {
             now >= flight.since.saturating_add(LATE).saturating_add(size)
         });
         if late && self.stuck.is_none() {
-            self.stuck = Some(now);
-            self.taken = 0;
+            self.set_stuck(now);
             return true;
         }
         false
+    }
+
+    pub(super) fn set_stuck(&mut self, now: Time) {
+        self.stuck = Some(now);
+        self.new = false;
+        self.taken = 0;
+    }
+
+    /// Since when the first message is on its way, if that is long whatever its size.
+    pub(super) fn first_is_slow_since(&self, now: Time) -> Option<Time> {
+        let since = self.flights.front()?.since;
+        (self.standing() == Standing::Newcomer && now >= since.saturating_add(LATE))
+            .then_some(since)
     }
 
     /// The driver drops what is on its way and says so.

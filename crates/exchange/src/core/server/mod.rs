@@ -7,7 +7,7 @@ mod flow;
 mod interest;
 mod wants;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,14 +19,14 @@ use crate::config::Config;
 use crate::metrics::Counters;
 use crate::wire::{Entry, Message, Presence, WantKind};
 use flow::{Flow, Standing};
-use interest::Interest;
+use interest::{Interest, Name};
 use wants::{State, Taken, Wants};
 
 /// A want-have for a block up to this size is answered with the block (boxo `WantHaveReplaceSize`).
 pub(crate) const REPLACE_HAVE: u64 = 1024;
 /// Bytes that one peer may load before the next has its turn.
 const QUANTUM: usize = 256 * 1024;
-/// Size assumed for a block that was not loaded yet, before any was sent to the peer.
+/// Size assumed for a block that was not loaded yet, before any was sent to the peer; the usual size, once strangers hold much.
 const FIRST_ESTIMATE: usize = 64 * 1024;
 /// What an answer without a block weighs in memory, its CID above all.
 const PRESENCE_BYTES: usize = 128;
@@ -36,6 +36,8 @@ const PRESENCE_WIRE_BYTES: usize = 40;
 const MESSAGE_PRESENCES: usize = 1024;
 /// While anything is on its way, late messages are looked for this often.
 const TICK: Duration = Duration::from_secs(1);
+/// A stream for answers is used for so long at least.
+const RENEW: Duration = Duration::from_secs(1);
 /// Wants of one peer that are remembered however many peers there are.
 const LEAST_WANTS: usize = 64;
 
@@ -50,6 +52,12 @@ pub(super) struct Server {
     /// Peers with queued wants and credit, in turn; readers and those of whom it is not known take turns as well.
     readers: VecDeque<PeerKey>,
     unproven: VecDeque<PeerKey>,
+    /// The same of those who took no answer yet, in the order they came.
+    newcomers: BTreeSet<PeerKey>,
+    /// The last place in [`STRANGERS`] that had a turn.
+    stranger: usize,
+    /// About what a block weighs that was loaded lately for anybody.
+    usual: usize,
     reader_was_last: bool,
     /// Peers that may have something to send.
     sendable: VecDeque<PeerKey>,
@@ -61,9 +69,22 @@ pub(super) struct Server {
     ticked: Time,
 }
 
+/// Strangers take turns in this order. The newest does not wait behind all who came and do not read; whoever newer ones keep coming
+/// before is the oldest some time.
+const STRANGERS: [Stranger; 3] = [Stranger::Newest, Stranger::Known, Stranger::Oldest];
+
+#[derive(Clone, Copy)]
+enum Stranger {
+    Newest,
+    Oldest,
+    /// Not a newcomer any more.
+    Known,
+}
+
 /// Bytes of peers: loading (estimated), ready and on their way.
 #[derive(Default)]
 struct Memory {
+    newcomers: usize,
     unproven: usize,
     readers: usize,
     stuck: usize,
@@ -72,12 +93,14 @@ struct Memory {
 struct Peer {
     id: PeerId,
     wants: Wants,
-    presences: VecDeque<(Cid, Presence)>,
+    presences: VecDeque<(Name, Presence)>,
     ready: VecDeque<Block>,
     ready_bytes: usize,
     /// Estimated bytes of loads that run for this peer.
     loading_bytes: usize,
     flow: Flow,
+    /// Since the stream to it is used; none before the first message.
+    stream_since: Option<Time>,
     estimate: usize,
     in_turn: bool,
     in_sendable: bool,
@@ -100,6 +123,9 @@ impl Server {
             next_load: 0,
             readers: VecDeque::new(),
             unproven: VecDeque::new(),
+            newcomers: BTreeSet::new(),
+            stranger: 0,
+            usual: FIRST_ESTIMATE,
             reader_was_last: false,
             sendable: VecDeque::new(),
             new_loads: VecDeque::new(),
@@ -118,6 +144,7 @@ impl Server {
             ready_bytes: 0,
             loading_bytes: 0,
             flow: Flow::new(self.config.served_peer_bytes),
+            stream_since: None,
             estimate: FIRST_ESTIMATE,
             in_turn: false,
             in_sendable: false,
@@ -139,7 +166,25 @@ impl Server {
         }
         self.readers.retain(|k| *k != key);
         self.unproven.retain(|k| *k != key);
+        self.newcomers.remove(&key);
         self.sendable.retain(|k| *k != key);
+    }
+
+    /// Whether answers to a peer that starts anew go on another stream: the one used so far may be dead (S4.34). Not more often than
+    /// [`RENEW`], or lists that say nothing would cost us streams.
+    pub(super) fn renews(&mut self, key: PeerKey, now: Time) -> bool {
+        let Some(since) = self
+            .peers
+            .get_mut(&key)
+            .and_then(|peer| peer.stream_since.as_mut())
+        else {
+            return false;
+        };
+        let renews = now >= since.saturating_add(RENEW);
+        if renews {
+            *since = now;
+        }
+        renews
     }
 
     /// A wantlist message.
@@ -241,7 +286,33 @@ impl Server {
                 _ => {}
             }
         }
+        self.hurry(now, counters);
         self.give_up_some();
+    }
+
+    /// While somebody who did not have a chance waits for room, newcomers have less time for their first block, so that a quarter of what
+    /// strangers may fill gets free.
+    fn hurry(&mut self, now: Time, counters: &mut Counters) {
+        let enough = self.strangers_part(3);
+        if self.newcomers.is_empty() && !self.reading_stranger_waits() {
+            return;
+        }
+        let mut slow: Vec<(Time, PeerKey)> = self
+            .peers
+            .iter()
+            .filter_map(|(key, peer)| Some((peer.flow.first_is_slow_since(now)?, *key)))
+            .collect();
+        slow.sort_unstable();
+        for (_, key) in slow {
+            if self.memory.strangers() <= enough {
+                return;
+            }
+            self.counted(key, |peer| {
+                peer.flow.set_stuck(now);
+                peer.unload();
+            });
+            counters.stuck_peers += 1;
+        }
     }
 
     fn give_up_some(&mut self) {
@@ -297,23 +368,83 @@ impl Server {
         self.new_loads.pop_front()
     }
 
-    /// Whose turn it is. Those who did not prove that they read fill no more than half of what all may fill.
+    /// Whose turn it is. Those who did not prove that they read fill no more than half of what all may fill; whatever they fill, the
+    /// others may fill half.
     fn next_turn(&mut self) -> Option<PeerKey> {
         let most = self.config.served_node_bytes;
-        if self.memory.unproven + self.memory.readers >= most {
-            return None;
-        }
-        let reader = match (self.readers.is_empty(), self.unproven.is_empty()) {
-            (false, false) if self.memory.unproven < most.div_ceil(2) => !self.reader_was_last,
-            (false, _) => true,
-            (true, false) if self.memory.unproven < most.div_ceil(2) => false,
-            (true, _) => return None,
+        let all = self.memory.strangers() + self.memory.readers;
+        let may_reader = all < most || self.memory.readers < most.div_ceil(2);
+        let stranger = match all < most {
+            true => self.next_stranger(),
+            false => None,
+        };
+        let reader = match (may_reader && !self.readers.is_empty(), stranger) {
+            (true, Some(_)) => !self.reader_was_last,
+            (true, None) => true,
+            (false, Some(_)) => false,
+            (false, None) => return None,
         };
         self.reader_was_last = reader;
-        match reader {
-            true => self.readers.pop_front(),
-            false => self.unproven.pop_front(),
+        if reader {
+            return self.readers.pop_front();
         }
+        let place = stranger?;
+        // Whoever is on its way to be a reader takes nobody's place.
+        if !self.reading_stranger_may() {
+            self.stranger = place;
+        }
+        match STRANGERS[place] {
+            Stranger::Newest => self.newcomers.pop_last(),
+            Stranger::Oldest => self.newcomers.pop_first(),
+            Stranger::Known => self.unproven.pop_front(),
+        }
+    }
+
+    /// The place in [`STRANGERS`] whose turn it is, of those that have room.
+    fn next_stranger(&self) -> Option<usize> {
+        if self.reading_stranger_may() {
+            return STRANGERS
+                .iter()
+                .position(|stranger| matches!(stranger, Stranger::Known));
+        }
+        let may_newcomer = !self.newcomers.is_empty() && self.has_room(Standing::Newcomer, false);
+        let may_known = !self.unproven.is_empty() && self.has_room(Standing::Unproven, false);
+        (1..=STRANGERS.len())
+            .map(|step| (self.stranger + step) % STRANGERS.len())
+            .find(|place| match STRANGERS[*place] {
+                Stranger::Known => may_known,
+                Stranger::Newest | Stranger::Oldest => may_newcomer,
+            })
+    }
+
+    fn reading_stranger_waits(&self) -> bool {
+        self.unproven
+            .front()
+            .and_then(|key| self.peers.get(key))
+            .is_some_and(|peer| peer.flow.reads())
+    }
+
+    fn reading_stranger_may(&self) -> bool {
+        self.reading_stranger_waits() && self.has_room(Standing::Unproven, true)
+    }
+
+    /// Whether a peer may fill more, as far as those who did not prove that they read share a half. A quarter of that half is for the
+    /// first answers of newcomers, and another for those and for peers that took something lately.
+    fn has_room(&self, standing: Standing, reads: bool) -> bool {
+        let known = match (standing, reads) {
+            (Standing::Unproven, false) => self.strangers_part(2),
+            (Standing::Unproven, true) => self.strangers_part(3),
+            (Standing::Newcomer, _) => usize::MAX,
+            (Standing::Reader | Standing::Stuck, _) => return true,
+        };
+        self.memory.strangers() < self.strangers_part(4) && self.memory.unproven < known
+    }
+
+    /// Quarters of what those who did not prove that they read may fill.
+    fn strangers_part(&self, quarters: usize) -> usize {
+        let half = self.config.served_node_bytes.div_ceil(2);
+        // Never none: one block has room.
+        (half / 4 * quarters + half % 4 * quarters / 4).max(1)
     }
 
     /// The next message to write.
@@ -336,6 +467,7 @@ impl Server {
                 peer.wants.remove(block.cid());
                 self.interest.unlink(block.cid(), key);
             }
+            peer.stream_since.get_or_insert(now);
             let id = peer.id;
             self.mark_sendable(key);
             return Some((id, message));
@@ -357,7 +489,7 @@ impl Server {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.memory.unproven + self.memory.readers + self.memory.stuck
+        self.memory.strangers() + self.memory.readers + self.memory.stuck
     }
 
     pub(super) fn loads(&self) -> usize {
@@ -372,35 +504,48 @@ impl Server {
             return;
         }
         let limit = self.want_limit(key);
+        let name = self.interest.name(&entry.cid);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        match peer.wants.take(entry, limit) {
-            Taken::New => self.interest.link(entry.cid, key),
+        match peer.wants.take(entry, Name::clone(&name), limit) {
+            Taken::New => self.interest.link(name, key),
             Taken::Merged => {}
             Taken::Replaced(victim) => {
                 counters.replaced_wants += 1;
                 self.interest.unlink(&victim, key);
-                self.interest.link(entry.cid, key);
+                self.interest.link(name, key);
             }
             Taken::Refused => counters.dropped_wants += 1,
         }
     }
 
-    /// How many wants of a peer are remembered. Few, once strangers filled half of what all may fill, or readers the rest.
+    /// How many wants of a peer are remembered. Few, once strangers filled half of what all may fill, or readers the rest. The few of each
+    /// peer come on top: many strangers have no less of them than readers have room.
     fn want_limit(&self, key: PeerKey) -> usize {
         let (most, all) = (self.config.served_wants, self.config.served_node_wants);
         let taken = self.interest.pairs();
-        let reader = self.peers.get(&key).is_some_and(|peer| peer.flow.reads());
-        match taken < all / 2 || (reader && taken < all) {
+        let few = LEAST_WANTS.min(most);
+        // One answer taken is no proof: a flood is answered, and what it does not read fits into windows and sockets for long.
+        let reader = self
+            .peers
+            .get(&key)
+            .is_some_and(|peer| peer.flow.standing() == Standing::Reader);
+        match taken < all / 2 || (reader && taken < all + few * self.peers.len()) {
             true => most,
-            false => LEAST_WANTS.min(most),
+            false => few,
         }
     }
 
     fn say(&mut self, key: PeerKey, cid: Cid, presence: Presence, counters: &mut Counters) {
-        let most = 2 * self.config.served_wants;
-        self.counted(key, |peer| peer.say(cid, presence, most, counters));
+        // Once those of whom it is not known that they read fill half of what all may fill, each keeps few.
+        let full = self.memory.strangers() + self.memory.stuck >= self.config.served_node_bytes / 2;
+        let most = match full {
+            true => LEAST_WANTS.min(self.config.served_wants),
+            false => 2 * self.config.served_wants,
+        };
+        let name = self.interest.name(&cid);
+        self.counted(key, |peer| peer.say(name, presence, most, counters));
     }
 
     fn cancel(&mut self, key: PeerKey, cid: &Cid) {
@@ -417,18 +562,22 @@ impl Server {
             self.interest.unlink(&cid, key);
         }
         self.counted(key, |peer| {
-            peer.presences.clear();
+            peer.presences = VecDeque::new();
             peer.ready_bytes = 0;
-            peer.ready.clear();
+            peer.ready = VecDeque::new();
         });
     }
 
     /// Lets one peer start loads worth a quantum, highest priority first.
     fn take_turn(&mut self, key: PeerKey) {
+        let crowded = self.memory.strangers() >= self.strangers_part(2);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         peer.in_turn = false;
+        if crowded && peer.flow.standing() == Standing::Newcomer {
+            peer.estimate = peer.estimate.max(self.usual);
+        }
         let mut quantum = QUANTUM;
         while quantum > 0 && peer.has_credit(&self.config) && self.loads.len() < self.config.loads {
             let Some((cid, kind)) = peer.wants.start_next() else {
@@ -474,6 +623,10 @@ impl Server {
         answer: &Loaded,
         counters: &mut Counters,
     ) {
+        let Some(flow) = self.peers.get(&key).map(|peer| &peer.flow) else {
+            return;
+        };
+        let has_room = self.has_room(flow.standing(), flow.reads());
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
@@ -482,6 +635,14 @@ impl Server {
             return;
         };
         match answer {
+            // Many strangers may wait for one lookup, and what it finds is larger than it was taken for: those who find no room have it
+            // looked up again when there is some.
+            Loaded::Block(data)
+                if want.kind == WantKind::Block && !has_room && data.len() > peer.estimate =>
+            {
+                peer.estimate = data.len();
+                peer.wants.requeue(&cid);
+            }
             Loaded::Missing if want.arrived_meanwhile => peer.wants.requeue(&cid),
             Loaded::Missing => {
                 peer.wants.missing(&cid);
@@ -495,6 +656,7 @@ impl Server {
                 peer.wants.ready(&cid);
                 *self.memory.of(peer.flow.standing()) += data.len();
                 peer.take_block(cid, data.clone());
+                self.usual = (self.usual * 3 + data.len()) / 4;
             }
             Loaded::Size(size) if want.kind == WantKind::Block || *size <= REPLACE_HAVE => {
                 // The bytes are needed after all. An owner that answers a block load with a size has lost the bytes.
@@ -521,6 +683,9 @@ impl Server {
             peer.in_turn = true;
             match peer.flow.standing() {
                 Standing::Reader => self.readers.push_back(key),
+                Standing::Newcomer => {
+                    self.newcomers.insert(key);
+                }
                 // On its way to be one.
                 _ if peer.flow.reads() => self.unproven.push_front(key),
                 Standing::Unproven | Standing::Stuck => self.unproven.push_back(key),
@@ -547,8 +712,14 @@ enum Passed {
 }
 
 impl Memory {
+    /// Of those of whom it is not known whether they read.
+    fn strangers(&self) -> usize {
+        self.newcomers + self.unproven
+    }
+
     fn of(&mut self, standing: Standing) -> &mut usize {
         match standing {
+            Standing::Newcomer => &mut self.newcomers,
             Standing::Unproven => &mut self.unproven,
             Standing::Reader => &mut self.readers,
             Standing::Stuck => &mut self.stuck,
@@ -598,7 +769,8 @@ impl Peer {
         }
         let mut message = Message::default();
         let presences = self.presences.len().min(MESSAGE_PRESENCES);
-        message.presences = self.presences.drain(..presences).collect();
+        let said = self.presences.drain(..presences);
+        message.presences = said.map(|(name, presence)| (*name, presence)).collect();
         for (_, presence) in &message.presences {
             match presence {
                 Presence::Have => counters.haves_out += 1,
@@ -613,6 +785,12 @@ impl Peer {
             }
             bytes += block.len().max(1);
             message.blocks.extend(self.ready.pop_front());
+        }
+        if self.presences.is_empty() {
+            self.presences = VecDeque::new();
+        }
+        if self.ready.is_empty() {
+            self.ready = VecDeque::new();
         }
         let block_bytes = message.block_bytes();
         self.ready_bytes -= block_bytes;
@@ -637,12 +815,12 @@ impl Peer {
         self.ready_bytes = 0;
     }
 
-    fn say(&mut self, cid: Cid, presence: Presence, most: usize, counters: &mut Counters) {
+    fn say(&mut self, name: Name, presence: Presence, most: usize, counters: &mut Counters) {
         // The victim is the oldest: the asker has given up on it first.
         if self.presences.len() >= most {
             self.presences.pop_front();
             counters.dropped_presences += 1;
         }
-        self.presences.push_back((cid, presence));
+        self.presences.push_back((name, presence));
     }
 }

@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use gemba_block::Cid;
 
+use super::interest::Name;
 use crate::wire::{Entry, WantKind};
 
 /// As many wants as its owner allows. Every operation costs a logarithm of that, so that a flood is cheap to refuse.
 #[derive(Default)]
 pub(super) struct Wants {
-    all: HashMap<Cid, Want>,
+    all: HashMap<Name, Want>,
     /// Highest priority first, then first come.
-    queued: BTreeMap<(Reverse<i32>, u64), Cid>,
+    queued: BTreeMap<(Reverse<i32>, u64), Name>,
     /// Lowest priority first: victims of an overflow.
-    missing: BTreeMap<(i32, u64), Cid>,
+    missing: BTreeMap<(i32, u64), Name>,
     next: u64,
 }
 
@@ -48,7 +49,7 @@ pub(super) enum Taken {
     /// It was there already and is now the stronger of both.
     Merged,
     /// It took the place of this one.
-    Replaced(Cid),
+    Replaced(Name),
     /// The list is full of more important ones.
     Refused,
 }
@@ -63,23 +64,24 @@ impl Wants {
     }
 
     pub(super) fn cids(&self) -> impl Iterator<Item = &Cid> {
-        self.all.keys()
+        self.all.keys().map(Name::as_ref)
     }
 
     /// Takes a want, if there are fewer than `limit` or one of them gives way. One that was answered DONT_HAVE and comes again is looked up again.
-    pub(super) fn take(&mut self, entry: &Entry, limit: usize) -> Taken {
+    /// `name` is `entry.cid`.
+    pub(super) fn take(&mut self, entry: &Entry, name: Name, limit: usize) -> Taken {
         if let Some(want) = self.all.get(&entry.cid).copied() {
             self.merge(entry, want);
             return Taken::Merged;
         }
         if self.all.len() < limit {
-            self.insert(entry);
+            self.insert(entry, name);
             return Taken::New;
         }
         match self.victim(entry.priority) {
             Some(victim) => {
                 self.remove(&victim);
-                self.insert(entry);
+                self.insert(entry, name);
                 Taken::Replaced(victim)
             }
             None => Taken::Refused,
@@ -89,23 +91,27 @@ impl Wants {
     pub(super) fn remove(&mut self, cid: &Cid) -> Option<State> {
         let want = self.all.remove(cid)?;
         self.unqueue(&want);
+        if self.all.is_empty() && self.all.capacity() > 64 {
+            self.all = HashMap::new();
+        }
         Some(want.state)
     }
 
     /// Forgets all wants and returns their CIDs.
-    pub(super) fn clear(&mut self) -> Vec<Cid> {
+    pub(super) fn clear(&mut self) -> Vec<Name> {
         self.queued.clear();
         self.missing.clear();
-        self.all.drain().map(|(cid, _)| cid).collect()
+        // Not only emptied: a flood leaves no large table behind.
+        std::mem::take(&mut self.all).into_keys().collect()
     }
 
     /// Starts the lookup of the most important want.
     pub(super) fn start_next(&mut self) -> Option<(Cid, WantKind)> {
-        let (_, cid) = self.queued.pop_first()?;
-        let want = self.all.get_mut(&cid)?;
+        let (_, name) = self.queued.pop_first()?;
+        let want = self.all.get_mut(&name)?;
         want.state = State::Loading;
         want.arrived_meanwhile = false;
-        Some((cid, want.kind))
+        Some((*name, want.kind))
     }
 
     /// The want whose lookup ended; `None` if it was cancelled meanwhile.
@@ -150,7 +156,7 @@ impl Wants {
         self.set(cid, State::Ready);
     }
 
-    fn insert(&mut self, entry: &Entry) {
+    fn insert(&mut self, entry: &Entry, name: Name) {
         let want = Want {
             kind: entry.kind,
             send_dont_have: entry.send_dont_have,
@@ -161,8 +167,8 @@ impl Wants {
         };
         self.next += 1;
         self.queued
-            .insert((Reverse(want.priority), want.seq), entry.cid);
-        self.all.insert(entry.cid, want);
+            .insert((Reverse(want.priority), want.seq), Name::clone(&name));
+        self.all.insert(name, want);
     }
 
     /// A want-block wins over a want-have, a wish for DONT_HAVE over silence (boxo `addEntry`).
@@ -181,25 +187,26 @@ impl Wants {
     }
 
     /// Missing ones first, then a queued one that is not more important than the newcomer (boxo `handleOverflow`).
-    fn victim(&self, priority: i32) -> Option<Cid> {
-        if let Some((_, cid)) = self.missing.first_key_value() {
-            return Some(*cid);
+    fn victim(&self, priority: i32) -> Option<Name> {
+        if let Some((_, name)) = self.missing.first_key_value() {
+            return Some(Name::clone(name));
         }
-        let ((Reverse(lowest), _), cid) = self.queued.last_key_value()?;
-        (priority > *lowest).then_some(*cid)
+        let ((Reverse(lowest), _), name) = self.queued.last_key_value()?;
+        (priority > *lowest).then(|| Name::clone(name))
     }
 
     fn set(&mut self, cid: &Cid, state: State) {
-        let Some(want) = self.all.get(cid).copied() else {
+        let Some((name, want)) = self.all.get_key_value(cid) else {
             return;
         };
+        let (name, want) = (Name::clone(name), *want);
         self.unqueue(&want);
         match state {
             State::Queued => {
-                self.queued.insert((Reverse(want.priority), want.seq), *cid);
+                self.queued.insert((Reverse(want.priority), want.seq), name);
             }
             State::Missing => {
-                self.missing.insert((want.priority, want.seq), *cid);
+                self.missing.insert((want.priority, want.seq), name);
             }
             State::Loading | State::Ready => {}
         }
@@ -230,11 +237,19 @@ mod tests {
         }
     }
 
+    fn take(wants: &mut Wants, entry: &Entry, limit: usize) -> Taken {
+        wants.take(entry, Name::new(entry.cid), limit)
+    }
+
+    fn replaced(n: u32) -> Taken {
+        Taken::Replaced(Name::new(entry(n, 0).cid))
+    }
+
     #[test]
     fn highest_priority_is_looked_up_first_then_first_come() {
         let mut wants = Wants::default();
         for (n, priority) in [(1, 5), (2, 9), (3, 5), (4, -1)] {
-            assert_eq!(wants.take(&entry(n, priority), 8), Taken::New);
+            assert_eq!(take(&mut wants, &entry(n, priority), 8), Taken::New);
         }
         let order: Vec<_> = std::iter::from_fn(|| wants.start_next())
             .map(|(cid, _)| cid)
@@ -245,29 +260,26 @@ mod tests {
     #[test]
     fn overflow_replaces_missing_wants_then_less_important_ones() {
         let mut wants = Wants::default();
-        wants.take(&entry(1, 100), 2);
-        wants.take(&entry(2, 5), 2);
+        take(&mut wants, &entry(1, 100), 2);
+        take(&mut wants, &entry(2, 5), 2);
         let (first, _) = wants.start_next().unwrap();
         wants.missing(&first);
         assert_eq!(
-            wants.take(&entry(3, 1), 2),
-            Taken::Replaced(entry(1, 0).cid),
+            take(&mut wants, &entry(3, 1), 2),
+            replaced(1),
             "missing goes first, whatever its priority"
         );
-        assert_eq!(wants.take(&entry(4, 1), 2), Taken::Refused);
-        assert_eq!(
-            wants.take(&entry(4, 2), 2),
-            Taken::Replaced(entry(3, 0).cid)
-        );
+        assert_eq!(take(&mut wants, &entry(4, 1), 2), Taken::Refused);
+        assert_eq!(take(&mut wants, &entry(4, 2), 2), replaced(3));
         assert_eq!(wants.len(), 2);
     }
 
     #[test]
     fn a_want_that_is_looked_up_is_no_victim() {
         let mut wants = Wants::default();
-        wants.take(&entry(1, 0), 1);
+        take(&mut wants, &entry(1, 0), 1);
         wants.start_next().unwrap();
-        assert_eq!(wants.take(&entry(2, 9), 1), Taken::Refused);
+        assert_eq!(take(&mut wants, &entry(2, 9), 1), Taken::Refused);
     }
 
     #[test]
@@ -277,10 +289,10 @@ mod tests {
             kind: WantKind::Have,
             ..entry(n, 1)
         };
-        wants.take(&have(1), 4);
-        assert_eq!(wants.take(&entry(1, 1), 4), Taken::Merged);
-        wants.take(&entry(2, 1), 4);
-        assert_eq!(wants.take(&have(2), 4), Taken::Merged);
+        take(&mut wants, &have(1), 4);
+        assert_eq!(take(&mut wants, &entry(1, 1), 4), Taken::Merged);
+        take(&mut wants, &entry(2, 1), 4);
+        assert_eq!(take(&mut wants, &have(2), 4), Taken::Merged);
         assert_eq!(wants.start_next().unwrap().1, WantKind::Block);
         assert_eq!(wants.start_next().unwrap().1, WantKind::Block);
     }
