@@ -4,7 +4,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,9 +22,10 @@ use tokio::sync::mpsc;
 
 use crate::api::types::Waits;
 use crate::error::{Code, Fail};
+use crate::handover::Giver;
 
-/// Longest line of a NDJSON answer, in bytes; a longer one means that something else listens there.
-const MAX_LINE: usize = 1024 * 1024;
+/// Longest line of a NDJSON answer, in bytes; a longer one means that something else listens there. A message of 1 MiB fits in base64.
+const MAX_LINE: usize = 2 * 1024 * 1024;
 /// Pieces of an upload that may wait for the socket, each at most [`UPLOAD_PIECE`] bytes.
 const UPLOAD_QUEUE: usize = 8;
 /// Size of the pieces of an upload, in bytes.
@@ -70,6 +71,9 @@ pub struct ApiFile {
     pub token: String,
     /// The daemon's process, for messages only.
     pub pid: u32,
+    /// Where open files are handed to the daemon, if they can be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for ApiFile {
@@ -116,6 +120,7 @@ impl Client {
                 address,
                 token: String::new(),
                 pid: 0,
+                files: None,
             },
             patience: None,
             last: Arc::default(),
@@ -256,6 +261,19 @@ impl Client {
         body: &B,
     ) -> Result<T, Fail> {
         json(self.send(Method::POST, path, json_body(body)?).await?).await
+    }
+
+    /// POST of raw bytes, answered with one JSON value.
+    ///
+    /// # Errors
+    /// As [`Client::get_json`].
+    pub async fn post_bytes<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, Fail> {
+        let body = Full::new(body).map_err(|never| match never {}).boxed();
+        json(self.send(Method::POST, path, body).await?).await
     }
 
     /// DELETE, answered with one JSON value.
@@ -416,6 +434,14 @@ impl Client {
         Ok(name)
     }
 
+    /// A way to hand open files to the daemon, and the name to claim them by; `None` where only bytes can be sent.
+    #[must_use]
+    pub fn giver(&self) -> Option<(Giver, String)> {
+        let name = random_id().ok()?;
+        let giver = Giver::connect(self.api.files.as_deref()?, &self.api.token, &name)?;
+        Some((giver, name))
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -439,7 +465,12 @@ impl Client {
         };
         let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(self.api.address))
             .await
-            .map_err(|_| gone(&"time ran out"))?
+            .map_err(|_| {
+                gone(&format!(
+                    "it took no connection within {} s",
+                    CONNECT_DEADLINE.as_secs()
+                ))
+            })?
             .map_err(|e| gone(&e))?;
         stream.set_nodelay(true).map_err(|e| gone(&e))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -639,7 +670,7 @@ impl Lines {
                 self.body = None;
                 return Some(Err(Fail::new(
                     Code::Failure,
-                    "the daemon sent a line of more than 1 MiB",
+                    "the daemon sent a line of more than 2 MiB",
                 )));
             }
             match self.body.as_mut()?.frame().await {

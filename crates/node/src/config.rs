@@ -27,6 +27,20 @@ const MAX_EDITS: usize = 4;
 /// The words for how much is logged, from much to nothing.
 const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
 
+/// Most topics that a bridge carries for others.
+const BRIDGED_TOPICS: usize = 256;
+/// The default of `pubsub.seen_ttl`, as Kubo.
+const SEEN_TTL: Duration = Duration::from_secs(120);
+/// The default of `pubsub.seen_messages`: 0.9 MiB, for 136 new messages a second over two minutes.
+const SEEN_MESSAGES: usize = 1 << 14;
+
+/// The default of `names.resolve_timeout`.
+const RESOLVE: Duration = Duration::from_secs(10);
+/// The default of `names.reannounce`.
+const REANNOUNCE: Duration = Duration::from_secs(600);
+/// The default of `names.pull`.
+const PULL: Duration = Duration::from_secs(300);
+
 /// The default of `store.gc_interval`.
 const HOUR: Duration = Duration::from_secs(3600);
 /// Smallest `store.max_size`: sixteen packs of the smallest size.
@@ -41,6 +55,10 @@ pub struct Config {
     pub api: Api,
     /// The block store.
     pub store: Store,
+    /// Messages by topic.
+    pub pubsub: Pubsub,
+    /// Names.
+    pub names: Names,
     /// What is logged.
     pub log: Log,
     values: BTreeMap<&'static str, (Value, Origin)>,
@@ -83,6 +101,38 @@ pub struct Store {
     pub gc_interval: Duration,
     /// How often everything is read to find damage; `None`: never.
     pub scrub: Option<Duration>,
+}
+
+/// `[pubsub]`
+#[derive(Clone, Debug)]
+pub struct Pubsub {
+    /// Whether the node takes part at all.
+    pub enabled: bool,
+    /// How long a message is remembered after its last copy, 1 s to 1 h.
+    pub seen_ttl: Duration,
+    /// Most messages that are remembered; 56 bytes each.
+    pub seen_messages: usize,
+    /// What is carried for others.
+    pub relay: gemba_gossip::RelayPolicy,
+    /// Topics whose messages are not signed, `/gemba/…` only.
+    pub unsigned: Vec<String>,
+    /// Peers that get every message of what they read, mesh or not; each address names its peer.
+    pub direct: Vec<Multiaddr>,
+}
+
+/// `[names]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// How long a record lives that is published without a word about it.
+    pub lifetime: Duration,
+    /// How long others may answer from their memory, likewise.
+    pub ttl: Duration,
+    /// How long a name that is not known is looked for.
+    pub resolve_timeout: Duration,
+    /// How often a followed name is said again on its topic, unless others did.
+    pub reannounce: Duration,
+    /// How often a followed name is compared with two peers.
+    pub pull: Duration,
 }
 
 /// `[log]`
@@ -258,6 +308,78 @@ const SETTINGS: &[Setting] = &[
         about: "how often the daemon reads every block to find damage, slowly and in the background; off: never",
     },
     Setting {
+        key: "pubsub.enabled",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "take part in pubsub; what nobody subscribes to costs nothing",
+    },
+    Setting {
+        key: "pubsub.seen_ttl",
+        kind: Kind::Text(is_seen_ttl),
+        default: || Value::Text("2m".into()),
+        about: "how long a message is remembered after its last copy, 1s to 1h: what comes again within it is dropped as a copy",
+    },
+    Setting {
+        key: "pubsub.seen_messages",
+        kind: Kind::Text(is_seen_messages),
+        default: || Value::Text("16384".into()),
+        about: "most messages that are remembered, about 56 bytes each, 1024 to 1048576: what arrives within seen_ttl should fit",
+    },
+    Setting {
+        key: "pubsub.relay",
+        kind: Kind::Text(is_relay),
+        default: || Value::Text("off".into()),
+        about: "topics that are carried for others though nobody on this device reads them: off, listed (those of relay_topics), or bridge (all that neighbours ask for, at most 256); at most 1 MiB a second",
+    },
+    Setting {
+        key: "pubsub.relay_topics",
+        kind: Kind::Texts(is_topic),
+        default: || Value::Texts(Vec::new()),
+        about: "for relay = listed: topics, or beginnings of them as plant/*",
+    },
+    Setting {
+        key: "pubsub.unsigned",
+        kind: Kind::Texts(is_own_topic),
+        default: || Value::Texts(Vec::new()),
+        about: "topics below /gemba/, or beginnings of them as /gemba/raw/*, whose messages are not signed: anybody in the swarm may send anything there, and the same content twice is one message; the same on every node",
+    },
+    Setting {
+        key: "pubsub.direct",
+        kind: Kind::Texts(is_peer_address),
+        default: || Value::Texts(Vec::new()),
+        about: "addresses with peer ids, as /ip4/192.168.1.20/tcp/4001/p2p/12D3KooW…: peers that are kept connected and get every message of what they read, whoever else is there; two anchors of a site, which set this node in turn",
+    },
+    Setting {
+        key: "names.lifetime",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("365d".into()),
+        about: "how long a record lives that is published without --lifetime; it is signed anew after half of it while the daemon runs",
+    },
+    Setting {
+        key: "names.ttl",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("5m".into()),
+        about: "how long others may answer from their memory before they ask again; those that follow a name are told at once",
+    },
+    Setting {
+        key: "names.resolve_timeout",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("10s".into()),
+        about: "how long a name that is not known is looked for",
+    },
+    Setting {
+        key: "names.reannounce",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("10m".into()),
+        about: "how often a followed name is said again on its topic unless others did; more than pubsub.seen_ttl",
+    },
+    Setting {
+        key: "names.pull",
+        kind: Kind::Text(is_period),
+        default: || Value::Text("5m".into()),
+        about: "how often a followed name is compared with two peers, in case a message was lost; notification does not wait for it",
+    },
+    Setting {
         key: "log.level",
         kind: Kind::Text(is_level),
         default: || Value::Text("info".into()),
@@ -374,6 +496,10 @@ impl Config {
             Value::Texts(texts) => texts.iter().filter_map(|text| text.parse().ok()).collect(),
             _ => Vec::new(),
         };
+        let texts = |key: &str| match &values[key].0 {
+            Value::Texts(texts) => texts.clone(),
+            _ => Vec::new(),
+        };
         Self {
             network: Network {
                 listen: addresses("network.listen"),
@@ -394,6 +520,24 @@ impl Config {
                 gc: flag("store.gc").unwrap_or(true),
                 gc_interval: period(&text("store.gc_interval")).unwrap_or(HOUR),
                 scrub: period(&text("store.scrub")).ok(),
+            },
+            pubsub: Pubsub {
+                enabled: flag("pubsub.enabled").unwrap_or(true),
+                seen_ttl: period(&text("pubsub.seen_ttl")).unwrap_or(SEEN_TTL),
+                seen_messages: text("pubsub.seen_messages")
+                    .parse()
+                    .unwrap_or(SEEN_MESSAGES),
+                relay: relay(&text("pubsub.relay"), &texts("pubsub.relay_topics"))
+                    .unwrap_or_default(),
+                unsigned: texts("pubsub.unsigned"),
+                direct: addresses("pubsub.direct"),
+            },
+            names: Names {
+                lifetime: period(&text("names.lifetime")).unwrap_or(gemba_names::DEFAULT_LIFETIME),
+                ttl: period(&text("names.ttl")).unwrap_or(gemba_names::DEFAULT_TTL),
+                resolve_timeout: period(&text("names.resolve_timeout")).unwrap_or(RESOLVE),
+                reannounce: period(&text("names.reannounce")).unwrap_or(REANNOUNCE),
+                pull: period(&text("names.pull")).unwrap_or(PULL),
             },
             log: Log {
                 level: text("log.level"),
@@ -680,6 +824,14 @@ fn is_multiaddr(text: &str) -> Result<(), String> {
         .map_err(|e| format!("not a multiaddr ({e}); one looks like /ip4/192.0.2.7/tcp/4001"))
 }
 
+fn is_peer_address(text: &str) -> Result<(), String> {
+    let address: Multiaddr = text.parse().map_err(|e| format!("no multiaddr: {e}"))?;
+    match address.iter().last() {
+        Some(multiaddr::Protocol::P2p(_)) => Ok(()),
+        _ => Err("an address that ends with /p2p/ and the peer's id is needed".to_owned()),
+    }
+}
+
 fn is_site(text: &str) -> Result<(), String> {
     let fits = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
     if fits {
@@ -796,6 +948,55 @@ fn is_period(text: &str) -> Result<(), String> {
     period(text).map(drop)
 }
 
+fn is_seen_ttl(text: &str) -> Result<(), String> {
+    match period(text) {
+        Ok(ttl) if ttl <= gemba_gossip::MAX_TTL => Ok(()),
+        Ok(_) => Err("between 1s and 1h".to_owned()),
+        Err(cause) => Err(cause),
+    }
+}
+
+fn is_seen_messages(text: &str) -> Result<(), String> {
+    match text.parse() {
+        Ok(1024..=1_048_576_usize) => Ok(()),
+        _ => Err("a number between 1024 and 1048576 is wanted".to_owned()),
+    }
+}
+
+fn relay(text: &str, topics: &[String]) -> Option<gemba_gossip::RelayPolicy> {
+    use gemba_gossip::{Pattern, RelayPolicy};
+    Some(match text {
+        "off" => RelayPolicy::Off,
+        "listed" => RelayPolicy::Listed(topics.iter().map(|topic| Pattern::new(topic)).collect()),
+        "bridge" => RelayPolicy::Bridge {
+            max_topics: BRIDGED_TOPICS,
+        },
+        _ => return None,
+    })
+}
+
+fn is_relay(text: &str) -> Result<(), String> {
+    relay(text, &[])
+        .map(drop)
+        .ok_or_else(|| "off, listed or bridge is wanted".into())
+}
+
+fn is_topic(text: &str) -> Result<(), String> {
+    gemba_gossip::Topic::new(text)
+        .map(drop)
+        .map_err(|e| e.to_string())
+}
+
+/// A pattern of our own topics. `/gemba/*` is one, `/gem*` would be others' topics, too.
+fn is_own_topic(text: &str) -> Result<(), String> {
+    is_topic(text)?;
+    if text.starts_with(gemba_gossip::OWN_PREFIX) {
+        Ok(())
+    } else {
+        Err(gemba_gossip::SubscribeError::UnsignedForeign.to_string())
+    }
+}
+
 fn is_scrub(text: &str) -> Result<(), String> {
     match text {
         "off" => Ok(()),
@@ -863,6 +1064,7 @@ mod tests {
             ("[network]\nlisen = []", "network.listen"),
             ("[netwrok]\nlisten = []", "network"),
             ("[network]\nbootstraps = []", "network.bootstrap"),
+            ("[pubsub]\nsen_ttl = \"1m\"", "pubsub.seen_ttl"),
             ("[api]\nadress = \"127.0.0.1:0\"", "api.address"),
         ] {
             let fail = resolve(text, &[]).unwrap_err();
@@ -900,6 +1102,13 @@ mod tests {
             ("[store]\ngc_interval = \"0s\"", "1s"),
             ("[store]\ngc_interval = \"off\"", "30d"),
             ("[store]\nscrub = \"never\"", "off"),
+            ("[pubsub]\nenabled = \"yes\"", "true or false"),
+            ("[pubsub]\nseen_ttl = \"2h\"", "1h"),
+            ("[pubsub]\nseen_messages = \"12\"", "1024"),
+            ("[pubsub]\nrelay = \"all\"", "bridge"),
+            ("[pubsub]\nrelay_topics = [\"\"]", "empty"),
+            ("[pubsub]\nunsigned = [\"plant/raw\"]", "/gemba/"),
+            ("[pubsub]\ndirect = [\"/ip4/10.0.0.1/tcp/4001\"]", "/p2p/"),
             ("network = 1", "section"),
             ("[network", ""),
         ] {

@@ -116,6 +116,7 @@ impl Fail {
             Kind::NotADirectory => "something on the way to it is no folder".to_owned(),
             Kind::IsADirectory => "it is a folder".to_owned(),
             Kind::ReadOnlyFilesystem => "its disk can only be read".to_owned(),
+            Kind::StorageFull => "its disk is full".to_owned(),
             _ => error.to_string(),
         };
         let fail = Self::new(
@@ -124,10 +125,17 @@ impl Fail {
         );
         match error.kind() {
             Kind::StorageFull => fail.hint(
-                "the disk is full: free space, or move the repository (--repo) to a larger disk",
+                "free space there; a repository can be moved to a larger disk (--repo names it then)",
             ),
             Kind::PermissionDenied => fail.hint("check the owner and the mode of this path"),
-            _ => fail,
+            Kind::NotFound => fail.hint("check the name; names without a `/` before them begin in the current folder"),
+            Kind::NotADirectory => fail.hint("check the path: one of the names before its last is a file"),
+            Kind::IsADirectory => fail.hint("name a file in it"),
+            Kind::ReadOnlyFilesystem => fail.hint(
+                "mount it for writing, or name a folder on another disk; a disk that became read-only by itself is failing: look at the system's log (`dmesg`)",
+            ),
+            Kind::AlreadyExists => fail.hint("name another path, or move away what is there"),
+            _ => fail.hint("look at the system's log (`dmesg`) for what the disk reports"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is small and transactional: the pins, in `meta/meta.redb`.
+//! What is small and transactional: the pins, the book of names and what is followed, in `meta/meta.redb`.
 //!
 //! Every commit is two-phase and carries what redb needs for a quick repair, so that an unclean stop costs neither a pin nor a long start.
 //!
@@ -22,6 +22,10 @@ use crate::repo::Access;
 
 const FILE: &str = "meta.redb";
 const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins");
+/// The book of names: rows of specs/names.md §4.
+const NAMES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("names");
+/// What is followed, and which versions are kept: a row a name, in JSON.
+const FOLLOWS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("follows");
 /// Numbers that are compared at the next start.
 const FACTS: TableDefinition<'static, &str, u64> = TableDefinition::new("facts");
 /// How many packs the store had.
@@ -42,6 +46,38 @@ pub struct ScrubNote {
     pub point: ScrubPoint,
     /// The round is over.
     pub done: bool,
+}
+
+/// A table of rows that other modules know the form of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// The book of names.
+    Names,
+    /// What is followed.
+    Follows,
+}
+
+/// Key and value of a row.
+pub type Stored = (Vec<u8>, Vec<u8>);
+
+/// A row to be written, or removed where it has no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Where.
+    pub table: Table,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+}
+
+impl Table {
+    fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+        match self {
+            Self::Names => NAMES,
+            Self::Follows => FOLLOWS,
+        }
+    }
 }
 
 /// The metadata of one repository.
@@ -143,6 +179,46 @@ impl Meta {
                         .insert(change.key().as_slice(), record.as_slice())
                         .map(drop),
                     None => table.remove(change.key().as_slice()).map(drop),
+                }
+                .map_err(|e| self.fail(e))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// All rows of a table: key and value.
+    ///
+    /// # Errors
+    /// The disk refuses, or the file is damaged.
+    pub fn rows(&self, table: Table) -> Result<Vec<Stored>, Fail> {
+        marked(&self.path, || {
+            let table = match self.begin_read()?.open_table(table.definition()) {
+                Ok(table) => table,
+                Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(e) => return Err(self.fail(e)),
+            };
+            let rows = table.iter().map_err(|e| self.fail(e))?;
+            rows.map(|row| {
+                let (key, value) = row.map_err(|e| self.fail(e))?;
+                Ok((key.value().to_vec(), value.value().to_vec()))
+            })
+            .collect()
+        })
+    }
+
+    /// Writes rows in their order, all of them or none; durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Meta::apply`].
+    pub fn write_rows(&self, rows: &[Row]) -> Result<(), Fail> {
+        self.transact(|transaction| {
+            for row in rows {
+                let mut table = transaction
+                    .open_table(row.table.definition())
+                    .map_err(|e| self.fail(e))?;
+                match &row.value {
+                    Some(value) => table.insert(row.key.as_slice(), value.as_slice()).map(drop),
+                    None => table.remove(row.key.as_slice()).map(drop),
                 }
                 .map_err(|e| self.fail(e))?;
             }
@@ -391,8 +467,8 @@ fn damaged(path: &Path, cause: &dyn std::fmt::Display) -> Fail {
         format!("{} is damaged: {cause}", path.display()),
     )
     .hint(format!(
-        "it holds only which roots are pinned; keys, settings and blocks are not affected. Put a copy of it back, or begin a new list: \
-         stop the daemon, move {} away, delete {}, run `gemba init`, which finishes what is missing, and pin again (`gemba pin add CID`)",
+        "it holds only which roots are pinned and what names point to; keys, settings and blocks are not affected. Put a copy of it back, or begin a new list: \
+         stop the daemon, move {} away, delete {}, run `gemba init`, which finishes what is missing, and pin and follow again (`gemba pin add CID`, `gemba name follow add NAME`)",
         path.display(),
         version.display()
     ))

@@ -13,6 +13,7 @@ use gemba_pnet::{
 use gemba_store::{OpenError, Store, StoreError};
 use libp2p_identity::Keypair;
 
+use crate::api::types::Trouble;
 use crate::client::ApiFile;
 use crate::config::{Config, Origin};
 use crate::error::{Code, Fail};
@@ -96,6 +97,24 @@ impl Layout {
         self.root.join("api")
     }
 
+    /// `files.sock`: where open files are handed to the running daemon.
+    #[must_use]
+    pub fn files_socket(&self) -> PathBuf {
+        self.root.join("files.sock")
+    }
+
+    /// `pubsub.sequence`: up to where sequence numbers of pubsub are reserved.
+    #[must_use]
+    pub fn pubsub_sequence(&self) -> PathBuf {
+        self.root.join("pubsub.sequence")
+    }
+
+    /// `pubsub.authors`: the highest numbers of others, so that a start does not deliver what neighbours still echo.
+    #[must_use]
+    pub fn pubsub_authors(&self) -> PathBuf {
+        self.root.join("pubsub.authors")
+    }
+
     /// `blocks/`: the block store.
     #[must_use]
     pub fn blocks(&self) -> PathBuf {
@@ -106,6 +125,18 @@ impl Layout {
     #[must_use]
     pub fn meta(&self) -> PathBuf {
         self.root.join("meta")
+    }
+
+    /// `keystore/`: the keys that names belong to.
+    #[must_use]
+    pub fn keystore(&self) -> PathBuf {
+        self.root.join("keystore")
+    }
+
+    /// `names.marks`: what was published at least, beside the book, so that a book from a backup is found out.
+    #[must_use]
+    pub fn names_marks(&self) -> PathBuf {
+        self.root.join("names.marks")
     }
 
     /// Whether `init` was completed here.
@@ -199,6 +230,15 @@ fn policy_fail(error: &PolicyError, config: &Config, public_flag: bool) -> Fail 
             ..
         } => Fail::new(Code::Permission, error)
             .hint("`gemba swarm-key import --replace FILE` takes the right key from a file that holds it alone, and keeps this one beside it"),
+        PolicyError::UnknownForceValue { .. } | PolicyError::MisspeltVariable { .. } => {
+            Fail::new(Code::Permission, error).hint("correct the variable, or take it out of the environment")
+        }
+        PolicyError::Exposed { .. } => Fail::new(Code::Permission, error)
+            .hint("if others may have read it the swarm needs a new key: `gemba swarm-key new --replace` on one node, `gemba swarm-key import --replace FILE` on the others"),
+        PolicyError::Unreadable { .. } => Fail::new(Code::Permission, error)
+            .hint("move it away, then `gemba swarm-key import FILE` with the file `swarm.key` of any member"),
+        PolicyError::BadKey { .. } => Fail::new(Code::Permission, error)
+            .hint("`gemba swarm-key import --replace FILE` takes the key from the file `swarm.key` of any member, and keeps this file beside it"),
         _ => Fail::new(Code::Permission, error),
     }
 }
@@ -429,16 +469,45 @@ pub fn store_fail(error: &StoreError) -> Fail {
         StoreError::NoSpace { .. } => Fail::new(Code::Failure, error)
             .hint("`gemba gc` removes what no pin holds; `store.max_size` is the limit"),
         StoreError::WriterDied | StoreError::TooManyPacks => Fail::internal(error),
-        StoreError::Full(_) => Fail::new(Code::Failure, "the disk is full").hint("free some space, or move the repository (--repo) to a larger disk"),
-        _ => Fail::new(Code::Failure, error),
+        StoreError::Full(_) => Fail::new(Code::Failure, "the disk that holds the repository is full; what was stored before stays")
+            .hint("free some space there, or move the repository (--repo) to a larger disk"),
+        StoreError::Unlisted { .. } => Fail::new(Code::Failure, error)
+            .hint("look at the system's log (`dmesg`); a disk that begins to fail is copied while it still reads"),
+        StoreError::Moving { .. } => Fail::new(Code::Failure, error).hint("repeat the command"),
+        StoreError::ReadOnly => Fail::internal(error),
+        _ => Fail::new(Code::Failure, error).hint("look at the log of the daemon and of the system (`dmesg`)"),
     }
 }
 
-fn open_fail(error: OpenError) -> Fail {
+/// For `status`: packs that the disk could not read when the store was opened.
+pub fn unreadable_packs(store: &Store) -> Vec<Trouble> {
+    let packs = store.open_report().unreadable.iter();
+    packs
+        .map(|pack| Trouble {
+            address: pack.path.display().to_string(),
+            peer: None,
+            direction: "local".to_owned(),
+            kind: "unreadable_pack".to_owned(),
+            cause: format!(
+                "the disk could not read pack {} ({}): it was set aside, and nothing of it was changed. What pins need of it is fetched again; look at the disk (`dmesg`), and restart when it reads again, or move the file away when `gemba pin ls` shows that all is whole",
+                pack.pack, pack.cause
+            ),
+            age_s: 0,
+            count: 1,
+            retry_in_s: None,
+        })
+        .collect()
+}
+
+/// Why the store does not open, with the code scripts expect.
+pub fn open_fail(error: OpenError) -> Fail {
     match error {
-        OpenError::LockHeld { .. } | OpenError::NewerFormat { .. } => {
-            Fail::new(Code::Conflict, error)
-        }
+        OpenError::LockHeld { .. } => Fail::new(Code::Conflict, error)
+            .hint("end that process, or wait for its end; a running daemon does the work of all commands"),
+        OpenError::NewerFormat { .. } => Fail::new(Code::Conflict, error)
+            .hint("nothing was changed; `gemba --version` tells which gemba this is"),
+        OpenError::ForeignPack { .. } => Fail::new(Code::Integrity, error)
+            .hint("nothing was changed; packs are not copied from one repository to another: `gemba dag export` and `gemba dag import` carry blocks over"),
         OpenError::Missing(folder) => Fail::new(
             Code::Integrity,
             format!("{} is missing or holds no block store, though the repository is there", folder.display()),
@@ -674,6 +743,42 @@ mod tests {
         let fail = Repo::open_for(root, Access::Write, purpose).unwrap_err();
         assert_eq!(fail.code, Code::Conflict);
         fail
+    }
+
+    /// A pack that the disk does not give back is told in `status`, and pins that need it are not called whole.
+    #[test]
+    fn an_unreadable_pack_is_told_and_its_pins_are_struck_out() {
+        use gemba_block::Block;
+        use gemba_testkit::disk::{Call, SimDisk};
+        let sim = SimDisk::new(1);
+        let open = || {
+            let disk = std::sync::Arc::new(sim.clone());
+            Store::open_on(disk, "/blocks", gemba_store::Config::default()).unwrap()
+        };
+        let block = Block::raw("content").unwrap();
+        open().put_many(std::slice::from_ref(&block)).unwrap();
+        let store = (1..20)
+            .find_map(|nth| {
+                sim.fail(Call::Read, nth, 1);
+                let disk = std::sync::Arc::new(sim.clone());
+                let store = Store::open_on(disk, "/blocks", gemba_store::Config::default());
+                sim.heal();
+                store.ok().filter(|store| store.stat().unreadable_packs > 0)
+            })
+            .unwrap();
+        let told = unreadable_packs(&store);
+        assert_eq!(told.len(), 1);
+        assert!(
+            told[0].address.ends_with("000001.pack")
+                && told[0].cause.contains("set aside")
+                && told[0].cause.contains("dmesg"),
+            "{told:?}"
+        );
+        let presence =
+            crate::content::pins::presence(&store, block.cid(), gemba_pins::Kind::Recursive);
+        assert!(!presence.unwrap().is_whole());
+        drop(store);
+        assert!(unreadable_packs(&open()).is_empty());
     }
 
     /// Whoever finds the repository locked is told by whom, and what to do about that one.

@@ -390,3 +390,140 @@ fn s4_23_the_blocks_of_a_kubo_repository_come_over() {
     );
     node.fails(&["repo", "import-kubo", node.repo.to_str().unwrap()], 3);
 }
+
+/// What was used lately survives, and what was used longest ago goes, when the daemon makes room.
+#[test]
+fn s4_49_what_was_used_lately_stays_and_the_oldest_goes() {
+    let node = Node::new();
+    for (key, value) in [("max_size", "48MiB"), ("gc_interval", "1s")] {
+        node.ok(&["config", "set", &format!("store.{key}"), value]);
+    }
+    let _daemon = Daemon::start(&node, &[]);
+    let cached = |seed: u64| {
+        let path = node.write(&format!("cache-{seed}"), noise(seed, 1_400_000));
+        node.add(&path, &["--pin=false"])
+    };
+    let a_unit_of_last_use_later = || {
+        let begun = std::time::Instant::now();
+        until("a unit of last use", || begun.elapsed().as_millis() > 1600);
+    };
+    // Both are as old as each other; one is read again and again.
+    let (used, unused) = (cached(50), cached(51));
+    let mut latest = Vec::new();
+    for round in 0..5 {
+        a_unit_of_last_use_later();
+        is_whole(&node, &used);
+        latest = (0..8).map(|n| cached(100 + 10 * round + n)).collect();
+    }
+    until("room", || {
+        number(&status(&node)["kept"], "gc_blocks") > 0
+            && number(&node.json(&["repo", "stat"]), "disk_bytes") <= (48 << 20) * 9 / 10
+    });
+    // Nobody is connected: what is whole is so from this disk.
+    is_whole(&node, &used);
+    latest.iter().for_each(|root| is_whole(&node, root));
+    node.fails(&["dag", "export", &unused, "--timeout", "200ms"], 4);
+}
+
+/// 48 MiB with 36 MB of unpinned content in it.
+fn with_a_full_cache(node: &Node) -> Vec<String> {
+    node.ok(&["config", "set", "store.max_size", "48MiB"]);
+    let cached = (0..4).map(|seed| {
+        let path = node.write(&format!("cache-{seed}"), noise(200 + seed, 9_000_000));
+        node.add(&path, &["--pin=false"])
+    });
+    cached.collect()
+}
+
+/// An add, an import or a fetch that is larger than the free margin waits for the collection and is done, with and without a daemon.
+#[test]
+fn what_is_larger_than_the_margin_waits_for_the_collection() {
+    for with_daemon in [true, false] {
+        let node = Node::new();
+        with_a_full_cache(&node);
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        let content = noise(1, 30_000_000);
+        let root = node.add(&node.write("large", &content), &[]);
+        assert!(node.run(&["cat", &root]).stdout == content);
+        let stat = node.json(&["repo", "stat"]);
+        assert!(number(&stat, "disk_bytes") <= 48 << 20, "{stat}");
+        let other = Node::new();
+        let more = other.add(&other.write("more", noise(2, 12_000_000)), &[]);
+        let car = node.write("car", other.run(&["dag", "export", &more]).stdout);
+        node.ok(&["dag", "import", car.to_str().unwrap()]);
+        is_whole(&node, &more);
+        is_whole(&node, &root);
+        let pins = node.lines(&["pin", "ls"]);
+        assert!(pins.iter().all(|pin| pin["status"] == "pinned"), "{pins:?}");
+    }
+}
+
+#[test]
+fn a_fetch_that_is_larger_than_the_margin_waits_for_the_collection() {
+    let swarm = Swarm::of(1);
+    let a = swarm.node(0);
+    let content = noise(3, 30_000_000);
+    let root = a.add(&a.write("large", &content), &[]);
+    let b = Node::bare();
+    let key = a.repo.join("swarm.key");
+    b.ok(&["init", "--swarm-key", key.to_str().unwrap()]);
+    with_a_full_cache(&b);
+    let _daemon = Daemon::start(&b, &["--bootstrap", &common::address(a)]);
+    b.ok(&["pin", "add", &root, "--timeout", "50s"]);
+    assert!(b.run(&["cat", &root]).stdout == content);
+    let seen = status(&b);
+    assert!(number(&seen["kept"], "gc_blocks") > 0, "{seen}");
+    // Nothing was refused on the way.
+    assert_eq!(seen["health"], "ok", "{seen}");
+    let headers = "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n";
+    let (_, metrics) = common::http(&b, "GET", "/metrics", headers);
+    assert!(
+        metrics.contains("gemba_refused_batches_total 0\n"),
+        "{metrics}"
+    );
+}
+
+/// It is refused when the collection cannot make enough room, because the rest is pinned, and told in figures; what is pinned is whole.
+#[test]
+fn what_finds_no_room_beside_the_pins_is_refused_with_the_figures() {
+    for with_daemon in [true, false] {
+        let node = Node::new();
+        node.ok(&["config", "set", "store.max_size", "32MiB"]);
+        let daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        let kept = node.add(&node.write("kept", noise(1, 16_000_000)), &[]);
+        let cache = node.write("cache", noise(2, 6_000_000));
+        let cached = node.add(&cache, &["--pin=false"]);
+        let large = node.write("large", noise(3, 20_000_000));
+        let failure = node.fails(&["add", large.to_str().unwrap(), "--json"], 1);
+        for part in ["no room for", "31457280 bytes", "are pinned", "gave back"] {
+            assert!(failure.cause.contains(part), "{part}: {failure:?}");
+        }
+        assert!(failure.hint.contains("store.max_size"), "{failure:?}");
+        // It was tried in earnest: the cache is gone.
+        is_whole(&node, &kept);
+        let missing = node.run(&["dag", "export", &cached, "--timeout", "200ms"]);
+        assert!(!missing.status.success());
+        // With that pin given up there is room.
+        node.ok(&["pin", "rm", &kept]);
+        let root = node.add(&large, &[]);
+        is_whole(&node, &root);
+        drop(daemon);
+    }
+}
+
+/// Where nothing may be collected unasked, the refusal says so.
+#[test]
+fn a_store_that_may_not_collect_says_so() {
+    let node = Node::new();
+    with_a_full_cache(&node);
+    node.ok(&["config", "set", "store.gc", "false"]);
+    let large = node.write("large", noise(1, 30_000_000));
+    for with_daemon in [false, true] {
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        let failure = node.fails(&["add", large.to_str().unwrap(), "--json"], 1);
+        assert!(
+            failure.cause.contains("may take") && failure.hint.contains("`store.gc` is off"),
+            "{failure:?}"
+        );
+    }
+}

@@ -466,3 +466,36 @@ fn s0_53_no_command_shows_the_key() {
         );
     }
 }
+
+/// Row S8: a repository may lie on a tablet's SD card: every file that a node makes, in `init`, while it works, with a migration's
+/// backup and an old key, has a name that FAT and Windows take, and no two of them differ by case alone.
+#[test]
+fn s8_every_file_of_a_repository_has_a_name_for_every_medium() {
+    let node = Node::new();
+    for seed in 0..4 {
+        let file = node.write("file", common::noise(seed, 300_000));
+        let root = node.add(&file, &[]);
+        if seed % 2 == 0 {
+            node.ok(&["pin", "rm", &root]);
+        }
+    }
+    node.ok(&["gc"]);
+    let other = Node::new();
+    let key = other.repo.join("swarm.key");
+    node.ok(&["swarm-key", "import", "--replace", key.to_str().unwrap()]);
+    let daemon = common::Daemon::start(&node, &[]);
+    let mut names = common::tree(&node.repo);
+    drop(daemon);
+    names.extend(common::tree(&node.repo));
+    let mut seen = std::collections::BTreeSet::new();
+    for path in names.keys().filter(|path| !path.as_os_str().is_empty()) {
+        for part in path {
+            let name = part.to_str().unwrap();
+            assert_eq!(gemba_testkit::names::not_portable(name), None, "{name}");
+        }
+        let folded = path.to_str().unwrap().to_lowercase();
+        assert!(seen.insert(folded), "{path:?} twice");
+    }
+    assert!(seen.iter().any(|name| name.ends_with(".old")));
+    assert!(seen.iter().any(|name| name.ends_with(".pack")));
+}

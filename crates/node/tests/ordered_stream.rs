@@ -10,6 +10,7 @@ use common::{noise, tree};
 use gemba_node::content::add::{AddObserver, Entry, add};
 use gemba_node::content::car::{OrderedSource, export_in_order};
 use gemba_node::content::folder::{LeftOut, WalkOptions, walk};
+use gemba_node::content::room::Puts;
 use gemba_node::content::{StoreSource, read};
 use gemba_node::error::{Code, Fail};
 use gemba_store::{Config, Store};
@@ -42,18 +43,23 @@ fn sample(dir: &std::path::Path) -> std::path::PathBuf {
 fn stored(dir: &std::path::Path, profile: &Profile) -> (Store, Cid) {
     let store = Store::open(dir.join("store"), Config::default()).unwrap();
     let folder = sample(dir);
-    let root = add(Some(&store), profile, &mut Silent, |visitor| {
-        walk(
-            &folder,
-            b"f",
-            visitor,
-            &mut WalkOptions {
-                hidden: true,
-                check: &mut || Ok(()),
-                left_out: &mut LeftOut::default(),
-            },
-        )
-    });
+    let root = add(
+        Some(&Puts::new(store.clone())),
+        profile,
+        &mut Silent,
+        |visitor| {
+            walk(
+                &folder,
+                b"f",
+                visitor,
+                &mut WalkOptions {
+                    hidden: true,
+                    check: &mut || Ok(()),
+                    left_out: &mut LeftOut::default(),
+                },
+            )
+        },
+    );
     (store, root.unwrap().cid)
 }
 
@@ -171,18 +177,23 @@ fn an_entry_is_told_when_its_blocks_are_stored() {
     let folder = sample(dir.path());
     let store = Store::open(dir.path().join("store"), Config::default()).unwrap();
     let mut observer = InStore(store.clone(), 0);
-    let root = add(Some(&store), &profiles()[0], &mut observer, |visitor| {
-        walk(
-            &folder,
-            b"f",
-            visitor,
-            &mut WalkOptions {
-                hidden: true,
-                check: &mut || Ok(()),
-                left_out: &mut LeftOut::default(),
-            },
-        )
-    });
+    let root = add(
+        Some(&Puts::new(store.clone())),
+        &profiles()[0],
+        &mut observer,
+        |visitor| {
+            walk(
+                &folder,
+                b"f",
+                visitor,
+                &mut WalkOptions {
+                    hidden: true,
+                    check: &mut || Ok(()),
+                    left_out: &mut LeftOut::default(),
+                },
+            )
+        },
+    );
     let root = root.unwrap();
     assert_eq!((observer.1, root.name.as_slice()), (507, &b"f"[..]));
     let mut blocks = 0;
@@ -212,18 +223,23 @@ fn a_failing_observer_ends_the_add_with_its_failure() {
     let dir = tempfile::tempdir().unwrap();
     let folder = sample(dir.path());
     let store = Store::open(dir.path().join("store"), Config::default()).unwrap();
-    let outcome = add(Some(&store), &profiles()[0], &mut Fails(0), |visitor| {
-        walk(
-            &folder,
-            b"f",
-            visitor,
-            &mut WalkOptions {
-                hidden: true,
-                check: &mut || Ok(()),
-                left_out: &mut LeftOut::default(),
-            },
-        )
-    });
+    let outcome = add(
+        Some(&Puts::new(store.clone())),
+        &profiles()[0],
+        &mut Fails(0),
+        |visitor| {
+            walk(
+                &folder,
+                b"f",
+                visitor,
+                &mut WalkOptions {
+                    hidden: true,
+                    check: &mut || Ok(()),
+                    left_out: &mut LeftOut::default(),
+                },
+            )
+        },
+    );
     assert_eq!(outcome.unwrap_err().code, Code::NoDaemon);
     drop(store);
     // Nobody else holds it.

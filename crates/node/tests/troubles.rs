@@ -510,16 +510,11 @@ fn memory_of_an_add_is_bounded_and_given_back() {
     drop(file);
     let before = status(&node)["rss_bytes"].as_u64().unwrap();
     node.add(&path, &[]);
-    let after = status(&node);
-    let (peak, rest) = (
-        after["rss_max_bytes"].as_u64().unwrap(),
-        after["rss_bytes"].as_u64().unwrap(),
-    );
+    let peak = status(&node)["rss_max_bytes"].as_u64().unwrap();
     assert!(peak < before + 26 * MIB, "{before}, then at most {peak}");
-    assert!(
-        rest < before + 16 * MIB,
-        "{before}, then {peak}, then {rest}"
-    );
+    until("what the add held is given back", || {
+        status(&node)["rss_bytes"].as_u64().unwrap() < before + 10 * MIB
+    });
 }
 
 /// What a command shows on a terminal that is its standard error.

@@ -72,6 +72,7 @@ impl Failures {
 }
 
 /// Hands lines to a NDJSON answer.
+#[derive(Clone)]
 pub(super) struct Lines {
     sender: mpsc::Sender<Result<Bytes, io::Error>>,
     call: Arc<Call>,
@@ -104,7 +105,7 @@ fn gone() -> Fail {
     Fail::new(Code::Interrupted, "the client went away")
 }
 
-fn line<T: Serialize>(value: &T) -> Result<Bytes, Fail> {
+pub(super) fn line<T: Serialize>(value: &T) -> Result<Bytes, Fail> {
     let mut text = serde_json::to_vec(value).map_err(|e| Fail::new(Code::Failure, e))?;
     text.push(b'\n');
     Ok(text.into())

@@ -17,9 +17,13 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::State;
 use super::answer::{self, Lines, typed};
-use super::types::{Added, Done, ImportChoice, Imported, Listed, PinStatus, RepoSize, Verified};
+use super::types::{
+    AddLine, Added, Done, ImportChoice, Imported, Listed, PinStatus, RepoSize, Verified,
+};
+use crate::content::room::Puts;
 use crate::content::{self, parse_cid};
 use crate::daemon::flow::readers::FetchSource;
+use crate::daemon::room::Waiter;
 use crate::daemon::{Call, Command, ending};
 use crate::error::{Code, Fail};
 
@@ -55,6 +59,16 @@ impl State {
     /// Reads from the disk, else from the swarm, while the call lasts.
     fn source(&self, call: &Arc<Call>) -> FetchSource {
         FetchSource::new(self.store.clone(), self.handle.clone(), Arc::clone(call))
+    }
+
+    /// Writes, and waits for room as long as the call lasts.
+    fn puts(&self, call: &Arc<Call>) -> Puts {
+        let waiter = Waiter {
+            room: Arc::clone(&self.room),
+            store: self.store.clone(),
+            call: Some(Arc::clone(call)),
+        };
+        Puts::with_room(self.store.clone(), Arc::new(waiter))
     }
 
     /// Tells the loop of blocks that were put past it: peers, pins and readers may be waiting for them.
@@ -133,15 +147,29 @@ pub(super) async fn block_get(
     Path(cid): Path<String>,
 ) -> Result<Response, Fail> {
     let cid = parse_cid(&cid)?;
-    let mut source = state.source(&call);
-    let block = blocking(&state, move || {
-        source.get(&cid).map_err(content::source_fail)
-    })
-    .await?;
-    Ok(typed(
-        "application/vnd.ipld.raw",
-        Body::from(block.data().clone()),
-    ))
+    let data = match local_block(&state, cid).await? {
+        Some(data) => data,
+        None => {
+            let mut source = state.source(&call);
+            let get = move || source.get(&cid).map_err(content::source_fail);
+            blocking(&state, get).await?.data().clone()
+        }
+    };
+    Ok(typed("application/vnd.ipld.raw", Body::from(data)))
+}
+
+/// A block that is here and whole. It waits for no request but its own kind, however many wait for the network.
+async fn local_block(state: &State, cid: cid::Cid) -> Result<Option<bytes::Bytes>, Fail> {
+    if !state.store.has(&cid) {
+        return Ok(None);
+    }
+    let (thread, store) = (state.local_thread().await?, state.store.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        store.get(&cid)
+    });
+    // What cannot be read is for the longer way, which has it repaired.
+    Ok(read.await.map_or(None, |read| read.unwrap_or_default()))
 }
 
 pub(super) async fn block_stat(
@@ -199,7 +227,7 @@ pub(super) async fn block_put(
             content::blocks::make(data, codec, query.mhtype.as_deref().unwrap_or("sha2-256"))?;
         // Held until the pin is recorded.
         let _guard = state.store.guard();
-        content::blocks::put(&state.store, &block)?;
+        content::blocks::put(&state.puts(&call), &block)?;
         state.tell_stored(&[*block.cid()])?;
         if query.pin {
             state.pin_blocking(&call, *block.cid(), None)?;
@@ -406,7 +434,7 @@ pub(super) async fn dag_import(
         let _guard = state.store.guard();
         let imported = content::car::import_telling(
             &mut body,
-            &state.store,
+            &state.puts(&call),
             &mut |_bytes| call.check(),
             &mut |cids| state.tell_stored(cids),
         )?;
@@ -426,27 +454,75 @@ pub(super) async fn add(
     Extract(state): Node,
     Extension(call): OfCall,
     Query(choice): Query<ImportChoice>,
+    Query(hands): Query<Hands>,
     request: Request,
 ) -> Response {
     let mut body = body_reader(request.into_body(), Arc::clone(&call));
     let (of, calling) = (Arc::clone(&state), Arc::clone(&call));
     answer::lines_of_upload(&of, &calling, answer::status_of_upload, move |lines| {
         let profile = choice.profile()?;
+        let taker = hands.handover.and_then(|name| state.desk.claim(&name));
         let mut entries = Entries {
             lines,
             state: &state,
         };
         // Nothing of it is collected before the pin holds it.
         let _guard = state.store.guard();
-        let root = content::add::add(Some(&state.store), &profile, &mut entries, |visitor| {
-            content::tree_stream::read_tree(&mut body, visitor)
-        })?;
+        let root = content::add::add(
+            Some(&state.puts(&call)),
+            &profile,
+            &mut entries,
+            |visitor| {
+                content::tree_stream::read_tree(&mut body, visitor, &mut || {
+                    let taker = taker.as_ref().ok_or_else(|| {
+                        Fail::new(Code::Usage, "a file that was handed over by nobody")
+                            .hint("docs/api-tree-stream.md says how files are handed over")
+                    })?;
+                    Ok(Box::new(Handed {
+                        file: taker.take()?,
+                        lines: lines.clone(),
+                        untold: 0,
+                    }))
+                })
+            },
+        )?;
         if choice.pin {
             state.pin_blocking(&call, root.cid, choice.name)?;
         }
         Ok(())
     })
     .await
+}
+
+#[derive(Deserialize)]
+pub(super) struct Hands {
+    /// The name under which open files are handed over.
+    handover: Option<String>,
+}
+
+/// A file that was handed over, from where its descriptor stands: the beginning. Its caller sees no bytes pass, so he is told of them.
+struct Handed {
+    file: std::fs::File,
+    lines: Lines,
+    untold: u64,
+}
+
+/// So often, in bytes: a line costs little, and a bar moves.
+const TELL: u64 = 8 << 20;
+
+impl std::io::Read for Handed {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.untold += read as u64;
+        if self.untold >= TELL || (read == 0 && self.untold > 0) {
+            let read = std::mem::take(&mut self.untold);
+            // Fails when the caller has gone, which ends the add.
+            self.lines
+                .send(&AddLine::Read { read })
+                .map_err(std::io::Error::other)?;
+        }
+        Ok(read)
+    }
 }
 
 struct Entries<'a> {

@@ -7,7 +7,9 @@ mod answer;
 mod auth;
 mod calls;
 mod content;
+mod names;
 mod node;
+mod pubsub;
 mod server;
 mod space;
 pub mod types;
@@ -25,17 +27,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use auth::Token;
+pub(crate) use names::{keep, wish};
 pub use server::{Published, bind, serve};
 
+use crate::config::Names;
 use crate::daemon::keeper::Figures;
+use crate::daemon::room::Room;
 use crate::daemon::{Handle, Turns};
 use crate::error::{Code, Fail};
+use crate::handover::Desk;
+use crate::keystore::Keystore;
+use crate::repo::Layout;
 
 /// Largest JSON body in bytes (row H7).
 const JSON_BYTES: usize = 1024 * 1024;
 /// Requests that hold a blocking thread at a time. Fewer than there are threads: a client that never reads on keeps his thread, and
 /// pins must be written all the same.
 const THREADS: usize = 40;
+/// Requests for one block that is here, beside those: a disk read each, so that they wait for nobody who waits for others.
+const LOCAL: usize = 4;
+/// Topics that are read at a time, each by its own request; what waits for a reader who is slow is at most 1 MiB each.
+const SUBSCRIPTIONS: usize = 64;
 /// A request that finds all of them taken is refused after so long.
 const THREAD_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -47,10 +59,16 @@ pub struct State {
     pub store: Store,
     turns: Arc<Turns>,
     kept: Arc<Figures>,
+    desk: Arc<Desk>,
+    room: Arc<Room>,
+    keys: Keystore,
+    names: Names,
     token: Token,
     failures: answer::Failures,
     calls: calls::Calls,
     threads: Arc<Semaphore>,
+    local: Arc<Semaphore>,
+    subscriptions: Arc<Semaphore>,
     ending: CancellationToken,
 }
 
@@ -60,8 +78,9 @@ impl State {
     pub fn new(
         handle: Handle,
         store: Store,
-        (turns, kept): (Arc<Turns>, Arc<Figures>),
-        token: Token,
+        (turns, kept, room): (Arc<Turns>, Arc<Figures>, Arc<Room>),
+        desk: Arc<Desk>,
+        (layout, names, token): (Layout, Names, Token),
         ending: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -69,17 +88,32 @@ impl State {
             store,
             turns,
             kept,
+            desk,
+            room,
+            keys: Keystore::of(&layout),
+            names,
             token,
             failures: answer::Failures::default(),
             calls: calls::Calls::default(),
             threads: Arc::new(Semaphore::new(THREADS)),
+            local: Arc::new(Semaphore::new(LOCAL)),
+            subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS)),
             ending,
         })
     }
 
     /// The right to a blocking thread.
     async fn thread(&self) -> Result<OwnedSemaphorePermit, Fail> {
-        let permit = Arc::clone(&self.threads).acquire_owned();
+        self.permit(&self.threads).await
+    }
+
+    /// The same to read one block that is here.
+    async fn local_thread(&self) -> Result<OwnedSemaphorePermit, Fail> {
+        self.permit(&self.local).await
+    }
+
+    async fn permit(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Fail> {
+        let permit = Arc::clone(of).acquire_owned();
         match tokio::time::timeout(THREAD_DEADLINE, permit).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Fail::new(
@@ -117,11 +151,45 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/repo/stat", get(content::repo_stat))
         .route("/v1/repo/verify", post(content::repo_verify))
         .route("/v1/gc", post(space::gc))
+        .route("/v1/pubsub/sub", get(pubsub::subscribe))
+        .route("/v1/pubsub/topics", get(pubsub::topics))
+        .route("/v1/pubsub/peers", get(pubsub::peers))
+        .route("/v1/pubsub/why", get(pubsub::why))
+        .route("/v1/pubsub/health", get(pubsub::health))
+        .route("/v1/keys", get(names::keys))
+        .route(
+            "/v1/keys/{label}",
+            post(names::key_new)
+                .put(names::key_import)
+                .delete(names::key_rm),
+        )
+        .route("/v1/follows", get(names::follows))
+        .route(
+            "/v1/follows/{name}",
+            get(names::follow_status)
+                .post(names::follow_add)
+                .delete(names::follow_rm),
+        )
+        .route("/v1/follows/{name}/rollback", post(names::follow_rollback))
+        .route("/v1/names", get(names::list))
+        .route("/v1/names/publish", post(names::publish))
+        .route("/v1/names/watch", get(names::watch))
+        .route("/v1/names/{name}", get(names::resolve))
+        .route("/v1/names/{name}/inspect", get(names::inspect))
+        .route(
+            "/v1/names/{name}/record",
+            get(names::record).put(names::put),
+        )
         .route("/v1/cat", get(content::cat))
         .route("/v1/ls", get(content::ls))
         .route("/v1/get", get(content::get))
         .route("/v1/dag/export", get(content::dag_export))
         .layer(DefaultBodyLimit::max(JSON_BYTES))
+        // Bounded by the handler, which says how much a message may have.
+        .route(
+            "/v1/pubsub/pub",
+            post(pubsub::publish).layer(DefaultBodyLimit::disable()),
+        )
         // Streams: bounded in memory by back-pressure, not in length.
         .route(
             "/v1/add",

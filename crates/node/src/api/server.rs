@@ -57,15 +57,21 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Fail> {
 pub struct Published(PathBuf);
 
 impl Published {
-    /// Writes address and token, readable by the owner only, in one step.
+    /// Writes address and token, and where open files are handed over, readable by the owner only, in one step.
     ///
     /// # Errors
     /// The repository cannot be written.
-    pub fn write(path: &Path, address: SocketAddr, token: &Token) -> Result<Self, Fail> {
+    pub fn write(
+        path: &Path,
+        address: SocketAddr,
+        token: &Token,
+        files: Option<PathBuf>,
+    ) -> Result<Self, Fail> {
         let file = ApiFile {
             address,
             token: token.reveal().to_owned(),
             pid: std::process::id(),
+            files,
         };
         let text = serde_json::to_vec(&file).map_err(|e| Fail::new(Code::Failure, e))?;
         crate::files::replace(path, &text)?;

@@ -39,6 +39,9 @@ pub struct Peer {
     pub bytes_out: u64,
     /// `in` or `out`: who dialed.
     pub direction: String,
+    /// Whether it belongs to the same site, and shares out with this device what is fetched from outside.
+    #[serde(default)]
+    pub same_site: bool,
     /// Seconds since the connection was made.
     pub connected_s: u64,
 }
@@ -129,6 +132,343 @@ pub struct Status {
     /// What keeps the store in order did since the daemon started.
     #[serde(default)]
     pub kept: Kept,
+    /// Messages by topic, in short.
+    #[serde(default)]
+    pub pubsub: PubsubCounts,
+    /// The site that this device belongs to.
+    #[serde(default)]
+    pub site: SiteView,
+}
+
+/// The devices that share out what they fetch from outside (specs/site.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteView {
+    /// `[network] site`: a label, `auto` or `none`.
+    pub label: String,
+    /// Connected devices of the same site.
+    pub mates: u64,
+}
+
+/// How the topics that are read on this device fare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubCounts {
+    /// Whether a daemon takes part.
+    pub enabled: bool,
+    /// Topics that are read.
+    pub topics: u64,
+    /// Of those: nobody who is connected subscribes, too.
+    pub isolated: u64,
+    /// Of those: something is wrong; see `troubles`.
+    pub degraded: u64,
+}
+
+/// A line of `pubsub sub`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PubsubLine {
+    /// A message.
+    Message(PubsubMessage),
+    /// So many messages were dropped at this place because the reader was slow.
+    Lagged {
+        /// How many.
+        lagged: u64,
+    },
+}
+
+/// A message of a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubMessage {
+    /// Who signed it; null on topics that are not signed.
+    pub from: Option<String>,
+    /// The author's number, in decimal: it does not fit into a JSON number. Null on topics that are not signed.
+    pub seqno: Option<String>,
+    /// Where it was published.
+    pub topic: String,
+    /// The payload in base64.
+    pub data: String,
+}
+
+/// What `pubsub pub` prints for each message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubSent {
+    /// Where.
+    pub topic: String,
+    /// Its id in hex: author and number.
+    pub id: String,
+    /// Its number, in decimal; null on topics that are not signed.
+    pub seqno: Option<String>,
+    /// Neighbours to whom it is on its way, at least one.
+    pub peers: u64,
+    /// Neighbours who were too slow to get it.
+    pub refused: u64,
+}
+
+/// A topic that is read on this device, and how it fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubTopic {
+    /// Its name.
+    pub topic: String,
+    /// `ok`, `isolated` (nobody who is connected subscribes) or `degraded`.
+    pub state: String,
+    /// What is wrong, in words; null if nothing is.
+    pub cause: Option<String>,
+    /// Neighbours that subscribe.
+    pub peers: u64,
+    /// Of those: with a stream that stands.
+    pub reachable: u64,
+    /// Of those: in the mesh.
+    pub mesh: u64,
+    /// New messages that came.
+    pub received: u64,
+    /// Seconds since the last of them.
+    pub last_received_s: Option<u64>,
+    /// Seconds since a message was sent on, or an own one sent.
+    pub last_sent_s: Option<u64>,
+    /// Messages that were dropped because too many waited to be verified.
+    pub shed: u64,
+    /// Messages that were dropped because they were too old.
+    pub stale: u64,
+    /// Seconds after which messages of it are forgotten instead of `pubsub.seen_ttl`, because more came than are remembered; null if all are
+    /// remembered as long as they should.
+    pub seen_pressure_s: Option<u64>,
+}
+
+/// `why TOPIC`: what becomes of a topic on this device, and through whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubWhy {
+    /// Its name.
+    pub topic: String,
+    /// All of it in a sentence.
+    pub summary: String,
+    /// Whether it is read on this device.
+    pub read: bool,
+    /// Whether it is carried for others.
+    pub relayed: bool,
+    /// How it fares; null if it is neither read nor carried.
+    pub health: Option<PubsubTopic>,
+    /// Seconds since when it has not been well; null if it is, or if that is not known.
+    pub unwell_s: Option<u64>,
+    /// The connected peers that subscribe to it.
+    pub subscribers: Vec<PubsubPeer>,
+    /// Connected peers.
+    pub connected: u64,
+    /// Of those: without pubsub.
+    pub without_pubsub: u64,
+    /// What keeps others away, if nobody who is connected subscribes.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A neighbour, as pubsub knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubPeer {
+    /// Who.
+    pub id: String,
+    /// Our stream to it: `opening`, `open`, `paused`, `unsupported` or `shut`.
+    pub stream: String,
+    /// What it subscribes to, of what is remembered.
+    pub topics: Vec<String>,
+    /// Of those: whose mesh it is in with us.
+    pub mesh: Vec<String>,
+    /// Messages that wait for it.
+    pub queued_messages: u64,
+    /// Bytes of those.
+    pub queued_bytes: u64,
+    /// What it sent that no honest peer sends; at 16 it is shut out for a while.
+    pub strikes: u64,
+    /// Times that its stream stood still lately.
+    pub stalls: u64,
+    /// Seconds since something of pubsub came from it.
+    pub last_received_s: Option<u64>,
+    /// Seconds since something was written to it.
+    pub last_written_s: Option<u64>,
+}
+
+/// `pubsub health`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PubsubHealth {
+    /// Subscriptions of programs on this device.
+    pub readers: u64,
+    /// The topics that are read on this device.
+    pub topics: Vec<PubsubTopic>,
+    /// The neighbours.
+    pub peers: Vec<PubsubPeer>,
+    /// Everything that was counted since the daemon started.
+    pub counters: std::collections::BTreeMap<String, u64>,
+    /// Bytes that are held, by component.
+    pub memory: std::collections::BTreeMap<String, u64>,
+}
+
+/// A key of this device, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// What people call it; `self` is the node's identity.
+    pub key: String,
+    /// The name that it signs for.
+    pub name: String,
+    /// The same in the form of older programs, which is the peer id for `self`.
+    pub id: String,
+}
+
+/// What `name publish` is asked.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PublishRequest {
+    /// `/ipfs/CID`, a CID, a path below one, or `/ipns/NAME`.
+    pub value: String,
+    /// Label of the key, or its name; default `self`.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// How long the record lives, in seconds; default one year.
+    #[serde(default)]
+    pub lifetime_s: Option<f64>,
+    /// How long a resolver may answer from its memory, in seconds; default five minutes.
+    #[serde(default)]
+    pub ttl_s: Option<f64>,
+    /// The number to use, above every one before; default the next.
+    #[serde(default)]
+    pub sequence: Option<u64>,
+    /// Publish although what was published since a backup is not known.
+    #[serde(default)]
+    pub accept_fork: bool,
+}
+
+/// `name publish`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamePublished {
+    /// The name.
+    pub name: String,
+    /// What it points to now.
+    pub value: String,
+    /// The number of the version.
+    pub sequence: u64,
+}
+
+/// `name resolve`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameResolved {
+    /// The name.
+    pub name: String,
+    /// What it points to.
+    pub value: String,
+    /// The number of the version.
+    pub sequence: u64,
+    /// Whether every block of it is on this device.
+    pub complete: bool,
+    /// Whether its record has passed its end of life, or is gone.
+    pub stale: bool,
+    /// How long the answer may be kept, in nanoseconds.
+    #[serde(default)]
+    pub ttl_ns: u64,
+}
+
+/// A line of `name watch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameEvent {
+    /// `changed`, or `complete`: every block of the version is on this device.
+    pub event: String,
+    /// The cursor of whoever has seen this line.
+    pub revision: u64,
+    /// What is told.
+    #[serde(flatten)]
+    pub now: NameResolved,
+}
+
+/// A line of `name follow ls`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowStatus {
+    /// The name.
+    pub name: String,
+    /// `complete` (the newest is whole here), `fetching`, `held` (after a rollback), `unknown` (nobody has told a record yet) or `error`.
+    pub status: String,
+    /// What the name points to.
+    pub value: Option<String>,
+    /// The number of that version.
+    pub sequence: Option<u64>,
+    /// What is whole on this device.
+    pub complete_value: Option<String>,
+    /// The number of that version.
+    pub complete_sequence: Option<u64>,
+    /// Versions that are kept, the present one among them.
+    pub keep: u64,
+    /// Those that are here; the last is the present one.
+    pub versions: Vec<FollowVersion>,
+    /// Blocks of the version on its way that are here.
+    pub blocks_done: u64,
+    /// Their payload.
+    pub bytes_done: u64,
+    /// Of those: blocks that came from the swarm.
+    pub blocks_fetched: u64,
+    /// Their payload.
+    pub bytes_fetched: u64,
+    /// Blocks that are known to be missing.
+    pub blocks_pending: u64,
+    /// Why it does not advance.
+    pub cause: Option<String>,
+}
+
+/// A version that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowVersion {
+    /// Its number.
+    pub sequence: u64,
+    /// What the name pointed to.
+    pub value: String,
+}
+
+/// What `name follow add` is asked.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FollowRequest {
+    /// Versions to keep, the present one among them; default 2.
+    #[serde(default)]
+    pub keep: Option<u64>,
+}
+
+/// `name inspect`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameInspected {
+    /// The name.
+    pub name: String,
+    /// What it points to.
+    pub value: String,
+    /// The number of the version.
+    pub sequence: u64,
+    /// End of life, RFC 3339.
+    pub validity: String,
+    /// Always `EOL`.
+    pub validity_type: String,
+    /// Time to live, in nanoseconds.
+    pub ttl_ns: u64,
+    /// `valid`: a record whose signature is not good is not shown.
+    pub signature: String,
+    /// `V1+V2` or `V2`.
+    pub signature_type: String,
+    /// Kind of the key.
+    pub key: String,
+    /// Size of the record, in bytes.
+    pub pb_size: u64,
+    /// `own`, `local`, `peer`, `pubsub`, `fetch`, `dht`; `file` for a record that was given.
+    pub source: String,
+    /// The peer it came from.
+    pub peer: Option<String>,
+    /// Seconds since it came.
+    pub age_s: u64,
+    /// Past its end of life.
+    pub stale: bool,
+    /// This device holds the key.
+    pub own: bool,
+    /// It is followed here.
+    pub followed: bool,
+    /// Nothing is published under it until a peer was heard: the book is older than what was published.
+    pub unsure: bool,
+    /// The number of the version that is whole on this device.
+    pub complete_sequence: Option<u64>,
+    /// What that one points to.
+    pub complete_value: Option<String>,
+    /// Another value that the key signed under the same number.
+    pub contradicted: Option<String>,
+    /// Number of its last change.
+    pub revision: u64,
+    /// Neighbours who read its topic.
+    pub neighbours: u64,
 }
 
 /// What was collected, given back and scrubbed since the daemon started.
@@ -268,6 +608,19 @@ impl From<&crate::content::add::Entry> for Added {
             name_bytes: text::name_bytes(&entry.name),
         }
     }
+}
+
+/// A line of the answer to `add` when open files were handed over: progress, or an entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AddLine {
+    /// So many bytes of handed files were read since the last such line.
+    Read {
+        /// Bytes.
+        read: u64,
+    },
+    /// An entry.
+    Added(Added),
 }
 
 /// `pin add`

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt as _;
-use gemba_store::Store;
 use gemba_unixfs::Meta;
 use serde::Serialize;
 
 use super::progress::Progress;
 use super::session::{self, Daemon};
 use super::{Context, interrupt, output};
-use crate::api::types::{Added, ImportChoice};
+use crate::api::types::{AddLine, Added, ImportChoice};
+use crate::client::Client;
 use crate::content::add::{AddObserver, Checked, Entry, add};
 use crate::content::folder::{self, LeftOut, TreeVisitor, WalkOptions};
 use crate::content::pins;
+use crate::content::room::Puts;
 use crate::content::tree_stream::TreeWriter;
 use crate::error::Fail;
 use crate::repo::Access;
@@ -134,12 +135,13 @@ fn offline(context: &Context, args: &Args, progress: &Progress) -> Result<(), Fa
     interrupt::watch();
     let repo = context.repo(Access::Write)?;
     let store = repo.store()?;
-    let meta = repo.meta()?;
+    let meta = Arc::new(repo.meta()?);
+    let puts = session::puts(&repo, &store, &meta);
     for paths in args.trees() {
         // Nothing of it is collected before the pin holds it.
         let _guard = store.guard();
         let name = args.name.as_deref().map(pins::parse_name).transpose()?;
-        let (root, left_out) = add_here(context, args, &paths, Some(&store), progress)?;
+        let (root, left_out) = add_here(context, args, &paths, Some(&puts), progress)?;
         if args.pin {
             pins::record_whole(&meta, root.cid, gemba_pins::Kind::Recursive, name)?;
         }
@@ -153,7 +155,7 @@ fn add_here(
     context: &Context,
     args: &Args,
     paths: &[PathBuf],
-    store: Option<&Store>,
+    puts: Option<&Puts>,
     progress: &Progress,
 ) -> Result<(Entry, LeftOut), Fail> {
     let mut shown = Shown {
@@ -163,10 +165,10 @@ fn add_here(
         held: None,
     };
     let mut left_out = LeftOut::default();
-    let root = add(store, &args.choice().profile()?, &mut shown, |visitor| {
+    let root = add(puts, &args.choice().profile()?, &mut shown, |visitor| {
         walk_all(args, paths, visitor, &mut left_out)
     })?;
-    if store.is_none() {
+    if puts.is_none() {
         show_root(context, args, (&root).into(), &left_out, progress)?;
     }
     Ok((root, left_out))
@@ -201,36 +203,58 @@ fn through(
     progress: &Progress,
 ) -> Result<(), Fail> {
     context.talk(daemon, async |client| {
-        for paths in args.trees() {
-            let (url, writing, bar) = (add_url(args)?, args.clone(), progress.clone());
-            let left_out = Arc::new(Mutex::new(LeftOut::default()));
-            let left = Arc::clone(&left_out);
-            let mut lines = client
-                .upload::<Added, _>(&url, move |out| {
-                    let mut counted = Counted { out, bar };
-                    let mut writer = TreeWriter::new(&mut counted)?;
-                    let mut walked = LeftOut::default();
-                    walk_all(&writing, &paths, &mut writer, &mut walked)?;
-                    // Before the end of the tree is sent: the answer's root follows upon it.
-                    *left.lock().unwrap_or_else(PoisonError::into_inner) = walked;
-                    writer.finish()
-                })
-                .await?;
-            let mut held = None;
-            while let Some(line) = lines.next().await {
-                if let Some(entry) = held.replace(line?) {
-                    show(context, args, &entry, progress)?;
+        let mut told = None;
+        let adding = through_client(context, args, client, progress);
+        client
+            .while_telling(adding, |waits| progress.waiting("adding", waits, &mut told))
+            .await
+    })
+}
+
+async fn through_client(
+    context: &Context,
+    args: &Args,
+    client: &Client,
+    progress: &Progress,
+) -> Result<(), Fail> {
+    for paths in args.trees() {
+        let (mut url, writing, bar) = (add_url(args)?, args.clone(), progress.clone());
+        let giver = client.giver().map(|(giver, name)| {
+            url.push_str(&format!("&handover={name}"));
+            giver
+        });
+        let left_out = Arc::new(Mutex::new(LeftOut::default()));
+        let left = Arc::clone(&left_out);
+        let mut lines = client
+            .upload::<AddLine, _>(&url, move |out| {
+                let mut counted = Counted { out, bar };
+                let mut writer = TreeWriter::new(&mut counted)?.handing(giver);
+                let mut walked = LeftOut::default();
+                walk_all(&writing, &paths, &mut writer, &mut walked)?;
+                // Before the end of the tree is sent: the answer's root follows upon it.
+                *left.lock().unwrap_or_else(PoisonError::into_inner) = walked;
+                writer.finish()
+            })
+            .await?;
+        let mut held = None;
+        while let Some(line) = lines.next().await {
+            match line? {
+                AddLine::Read { read } => progress.add(read),
+                AddLine::Added(entry) => {
+                    if let Some(entry) = held.replace(entry) {
+                        show(context, args, &entry, progress)?;
+                    }
                 }
             }
-            let root = held.ok_or_else(|| session::answer_fail("ended without a root"))?;
-            let left_out = left_out
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            show_root(context, args, root, &left_out, progress)?;
         }
-        Ok(())
-    })
+        let root = held.ok_or_else(|| session::answer_fail("ended without a root"))?;
+        let left_out = left_out
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        show_root(context, args, root, &left_out, progress)?;
+    }
+    Ok(())
 }
 
 fn add_url(args: &Args) -> Result<String, Fail> {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cid::Cid;
 use clap::Subcommand;
@@ -236,9 +237,10 @@ fn put(
             let store = repo.store()?;
             // Held until the pin is recorded.
             let _guard = store.guard();
-            blocks::put(&store, block)?;
+            let meta = Arc::new(repo.meta()?);
+            blocks::put(&session::puts(&repo, &store, &meta), block)?;
             if pin {
-                pins::add(&store, &repo.meta()?, *block.cid(), Kind::Recursive, None)?;
+                pins::add(&store, &meta, *block.cid(), Kind::Recursive, None)?;
             }
         }
     }
@@ -355,12 +357,13 @@ fn import(context: &Context, file: &Path, pin_roots: bool) -> Result<(), Fail> {
 fn import_offline(context: &Context, file: &Path, pin_roots: bool) -> Result<Imported, Fail> {
     interrupt::watch();
     let repo = context.repo(Access::Write)?;
-    let (store, meta) = (repo.store()?, repo.meta()?);
+    let (store, meta) = (repo.store()?, Arc::new(repo.meta()?));
     // Held until the pins are recorded.
     let _guard = store.guard();
     let mut input = Checked(open_input(file)?, interrupt::check_io);
     let progress = import_progress(file);
-    let imported = car::import(&mut input, &store, &mut |bytes| {
+    let puts = session::puts(&repo, &store, &meta);
+    let imported = car::import(&mut input, &puts, &mut |bytes| {
         progress.add(bytes);
         interrupt::check()
     });

@@ -9,10 +9,13 @@ pub mod gc;
 pub mod id;
 pub mod init;
 pub mod interrupt;
+pub mod key;
+pub mod name;
 pub mod network;
 pub mod output;
 pub mod pin;
 pub mod progress;
+pub mod pubsub;
 pub mod read;
 pub mod repo;
 pub mod session;
@@ -110,6 +113,15 @@ pub enum Command {
     /// Say what is to be kept on this device
     #[command(subcommand)]
     Pin(pin::Command),
+    /// Make and keep the keys that names belong to
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Make names point to content, and learn where they point
+    #[command(subcommand)]
+    Name(name::Command),
+    /// Send messages to whoever reads a topic, and read them
+    #[command(subcommand)]
+    Pubsub(pubsub::Command),
     /// Remove every block that no pin holds, and give its space back
     Gc(gc::Args),
     /// Show or check the repository as a whole
@@ -181,6 +193,9 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Block(command) => blocks::block(&context, &command),
         Command::Dag(command) => blocks::dag(&context, &command),
         Command::Pin(command) => pin::run(&context, &command),
+        Command::Key(command) => key::run(&context, &command),
+        Command::Name(command) => name::run(&context, &command),
+        Command::Pubsub(command) => pubsub::run(&context, &command),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Repo(command) => repo::run(&context, &command),
         Command::Config(command) => config::run(&context, &command),

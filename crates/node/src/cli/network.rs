@@ -5,8 +5,8 @@ use hyper::Method;
 
 use super::Context;
 use crate::api::types::{
-    ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, Receiving, RepoSize, Status,
-    Transfer, Trouble,
+    ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, Receiving, RepoSize, SiteView,
+    Status, Transfer, Trouble,
 };
 use crate::error::{Code, Fail};
 use crate::repo::{Access, Layout};
@@ -58,11 +58,20 @@ pub fn peers(context: &Context) -> Result<(), Fail> {
 }
 
 fn peer_rows(peers: &[Peer]) -> Vec<Vec<String>> {
-    let head = ["PEER", "ADDRESS", "RTT", "BYTES IN", "BYTES OUT", "AGENT"];
+    let head = [
+        "PEER",
+        "ADDRESS",
+        "SITE",
+        "RTT",
+        "BYTES IN",
+        "BYTES OUT",
+        "AGENT",
+    ];
     let row = |peer: &Peer| {
         vec![
             peer.id.clone(),
             peer.address.clone(),
+            if peer.same_site { "same" } else { "-" }.to_owned(),
             peer.rtt_ms
                 .map_or("-".to_owned(), |rtt| format!("{rtt:.1} ms")),
             peer.bytes_in.to_string(),
@@ -150,7 +159,8 @@ pub fn status(context: &Context) -> Result<(), Fail> {
 /// What can be told without a daemon; above all whether one would start.
 fn offline_status(context: &Context) -> Result<Status, Fail> {
     let repo = context.repo(Access::Read)?;
-    let stat = repo.store()?.stat();
+    let store = repo.store()?;
+    let stat = store.stat();
     let pins = repo.meta()?.pins()?;
     let whole = pins.iter().filter(|pin| pin.complete).count() as u64;
     let network = repo.network(false);
@@ -181,6 +191,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
             .err()
             .map(|e| key_trouble(&repo.layout, &e))
             .into_iter()
+            .chain(crate::repo::unreadable_packs(&store))
             .collect(),
         pins: PinCounts {
             pinned: whole,
@@ -191,6 +202,11 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         rss_max_bytes: 0,
         kept: Default::default(),
         receiving: Receiving::default(),
+        site: SiteView {
+            label: repo.config.network.site.clone(),
+            mates: 0,
+        },
+        pubsub: Default::default(),
     })
 }
 
@@ -204,6 +220,16 @@ fn key_trouble(layout: &Layout, error: &Fail) -> Trouble {
         age_s: 0,
         count: 1,
         retry_in_s: None,
+    }
+}
+
+fn site_text(site: &SiteView) -> String {
+    match site.label.as_str() {
+        "none" => "none: everything is fetched for this device alone".to_owned(),
+        label => format!(
+            "{label}, with {} connected",
+            text::count(site.mates, "other device", "other devices")
+        ),
     }
 }
 
@@ -230,6 +256,7 @@ fn status_text(status: &Status) -> String {
         format!("health    {}", status.health),
         format!("swarm     {swarm}"),
         format!("peers     {}", status.peers),
+        format!("site      {}", site_text(&status.site)),
         format!(
             "blocks    {} ({}, {} on disk)",
             status.repo.blocks,
@@ -246,6 +273,14 @@ fn status_text(status: &Status) -> String {
             text::bytes(status.transfer.bytes_out)
         ),
     ];
+    let pubsub = &status.pubsub;
+    if pubsub.topics > 0 {
+        let topics = text::count(pubsub.topics, "topic", "topics");
+        lines.push(format!(
+            "pubsub    {topics} read, {} isolated, {} degraded",
+            pubsub.isolated, pubsub.degraded
+        ));
+    }
     lines.extend(status.troubles.iter().map(trouble_line));
     lines.join("\n")
 }

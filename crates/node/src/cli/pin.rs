@@ -10,6 +10,7 @@ use hyper::Method;
 use serde_json::json;
 
 use super::Context;
+use super::name::into_content;
 use super::progress::Progress;
 use super::session::{self, Daemon};
 use crate::api::types::{Done, PinRequest, PinStatus};
@@ -27,7 +28,7 @@ const GRACE: Duration = Duration::from_secs(2);
 pub enum Command {
     /// Fetch everything below a root and keep it
     Add {
-        /// The root
+        /// The root: a `CID`, or a `NAME`, which is pinned as it is now
         cid: String,
         /// Name of the pin
         #[arg(long)]
@@ -70,7 +71,8 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
             } else {
                 Kind::Recursive
             };
-            add(context, parse_cid(cid)?, name.as_deref(), kind)
+            let cid = into_content(context, cid)?;
+            add(context, parse_cid(&cid)?, name.as_deref(), kind)
         }
         Command::Rm { cids } => {
             let cids = cids

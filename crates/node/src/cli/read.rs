@@ -10,6 +10,7 @@ use gemba_unixfs::fs::{ExportOptions, ExportReport};
 use hyper::Method;
 use serde::Serialize;
 
+use super::name::into_content;
 use super::output::Content;
 use super::progress::Progress;
 use super::session::{self, Daemon};
@@ -25,7 +26,7 @@ use crate::text;
 /// What `get` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct GetArgs {
-    /// `CID`, or a path below it
+    /// `CID` or `NAME`, or a path below it
     path: String,
     /// Where to write it; with a slash at the end, into that folder; `-` prints a file [default: the last name of the path, or the CID]
     #[arg(short, long, value_name = "PATH")]
@@ -41,7 +42,7 @@ pub struct GetArgs {
 /// What `cat` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CatArgs {
-    /// `CID`, or a path below it
+    /// `CID` or `NAME`, or a path below it
     path: String,
     /// First byte
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
@@ -54,7 +55,7 @@ pub struct CatArgs {
 /// What `ls` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LsArgs {
-    /// `CID`, or a path below it
+    /// `CID` or `NAME`, or a path below it
     path: String,
     /// Show kind, size and mode of every entry; reads a block of each
     #[arg(short, long)]
@@ -75,6 +76,10 @@ struct Got {
 /// # Errors
 /// What is not there, not sound, or cannot be written.
 pub fn get(context: &Context, args: &GetArgs) -> Result<(), Fail> {
+    let args = &GetArgs {
+        path: into_content(context, &args.path)?,
+        ..args.clone()
+    };
     if args.output.as_deref() == Some(Path::new("-")) {
         return get_to_stdout(context, args);
     }
@@ -232,6 +237,10 @@ fn target(args: &GetArgs) -> Result<PathBuf, Fail> {
 /// # Errors
 /// As [`get`].
 pub fn cat(context: &Context, args: &CatArgs) -> Result<(), Fail> {
+    let args = &CatArgs {
+        path: into_content(context, &args.path)?,
+        ..args.clone()
+    };
     print(context, args, Content::new())
 }
 
@@ -276,6 +285,10 @@ fn print(context: &Context, args: &CatArgs, out: impl Write + Send + 'static) ->
 /// # Errors
 /// As [`get`].
 pub fn ls(context: &Context, args: &LsArgs) -> Result<(), Fail> {
+    let args = &LsArgs {
+        path: into_content(context, &args.path)?,
+        ..args.clone()
+    };
     let path = read::parse_path(&args.path)?;
     let Some(daemon) = context.daemon()? else {
         interrupt::watch();

@@ -1,17 +1,21 @@
 //! How a command comes to its data: from the daemon if one answers, else from the repository itself.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cid::Cid;
 use gemba_block::Block;
+use gemba_store::Store;
 use gemba_unixfs::{BlockSource, SourceError};
 use tracing_subscriber::EnvFilter;
 
 use super::{Command, Context, interrupt};
 use crate::client::Client;
 use crate::config::{Config, Value};
+use crate::content::room::{Here, Puts};
 use crate::error::{Code, Fail};
+use crate::meta::Meta;
 use crate::repo::{Access, Purpose, Repo};
 
 /// A daemon that answers, and the runtime to talk to it. Neither is made for a command that finds no `api` file.
@@ -98,6 +102,32 @@ impl Context {
     ) -> Result<T, Fail> {
         talk_within(self.timeout, daemon, work)
     }
+}
+
+impl Context {
+    /// As [`Context::talk`], for a conversation that keeps `--timeout` itself.
+    ///
+    /// # Errors
+    /// Its own, or [`Code::Interrupted`].
+    pub fn talk_without_limit<T>(
+        &self,
+        daemon: Daemon,
+        work: impl AsyncFnOnce(&Client) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
+        talk_within(None, daemon, work)
+    }
+}
+
+/// Writes to the store of a repository that no daemon has, and makes room in it where its limit is reached.
+#[must_use]
+pub fn puts(repo: &Repo, store: &Store, meta: &Arc<Meta>) -> Puts {
+    let here = Here {
+        store: store.clone(),
+        meta: Arc::clone(meta),
+        collects: repo.config.store.gc,
+        check: interrupt::check,
+    };
+    Puts::with_room(store.clone(), Arc::new(here))
 }
 
 /// As [`Context::talk`], with a limit of its own.

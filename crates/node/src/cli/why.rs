@@ -1,27 +1,44 @@
-//! `gemba why`: who was asked for a block, what each answered, what is waited for.
+//! `gemba why`: who was asked for a block, what each answered, what is waited for; or how a topic fares, and through whom.
 
+use cid::Cid;
+use gemba_names::Name;
 use serde_json::Value;
 
+use super::name::resolve;
+use super::session::url;
 use super::{Context, network, pin};
-use crate::api::types::{PinStatus, Trouble};
+use crate::api::types::{PinStatus, PubsubPeer, PubsubWhy, Trouble};
 use crate::content::parse_cid;
 use crate::error::{Code, Fail};
 use crate::repo::Access;
-use crate::{text, why};
+use crate::{names, text, why};
 
 /// What `why` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The block
-    cid: String,
+    /// The block, by its CID or by the name that points to it; or the topic
+    #[arg(value_name = "CID|NAME|TOPIC")]
+    what: String,
+    /// It is a topic, whatever it looks like
+    #[arg(long)]
+    topic: bool,
 }
 
-/// Tells why a block is or is not here.
+/// Tells why a block is or is not here, or how a topic fares.
 ///
 /// # Errors
-/// [`Code::NoDaemon`] for a block that is not here, if no daemon runs.
+/// [`Code::NoDaemon`] for a topic, and for a block that is not here, if no daemon runs.
 pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
-    let cid = parse_cid(&args.cid)?;
+    let named = if args.topic {
+        None
+    } else {
+        name_in(&args.what)
+    };
+    let cid = match named {
+        Some(name) => root_of(context, name)?,
+        None if args.topic || !looks_like_a_cid(&args.what) => return topic(context, &args.what),
+        None => parse_cid(&args.what)?,
+    };
     let answer = match context.daemon()? {
         Some(daemon) => context.talk(daemon, async |client| {
             client.get_json(&format!("/v1/why/{cid}")).await
@@ -29,6 +46,110 @@ pub fn run(context: &Context, args: &Args) -> Result<(), Fail> {
         None => offline(context, &cid)?,
     };
     context.out.result(&answer, told)
+}
+
+/// The name that is asked about. In base 58 it might be a peer as well, so it is none then.
+fn name_in(what: &str) -> Option<Name> {
+    let is_base58 = what.starts_with('1');
+    let (name, _) = names::split_path(what)?;
+    (!is_base58).then_some(name)
+}
+
+/// The root of what a name points to.
+fn root_of(context: &Context, name: Name) -> Result<Cid, Fail> {
+    let found = resolve(context, name, false)?;
+    names::root_of(found.value.as_bytes()).map_err(|cause| {
+        Fail::new(Code::Failure, format!("{name}: {cause}"))
+            .hint("`gemba name inspect` shows where it points")
+    })
+}
+
+/// Whether it is a CID, or is meant to be one: 46 characters and more without a word in them.
+fn looks_like_a_cid(what: &str) -> bool {
+    let path = what.strip_prefix("/ipfs/").unwrap_or(what);
+    parse_cid(path).is_ok()
+        || what.starts_with("/ipfs/")
+        || (path.len() >= 46 && path.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+fn topic(context: &Context, name: &str) -> Result<(), Fail> {
+    let daemon = context.require_daemon()?;
+    let path = url("/v1/pubsub/why", &[("topic", name)]);
+    let why: PubsubWhy = context.talk(daemon, async |client| client.get_json(&path).await)?;
+    context.out.result(&why, topic_told)
+}
+
+/// The account of a topic.
+fn topic_told(why: &PubsubWhy) -> String {
+    let mut lines = vec![text::shown(&why.summary).into_owned()];
+    if let Some(seconds) = why.unwell_s {
+        lines[0].push_str(&format!(
+            ", for {}",
+            text::span(seconds.saturating_mul(1000))
+        ));
+    }
+    let subscribing = why.subscribers.len();
+    let mut peers = format!(
+        "peers     {subscribing} of {} connected subscribe",
+        why.connected
+    );
+    if why.without_pubsub > 0 {
+        peers.push_str(&format!("; {} speak no pubsub", why.without_pubsub));
+    }
+    lines.push(peers);
+    lines.extend(
+        why.subscribers
+            .iter()
+            .map(|peer| peer_line(peer, &why.topic)),
+    );
+    if let Some(health) = &why.health {
+        let ago = |at: Option<u64>| match at {
+            Some(seconds) => format!("the last {} ago", text::span(seconds.saturating_mul(1000))),
+            None => "none yet".to_owned(),
+        };
+        lines.push(format!(
+            "received  {}, {}",
+            text::count(health.received, "message", "messages"),
+            ago(health.last_received_s)
+        ));
+        lines.push(format!("sent      {}", ago(health.last_sent_s)));
+        lines.push(format!(
+            "lost      {} because too many came at once, {} because they were too old",
+            health.shed, health.stale
+        ));
+        if let Some(seconds) = health.seen_pressure_s {
+            lines.push(format!(
+                "memory    messages are forgotten after {}: raise pubsub.seen_messages",
+                text::span(seconds.saturating_mul(1000))
+            ));
+        }
+    }
+    lines.extend(why.troubles.iter().map(network::trouble_line));
+    lines.join("\n")
+}
+
+fn peer_line(peer: &PubsubPeer, topic: &str) -> String {
+    let place = if peer.mesh.iter().any(|name| name == topic) {
+        "in mesh"
+    } else {
+        "beside"
+    };
+    let heard = peer.last_received_s.map_or("never".to_owned(), |seconds| {
+        format!("{} ago", text::span(seconds.saturating_mul(1000)))
+    });
+    let mut line = format!(
+        "{place:<9} {}: stream {}, {} waiting, heard of {heard}",
+        peer.id,
+        peer.stream,
+        text::bytes(peer.queued_bytes)
+    );
+    if peer.stalls > 0 {
+        line.push_str(&format!(
+            ", stood still {}",
+            text::count(peer.stalls, "time", "times")
+        ));
+    }
+    line
 }
 
 /// Without a daemon nobody was asked; that a block is here can be seen all the same.
@@ -155,7 +276,12 @@ fn asked_line(asked: &Value) -> String {
 }
 
 fn waiting_line(why: &Value) -> String {
+    let fetches_for_all;
     let waiting = match why["waiting_for"].as_str().unwrap_or_default() {
+        "mate" => {
+            fetches_for_all = mate(why["mate"].as_str());
+            &fetches_for_all
+        }
         "room" => "its turn: those who have it are busy with other blocks of the same transfer",
         "answers" => "answers from the peers that were asked",
         "block" => "the block, from a peer that was asked for it",
@@ -180,10 +306,65 @@ fn waiting_line(why: &Value) -> String {
     line
 }
 
+fn mate(peer: Option<&str>) -> String {
+    match peer {
+        Some(peer) => format!("{peer}, which fetches it for all devices of this site"),
+        None => "the other devices of this site, which are told first what is fetched".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_topic_is_told_from_a_cid() {
+        for cid in [
+            "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy",
+            "QmbWqxBEKC3P8tqsKc98xmWNzrzDtRLMiMPL8wBuTGsMnR",
+            "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zx",
+            "/ipfs/x",
+        ] {
+            assert!(looks_like_a_cid(cid), "{cid}");
+        }
+        for topic in ["line-1/alarms", "alarms", "plant hall 7", "/gemba/names"] {
+            assert!(!looks_like_a_cid(topic), "{topic}");
+        }
+    }
+
+    #[test]
+    fn the_account_of_a_topic_tells_who_is_in_the_mesh_and_what_came_last() {
+        let peer = |id: &str, mesh: &[&str], stream: &str| {
+            json!({
+                "id": id, "stream": stream, "topics": ["t"], "mesh": mesh, "queued_messages": 0, "queued_bytes": 0, "strikes": 0,
+                "stalls": 1, "last_received_s": 2, "last_written_s": null,
+            })
+        };
+        let why: PubsubWhy = serde_json::from_value(json!({
+            "topic": "t", "summary": "t is read on this device and is degraded: the neighbours that subscribe take nothing", "read": true,
+            "relayed": false, "unwell_s": 61, "connected": 3, "without_pubsub": 1, "troubles": [],
+            "subscribers": [peer("12D3A", &["t"], "open"), peer("12D3B", &[], "paused")],
+            "health": {
+                "topic": "t", "state": "degraded", "cause": "", "peers": 2, "reachable": 1, "mesh": 1, "received": 7,
+                "last_received_s": 5, "last_sent_s": null, "shed": 1, "stale": 2, "seen_pressure_s": 80,
+            },
+        }))
+        .unwrap();
+        assert_eq!(
+            topic_told(&why).lines().collect::<Vec<_>>(),
+            [
+                "t is read on this device and is degraded: the neighbours that subscribe take nothing, for 61 s",
+                "peers     2 of 3 connected subscribe; 1 speak no pubsub",
+                "in mesh   12D3A: stream open, 0 bytes waiting, heard of 2 s ago, stood still 1 time",
+                "beside    12D3B: stream paused, 0 bytes waiting, heard of 2 s ago, stood still 1 time",
+                "received  7 messages, the last 5 s ago",
+                "sent      none yet",
+                "lost      1 because too many came at once, 2 because they were too old",
+                "memory    messages are forgotten after 80 s: raise pubsub.seen_messages",
+            ]
+        );
+    }
 
     #[test]
     fn the_account_tells_who_was_asked_and_what_is_waited_for() {

@@ -9,16 +9,15 @@ use std::thread::JoinHandle;
 
 use cid::Cid;
 use gemba_block::Block;
-use gemba_store::Store;
 use gemba_unixfs::{BoxError, ImportSink, Imported, Meta, Profile, TreeImporter};
 
 use super::folder::TreeVisitor;
 use super::import_fail;
+use super::room::Puts;
 use crate::error::Fail;
-use crate::repo::store_fail;
 
-/// Batches that wait for the disk, at most 4 MiB each, beside the one being written and the one being filled. With what is being hashed,
-/// an add holds about 20 MiB.
+/// Batches that wait for the disk, at most 3 MiB each, beside the one being written and the one being filled. With what is being hashed,
+/// an add holds about 16 MiB.
 const WRITE_QUEUE: usize = 1;
 /// Threads that hash. More than two bring nothing where the disk is the limit, and cost memory on a tablet.
 const MAX_WORKERS: usize = 4;
@@ -63,14 +62,14 @@ pub trait AddObserver {
     }
 }
 
-/// Adds the tree that `walk` describes. With `store: None` nothing is stored and only the CIDs are computed.
+/// Adds the tree that `walk` describes. With `puts: None` nothing is stored and only the CIDs are computed.
 ///
 /// The blocks are durable when it returns. Nothing is pinned.
 ///
 /// # Errors
 /// The walk's, the disk's or the observer's own; blocks stored before stay and are harmless.
 pub fn add(
-    store: Option<&Store>,
+    puts: Option<&Puts>,
     profile: &Profile,
     observer: &mut dyn AddObserver,
     walk: impl FnOnce(&mut dyn TreeVisitor) -> Result<(), Fail>,
@@ -81,7 +80,7 @@ pub fn add(
     let mut adding = Adding {
         importer: TreeImporter::new(profile, workers),
         sink: Sink {
-            writer: store.map(|store| Writer::start(store.clone())),
+            writer: puts.map(|puts| Writer::start(puts.clone())),
             sums: Sums::default(),
             waiting: Vec::new(),
             observer,
@@ -111,12 +110,12 @@ pub fn add(
 /// # Errors
 /// As [`add`].
 pub fn add_reader(
-    store: Option<&Store>,
+    puts: Option<&Puts>,
     profile: &Profile,
     observer: &mut dyn AddObserver,
     reader: &mut dyn Read,
 ) -> Result<Entry, Fail> {
-    add(store, profile, observer, |visitor| {
+    add(puts, profile, observer, |visitor| {
         visitor.file(b"", &Meta::default(), reader)
     })
 }
@@ -285,19 +284,19 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(store: Store) -> Self {
+    fn start(puts: Puts) -> Self {
         let (queue, batches) = sync_channel::<Batch>(WRITE_QUEUE);
         // Answers wait here while the importer hashes; it takes them with every batch it hands over.
         let (answers, done) = sync_channel(WRITE_QUEUE + 2);
         let thread = std::thread::spawn(move || {
             for batch in batches {
-                let written = store
+                let written = puts
                     .put_many(&batch.blocks)
                     .map(|_| Written {
                         cids: batch.blocks.iter().map(|block| *block.cid()).collect(),
                         entries: batch.entries,
                     })
-                    .map_err(|e| store_fail(&e));
+                    .map_err(|refusal| refusal.fail);
                 let failed = written.is_err();
                 if answers.send(written).is_err() || failed {
                     return;

@@ -5,6 +5,7 @@ use gemba_block::{Block, Bytes, MhCode, codec};
 use gemba_pins::DesiredSet;
 use gemba_store::Store;
 
+use super::room::Puts;
 use crate::error::{Code, Fail};
 use crate::repo::store_fail;
 
@@ -56,11 +57,10 @@ pub fn parse_hash(name: &str) -> Result<MhCode, Fail> {
 ///
 /// # Errors
 /// The disk's.
-pub fn put(store: &Store, block: &Block) -> Result<(), Fail> {
-    store
-        .put_many(std::slice::from_ref(block))
+pub fn put(puts: &Puts, block: &Block) -> Result<(), Fail> {
+    puts.put_many(std::slice::from_ref(block))
         .map(drop)
-        .map_err(|e| store_fail(&e))
+        .map_err(|refusal| refusal.fail)
 }
 
 /// Size of a block that is here, in bytes.

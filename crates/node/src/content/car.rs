@@ -6,13 +6,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use bytes::Bytes;
 use cid::Cid;
 use gemba_block::Block;
-use gemba_store::Store;
 use gemba_unixfs::car::{CarReader, Dups, MAX_HEADER_BYTES, MAX_SECTION_BYTES, export_dag};
 use gemba_unixfs::{BlockSource, SourceError};
 
+use super::room::Puts;
 use super::{BATCH_BLOCKS, BATCH_BYTES, car_fail, walk_fail};
 use crate::error::{Code, Fail};
-use crate::repo::store_fail;
 
 /// Blocks that [`OrderedSource`] keeps for a reader that asks twice.
 const KEPT: usize = 4;
@@ -57,10 +56,10 @@ pub struct Imported {
 /// [`Code::Integrity`] with the place of the damage; what came before it is stored.
 pub fn import(
     input: &mut dyn Read,
-    store: &Store,
+    puts: &Puts,
     each: &mut dyn FnMut(u64) -> Result<(), Fail>,
 ) -> Result<Imported, Fail> {
-    import_telling(input, store, each, &mut |_| Ok(()))
+    import_telling(input, puts, each, &mut |_| Ok(()))
 }
 
 /// As [`import`]; `stored` hears of blocks that are durable, some hundred at a time.
@@ -69,12 +68,12 @@ pub fn import(
 /// As [`import`], and those of `stored`.
 pub fn import_telling(
     input: &mut dyn Read,
-    store: &Store,
+    puts: &Puts,
     each: &mut dyn FnMut(u64) -> Result<(), Fail>,
     stored: &mut dyn FnMut(&[Cid]) -> Result<(), Fail>,
 ) -> Result<Imported, Fail> {
     let mut put = |batch: &[Block]| {
-        store.put_many(batch).map_err(|e| store_fail(&e))?;
+        puts.put_many(batch).map_err(|refusal| refusal.fail)?;
         let cids: Vec<Cid> = batch.iter().map(|block| *block.cid()).collect();
         stored(&cids)
     };

@@ -33,6 +33,20 @@ pub trait TreeVisitor {
     /// Ends the walk.
     fn file(&mut self, name: &[u8], meta: &Meta, reader: &mut dyn Read) -> Result<(), Fail>;
 
+    /// A file that is open, to be read from its beginning; `check` is called between two reads.
+    ///
+    /// # Errors
+    /// Ends the walk.
+    fn open_file(
+        &mut self,
+        name: &[u8],
+        meta: &Meta,
+        file: File,
+        check: &mut dyn FnMut() -> std::io::Result<()>,
+    ) -> Result<(), Fail> {
+        self.file(name, meta, &mut super::add::Checked(file, check))
+    }
+
     /// A symbolic link.
     ///
     /// # Errors
@@ -175,9 +189,8 @@ fn visit(
         return Ok(None);
     }
     let file = File::open(path).map_err(|e| Fail::io(path, &e))?;
-    let mut reader = super::add::Checked(file, &mut *options.check);
     visitor
-        .file(name, &meta(&metadata), &mut reader)
+        .open_file(name, &meta(&metadata), file, options.check)
         .map_err(|fail| named(fail, path))?;
     Ok(None)
 }

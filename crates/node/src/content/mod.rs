@@ -11,6 +11,7 @@ pub mod dag;
 pub mod folder;
 pub mod pins;
 pub mod read;
+pub mod room;
 pub mod tree_stream;
 
 use cid::Cid;

@@ -55,8 +55,7 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
         }
     }
     if let State::Refused(cause) = walk.state() {
-        return Err(Fail::new(Code::Integrity, cause)
-            .hint("whoever made it has to add it again; `gemba repo verify` tells whether the disk here is at fault"));
+        return Err(refused(cause));
     }
     Ok(Presence {
         progress: walk.progress(),
@@ -65,10 +64,15 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
     })
 }
 
+/// A DAG that nobody can walk, because of what it is.
+fn refused(cause: impl std::fmt::Display) -> Fail {
+    Fail::new(Code::Integrity, cause)
+        .hint("whoever made it has to add it again; `gemba repo verify` tells whether the disk here is at fault")
+}
+
 /// Looks one block up; what is wrong with it if it is damaged.
 fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail> {
     const IDENTITY: u64 = 0;
-    let refused = |e| Fail::new(Code::Integrity, e);
     if cid.hash().code() == IDENTITY {
         let block = Block::danger_unchecked(*cid, cid.hash().digest().to_vec());
         return links_into(walk, &block, 0).map(|()| None);
@@ -84,11 +88,12 @@ fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail
         return Ok(None);
     }
     match store.get(cid) {
-        Ok(Some(data)) => {
+        // What can be read and counts as damaged all the same, in a pack that was set aside, is fetched again.
+        Ok(Some(data)) if store.has(cid) => {
             let size = data.len() as u64;
             links_into(walk, &Block::danger_unchecked(*cid, data), size).map(|()| None)
         }
-        Ok(None) => {
+        Ok(_) => {
             walk.on_missing(cid, MissingCause::NoPeers);
             Ok(None)
         }
@@ -102,7 +107,6 @@ fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail
 }
 
 fn links_into(walk: &mut Walk, block: &Block, size: u64) -> Result<(), Fail> {
-    let refused = |e| Fail::new(Code::Integrity, e);
     match gemba_block::links(block) {
         Ok(links) => walk.have(block.cid(), size, links).map_err(refused),
         Err(e) => walk
@@ -272,6 +276,7 @@ pub fn pin_fail(error: PinError) -> Fail {
 /// # Errors
 /// [`Code::Usage`].
 pub fn parse_name(text: &str) -> Result<Name, Fail> {
+    crate::names::follows::check_pin_name(text)?;
     Name::new(text).map_err(|e| Fail::new(Code::Usage, e))
 }
 

@@ -4,14 +4,17 @@
 //! links, modes and times arrive as they are, which multipart forms cannot promise. Every length is checked before anything
 //! is allocated, and a stream that just stops is told from one that has ended.
 
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 
 use gemba_unixfs::Meta;
 use gemba_unixfs::dagpb::Mtime;
 
+use super::add::Checked;
 use super::folder::TreeVisitor;
 use super::io_fail;
 use crate::error::{Code, Fail};
+use crate::handover::{Giver, LEAST};
 
 /// Content type of the stream.
 pub const MEDIA_TYPE: &str = "application/vnd.gemba.tree";
@@ -35,6 +38,7 @@ const DATA_OF_FILE: u8 = 4;
 const END_OF_FILE: u8 = 5;
 const SYMLINK: u8 = 6;
 const END_OF_TREE: u8 = 7;
+const HANDED_FILE: u8 = 8;
 
 const HAS_MODE: u8 = 1;
 const HAS_MTIME: u8 = 2;
@@ -43,6 +47,7 @@ const HAS_MTIME: u8 = 2;
 pub struct TreeWriter<'a> {
     out: &'a mut dyn Write,
     buffer: Vec<u8>,
+    giver: Option<Giver>,
 }
 
 impl<'a> TreeWriter<'a> {
@@ -55,7 +60,15 @@ impl<'a> TreeWriter<'a> {
         Ok(Self {
             out,
             buffer: Vec::new(),
+            giver: None,
         })
+    }
+
+    /// Hands large files over instead of writing their content.
+    #[must_use]
+    pub fn handing(mut self, giver: Option<Giver>) -> Self {
+        self.giver = giver;
+        self
     }
 
     /// Ends the stream; without this the reader refuses the tree.
@@ -118,16 +131,40 @@ impl TreeVisitor for TreeWriter<'_> {
         self.frame(END_OF_FILE, &[])
     }
 
+    fn open_file(
+        &mut self,
+        name: &[u8],
+        meta: &Meta,
+        file: File,
+        check: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), Fail> {
+        let large = file.metadata().is_ok_and(|found| found.len() >= LEAST);
+        if self.giver.is_none() || !large {
+            return self.file(name, meta, &mut Checked(file, check));
+        }
+        self.head(HANDED_FILE, meta, name, &[])?;
+        // The daemon takes what it was told of: it must hear of this file before this waits for it to take others.
+        self.out.flush().map_err(io_fail)?;
+        match &self.giver {
+            Some(giver) => giver.give(&file).map_err(io_fail),
+            None => Ok(()),
+        }
+    }
+
     fn symlink(&mut self, name: &[u8], target: &[u8], meta: &Meta) -> Result<(), Fail> {
         self.head(SYMLINK, meta, name, target)
     }
 }
 
-/// Reads a stream and tells `visitor` of the tree in it.
+/// Reads a stream and tells `visitor` of the tree in it. `handed` gives the content of the next file that was handed over.
 ///
 /// # Errors
 /// [`Code::Usage`] for bytes that are no such stream, or one that stops early; the visitor's; the input's.
-pub fn read_tree(input: &mut dyn Read, visitor: &mut dyn TreeVisitor) -> Result<(), Fail> {
+pub fn read_tree(
+    input: &mut dyn Read,
+    visitor: &mut dyn TreeVisitor,
+    handed: &mut dyn FnMut() -> Result<Box<dyn Read>, Fail>,
+) -> Result<(), Fail> {
     let mut frames = Frames::new(input)?;
     let mut depth = 0usize;
     loop {
@@ -159,6 +196,11 @@ pub fn read_tree(input: &mut dyn Read, visitor: &mut dyn TreeVisitor) -> Result<
                 };
                 visitor.file(&head.name, &head.meta, &mut content)?;
                 content.skip_rest()?;
+            }
+            HANDED_FILE => {
+                let head = frames.head(len)?;
+                no_target(&head)?;
+                visitor.file(&head.name, &head.meta, &mut handed()?)?;
             }
             SYMLINK => {
                 let head = frames.head(len)?;
@@ -486,7 +528,9 @@ mod tests {
 
     fn decode(mut bytes: &[u8]) -> Result<Vec<Event>, Fail> {
         let mut record = Record::default();
-        read_tree(&mut bytes, &mut record)?;
+        read_tree(&mut bytes, &mut record, &mut || {
+            Err(refused("a file that nobody handed over"))
+        })?;
         Ok(record.0)
     }
 

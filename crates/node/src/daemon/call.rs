@@ -23,6 +23,10 @@ pub enum Wait {
     Dial(Multiaddr),
     /// The answer to a ping.
     Ping(PeerId),
+    /// A record of a name.
+    Name(gemba_names::Name),
+    /// Room in the store.
+    Room,
 }
 
 /// One request. Ends (see [`Call::token`]) when the caller is gone, has his answer, or the daemon ends.

@@ -7,7 +7,9 @@ use multiaddr::Multiaddr;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::call::{Wait, ending};
-use crate::api::types::{Connected, Id, Peer, PinStatus, Status, Waits};
+use crate::api::types::{
+    Connected, Id, Peer, PinStatus, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits,
+};
 use crate::error::Fail;
 
 /// Commands that may wait for the loop; callers wait beyond it.
@@ -75,6 +77,35 @@ pub enum Command {
     Stored(Vec<Cid>),
     /// A block was read and is damaged on disk.
     Damaged(Cid, String),
+    /// Read a topic.
+    Subscribe(
+        gemba_gossip::Topic,
+        Reply<Result<gemba_gossip::Subscription, Fail>>,
+    ),
+    /// Send a message. The answer is what becomes of it.
+    Publish {
+        /// Where.
+        topic: gemba_gossip::Topic,
+        /// What.
+        data: Bytes,
+        /// How long it may wait for somebody who takes it.
+        patience: std::time::Duration,
+        /// Resolves when neighbours took it.
+        reply: Reply<Result<gemba_gossip::Publishing, Fail>>,
+    },
+    /// The peers that subscribe to a topic; without one, all that speak pubsub.
+    PubsubPeers(
+        Option<gemba_gossip::Topic>,
+        Reply<Result<Vec<PubsubPeer>, Fail>>,
+    ),
+    /// What becomes of a topic here.
+    PubsubWhy(gemba_gossip::Topic, Reply<Result<PubsubWhy, Fail>>),
+    /// How pubsub fares.
+    PubsubHealth(Reply<Result<PubsubHealth, Fail>>),
+    /// Something of the names that are followed.
+    Follow(super::flow::follow::Ask),
+    /// Something of the book of names.
+    Names(super::flow::names::Ask),
     /// End the daemon.
     Shutdown,
 }

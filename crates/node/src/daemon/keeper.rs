@@ -6,20 +6,22 @@
 //! least recently until 80 % are.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use gemba_store::{Aim, Pace, Scrub, Store};
 
+use super::room::{Next, Room};
 use super::turn::Turns;
 use super::work::free_bytes;
 use super::{Command, Handle};
-use crate::api::types::{Collected, Kept, Trouble};
+use crate::api::types::{CollectPhase, Collected, Kept, Trouble};
 use crate::config;
-use crate::content::collect::{Extent, Stop, collect, compact, thorough};
+use crate::content::collect::{Stop, compact};
+use crate::content::room::{Made, make, relieve, room};
 use crate::error::{Code, Fail};
 use crate::meta::{Meta, ScrubNote};
+use crate::text;
 
 /// How often usage is looked at: a few figures in memory, and one question to the file system.
 const LOOK: Duration = Duration::from_millis(500);
@@ -125,7 +127,7 @@ impl Figures {
 /// The thread, as its owner holds it.
 pub(crate) struct Keeper {
     over: Arc<AtomicBool>,
-    stop: SyncSender<()>,
+    room: Arc<Room>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -138,12 +140,11 @@ impl Keeper {
         store: Store,
         meta: Arc<Meta>,
         handle: Handle,
-        turns: Arc<Turns>,
+        (turns, room): (Arc<Turns>, Arc<Room>),
         settings: config::Store,
         figures: Arc<Figures>,
     ) -> Result<Self, Fail> {
         let over = Arc::new(AtomicBool::new(false));
-        let (stop, stopped) = sync_channel(0);
         let begun = Instant::now();
         let mut house = House {
             next_tick: settings.gc_interval,
@@ -152,6 +153,7 @@ impl Keeper {
             meta,
             handle,
             turns,
+            room: Arc::clone(&room),
             settings,
             figures,
             over: Arc::clone(&over),
@@ -160,15 +162,15 @@ impl Keeper {
         };
         let thread = std::thread::Builder::new()
             .name("keeper".into())
-            .spawn(move || house.run(&stopped))
+            .spawn(move || house.run())
             .map_err(|e| Fail::resources("threads", &e))?;
-        Ok(Self { over, stop, thread })
+        Ok(Self { over, room, thread })
     }
 
     /// Ends it after the step that it is at. Blocks until then.
     pub(crate) fn finish(self) {
         self.over.store(true, Ordering::Relaxed);
-        drop(self.stop);
+        self.room.end();
         if self.thread.join().is_err() {
             tracing::error!("the thread that keeps the store in order panicked");
         }
@@ -180,6 +182,7 @@ struct House {
     meta: Arc<Meta>,
     handle: Handle,
     turns: Arc<Turns>,
+    room: Arc<Room>,
     settings: config::Store,
     figures: Arc<Figures>,
     over: Arc<AtomicBool>,
@@ -191,9 +194,14 @@ struct House {
 }
 
 impl House {
-    fn run(&mut self, stopped: &Receiver<()>) {
+    fn run(&mut self) {
         let mut wait = LOOK;
-        while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+        loop {
+            match self.room.next(wait) {
+                Next::Over => break,
+                Next::Make(needed) => self.serve(needed),
+                Next::Idle => {}
+            }
             let ticked = self.tick();
             if self.settings.gc {
                 self.make_room(ticked);
@@ -261,7 +269,7 @@ impl House {
             Ok(()) => self.tell_if_full(limit.filter(|_| pressed)),
             // It gave way, or the daemon ends: what is left is done later.
             Err(Stop::Failed(fail)) if fail.code == Code::Interrupted => return,
-            Err(stop) => self.on_stopped(stop),
+            Err(stop) => drop(self.on_stopped(stop)),
         }
         if pressed {
             self.last = Some((self.now(), self.store.stat().disk_bytes));
@@ -282,30 +290,74 @@ impl House {
         Ok(tidied?)
     }
 
-    /// Until no more than that is taken: dead blocks first, then what was used least recently and no pin holds.
+    /// Until no more than that is taken.
     fn relieve(&self, target: u64) -> Result<(), Stop> {
-        let enough = |store: &Store| store.stat().disk_bytes <= target;
-        let mut between = self.between(URGENT);
-        let mut report = Collected::default();
-        let first = compact(&self.store, &thorough(), &mut report, enough, &mut between);
-        self.figures.freed(&report);
-        first?;
-        let over = self.store.stat().disk_bytes.saturating_sub(target);
-        if over == 0 {
-            return Ok(());
-        }
+        let report = relieve(
+            &self.store,
+            target,
+            || self.handle.ask_blocking(Command::DesiredSet),
+            &mut self.between(URGENT),
+        )?;
+        self.note(&report);
+        Ok(())
+    }
+
+    /// Somebody writes and waits for so many bytes.
+    fn serve(&mut self, needed: u64) {
+        let made = loop {
+            if self.over.load(Ordering::Relaxed) {
+                return;
+            }
+            // Others wait for the same, or a person has made room meanwhile.
+            if room(&self.store) >= needed {
+                break Made::default();
+            }
+            let turns = Arc::clone(&self.turns);
+            let Some(_turn) = turns.try_take() else {
+                self.room
+                    .tell("a collection is under way already".to_owned());
+                std::thread::sleep(LOOK / 10);
+                continue;
+            };
+            match self.make(needed) {
+                Ok(report) => {
+                    self.note(&report);
+                    break Made::from(&report);
+                }
+                Err(Stop::Failed(fail)) if fail.code == Code::Interrupted => {}
+                Err(stop) => {
+                    let cause = self.on_stopped(stop);
+                    break Made {
+                        cause: Some(cause),
+                        ..Made::default()
+                    };
+                }
+            }
+        };
+        self.last = Some((self.now(), self.store.stat().disk_bytes));
+        self.room.served(made);
+    }
+
+    fn make(&self, needed: u64) -> Result<Collected, Stop> {
         let pins = || self.handle.ask_blocking(Command::DesiredSet);
-        let mut report = collect(&self.store, pins, Extent::Bytes(over), &mut between)?;
-        let aim = Aim::default().below(90);
-        let freed = compact(&self.store, &aim, &mut report, enough, &mut between);
-        self.figures.collected(&report);
+        let mut between = self.between(URGENT);
+        make(&self.store, needed, pins, &mut |report, bytes| {
+            self.room.tell(doing(report));
+            between(report, bytes)
+        })
+    }
+
+    fn note(&self, report: &Collected) {
+        if report.pins == 0 && report.blocks == 0 {
+            return self.figures.freed(report);
+        }
+        self.figures.collected(report);
         tracing::info!(
             blocks = report.blocks,
             bytes = report.bytes,
             freed_bytes = report.freed_bytes,
             "the store was nearly full: what no pin holds and was used least recently was removed"
         );
-        Ok(freed?)
     }
 
     /// What pins hold stays, so a limit below it is never kept.
@@ -319,7 +371,7 @@ impl House {
         ));
     }
 
-    fn on_stopped(&self, stop: Stop) {
+    fn on_stopped(&self, stop: Stop) -> String {
         if let Stop::Broken { root, .. } = &stop {
             // It is not whole, so it is fetched again; the next collection finds it so.
             let struck = |reply| Command::Struck(vec![**root], reply);
@@ -327,7 +379,8 @@ impl House {
         }
         let fail = stop.into_fail();
         tracing::error!(error = %fail, "no room could be made");
-        self.figures.failed(fail.cause);
+        self.figures.failed(fail.cause.clone());
+        fail.cause
     }
 
     /// Sleeps as long as the rate wants, and ends the work when a person wants to collect, or the daemon ends.
@@ -451,6 +504,17 @@ impl Scrubbing {
             tracing::warn!(%error, "the place of the scrub could not be noted");
         }
     }
+}
+
+/// How far a collection is, for whoever waits for it.
+fn doing(report: &Collected) -> String {
+    let phase = match report.phase {
+        CollectPhase::Mark => "looking for what pins hold",
+        CollectPhase::Sweep => "removing what no pin holds",
+        CollectPhase::Compact => "giving the space back",
+    };
+    let (removed, freed) = (text::bytes(report.bytes), text::bytes(report.freed_bytes));
+    format!("{phase}; {removed} removed, {freed} given back so far")
 }
 
 /// For the period alone, never for order.

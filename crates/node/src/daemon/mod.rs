@@ -5,10 +5,13 @@
 
 mod call;
 mod command;
+pub mod dial;
 pub mod flow;
 mod hashers;
 pub(crate) mod keeper;
+pub mod listen;
 pub(crate) mod ping;
+pub mod room;
 mod run;
 mod swarm;
 mod turn;
@@ -30,9 +33,11 @@ pub use turn::{Turn, Turns};
 
 use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
+use crate::handover::{self, Desk};
 use crate::meta::Meta;
 use crate::repo::{Access, Repo};
 use keeper::{Figures, Keeper};
+use room::Room;
 use run::Node;
 
 /// What ends after this is cut off.
@@ -93,31 +98,46 @@ pub async fn run(
         .map_err(|e| Fail::new(Code::Failure, format!("the API's address: {e}")))?;
 
     let (handle, commands) = Handle::new();
-    let swarm = swarm::build(&keypair, &network, &repo.config, &options)?;
+    let swarm = swarm::build(&keypair, &network, (&repo.layout, &repo.config), &options)?;
     let kept = Arc::new(Figures::default());
+    let room = Arc::new(Room::new(repo.config.store.gc));
     let mut node = Node::new(
         swarm,
         store.clone(),
-        Arc::clone(&meta),
-        (fingerprint.clone(), Arc::clone(&kept)),
+        (&repo.layout, &repo.config.names, Arc::clone(&meta)),
+        (fingerprint.clone(), repo.config.network.site.clone()),
+        (Arc::clone(&kept), Arc::clone(&room)),
         commands,
     )?;
     let addresses = node.listen(&listen_addresses(&repo, &options)).await?;
 
     let ending = CancellationToken::new();
     let turns = Arc::new(Turns::default());
+    let desk = Arc::new(Desk::default());
+    let socket = repo.layout.files_socket();
+    let hands = handover::open(&socket, &token, &desk, &ending);
     let state = State::new(
         handle.clone(),
         store.clone(),
-        (Arc::clone(&turns), Arc::clone(&kept)),
-        token.clone(),
+        (Arc::clone(&turns), Arc::clone(&kept), Arc::clone(&room)),
+        desk,
+        (
+            repo.layout.clone(),
+            repo.config.names.clone(),
+            token.clone(),
+        ),
         ending.clone(),
     );
     let serving = tokio::spawn(api::serve(listener, api::router(state), ending.clone()));
-    let published = Published::write(&repo.layout.api(), api_address, &token)?;
+    let published = Published::write(
+        &repo.layout.api(),
+        api_address,
+        &token,
+        hands.then(|| socket.clone()),
+    )?;
 
     let settings = repo.config.store.clone();
-    let keeper = Keeper::start(store, meta, handle.clone(), turns, settings, kept)?;
+    let keeper = Keeper::start(store, meta, handle.clone(), (turns, room), settings, kept)?;
 
     ready(&Ready {
         event: "ready",
@@ -133,6 +153,9 @@ pub async fn run(
     };
 
     drop(published);
+    if hands {
+        let _gone_already = std::fs::remove_file(&socket);
+    }
     // Who waits for an answer is told first, then what he waits for ends.
     ending.cancel();
     let rest = node.end();
@@ -154,7 +177,7 @@ pub async fn run(
 /// A pin is whole because the disk once said so. When the disk lost something since, the pins are compared with what is there.
 fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
     let report = store.open_report();
-    let lost = report.damage.len() + report.ambiguous.len();
+    let lost = report.damage.len() + report.ambiguous.len() + report.unreadable.len();
     let pins = meta.pins()?;
     let rootless = pins
         .iter()

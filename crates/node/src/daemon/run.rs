@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use gemba_exchange::{Event as ExchangeEvent, LoadKind, Loaded, Why};
+use gemba_exchange::{Answer, Asked, Event as ExchangeEvent, LoadKind, Loaded, Why};
+use gemba_gossip::{BehaviourEvent as GossipEvent, Topic};
 use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent};
 use gemba_store::Store;
 use libp2p_core::ConnectedPoint;
@@ -19,20 +20,30 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::call::Wait;
 use super::command::{Command, Reply};
+use super::dial;
 use super::flow::disk::Disk;
+use super::flow::follow::Follows;
+use super::flow::names::{self, Names, Routes};
 use super::flow::peers::Peers;
 use super::flow::pins::{Persisted, Pins};
+use super::flow::pubsub::{self, Pubsub};
 use super::flow::readers::Readers;
 use super::flow::repair::Repair;
 use super::flow::why::{self, Around};
 use super::flow::{Arriving, Ctx};
+use super::listen;
 use super::ping::Pinger;
+use super::room::{Room, Waiter};
 use super::swarm::{AGENT, Behaviour, BehaviourEvent, Views};
-use super::work::{Done, Read, Refusal, StoredBlock, Workers};
-use crate::api::types::{Connected, Id, Receiving, RepoSize, Status, Transfer, Trouble, Waits};
+use super::work::{Done, Read, StoredBlock, Workers};
+use crate::api::types::{
+    Connected, Id, Receiving, RepoSize, SiteView, Status, Transfer, Trouble, Waits,
+};
+use crate::content::room::{Puts, Refusal};
 use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::metrics::{Figures, resident_memory};
+use crate::repo::Layout;
 
 /// Answers of the disk threads that may wait for the loop; the threads wait beyond it.
 const ANSWERS: usize = 1024;
@@ -50,6 +61,8 @@ enum Action {
     Swarm(SwarmEvent<BehaviourEvent>),
     Done(Done),
     Persisted(Persisted),
+    Names(names::Fact),
+    Due,
     Command(Command),
     Tick,
     Stop,
@@ -63,6 +76,9 @@ pub(super) struct Node {
     pins: Pins,
     readers: Readers,
     repair: Repair,
+    pubsub: Pubsub,
+    names: Names,
+    follows: Follows,
     peers: Peers,
     arriving: Arriving,
     disk: Disk,
@@ -71,11 +87,14 @@ pub(super) struct Node {
     meta: Arc<Meta>,
     packs: u64,
     fingerprint: Option<String>,
+    site: String,
     kept: Arc<super::keeper::Figures>,
+    room: Arc<Room>,
     started: Instant,
     commands: mpsc::Receiver<Command>,
     done: mpsc::Receiver<Done>,
     persisted: mpsc::Receiver<Persisted>,
+    facts: mpsc::Receiver<names::Fact>,
     busy: bool,
     unserved: u64,
 }
@@ -88,17 +107,32 @@ struct Connecting {
 }
 
 impl Node {
-    /// Starts the disk threads and loads the pins.
+    /// Starts the disk threads and loads the pins and the book of names.
     pub(super) fn new(
         (swarm, views): (Swarm<Behaviour>, Views),
         store: Store,
-        meta: Arc<Meta>,
-        (fingerprint, kept): (Option<String>, Arc<super::keeper::Figures>),
+        (layout, settings, meta): (&Layout, &crate::config::Names, Arc<Meta>),
+        (fingerprint, site): (Option<String>, String),
+        (kept, room): (Arc<super::keeper::Figures>, Arc<Room>),
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, Fail> {
         let (done_sender, done) = mpsc::channel(ANSWERS);
         let (persisted_sender, persisted) = mpsc::channel(ANSWERS);
-        let workers = Workers::start(&store, &done_sender)?;
+        let (facts_sender, facts) = mpsc::channel(ANSWERS);
+        let follows = Follows::new(crate::names::follows::load(&meta)?);
+        let names = Names::new(
+            (layout, settings),
+            Arc::clone(&meta),
+            follows.names(),
+            facts_sender,
+        )?;
+        let puts = Waiter {
+            room: Arc::clone(&room),
+            store: store.clone(),
+            call: None,
+        };
+        let puts = Puts::with_room(store.clone(), Arc::new(puts));
+        let workers = Workers::start(&store, &puts, &done_sender)?;
         let mut visited_key = [0; 16];
         getrandom::fill(&mut visited_key)
             .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
@@ -115,6 +149,9 @@ impl Node {
             pins,
             readers: Readers::default(),
             repair: Repair::default(),
+            pubsub: Pubsub::default(),
+            names,
+            follows,
             peers: Peers::default(),
             arriving: Arriving::default(),
             disk: Disk::default(),
@@ -123,11 +160,14 @@ impl Node {
             packs: meta.packs()?,
             meta,
             fingerprint,
+            site,
             kept,
+            room,
             started: Instant::now(),
             commands,
             done,
             persisted,
+            facts,
             busy: true,
             unserved: 0,
         })
@@ -140,13 +180,13 @@ impl Node {
                 .hint("give one with --listen, such as /ip4/0.0.0.0/tcp/4001"));
         }
         // All of them before the first listens: a plain socket on `::` takes IPv4 too and would meet our own on `0.0.0.0`.
-        addresses.iter().try_for_each(refuse_taken_port)?;
+        addresses.iter().try_for_each(listen::refuse_taken_port)?;
         for address in addresses {
             let id = self
                 .swarm
                 .listen_on(address.clone())
-                .map_err(|e| listen_fail(address, &ListenCause::of(address, &e)))?;
-            let patience = if is_wildcard(address) {
+                .map_err(|e| listen::fail(address, &ListenCause::of(address, &e)))?;
+            let patience = if listen::is_wildcard(address) {
                 LISTEN_ANYWHERE
             } else {
                 LISTEN
@@ -154,15 +194,15 @@ impl Node {
             match tokio::time::timeout(patience, self.until_listening(id, address)).await {
                 Ok(listening) => listening?,
                 // Without IPv6 on the machine nothing ever comes of `::`, and the defaults name it.
-                Err(_) if is_wildcard(address) => tracing::warn!(
+                Err(_) if listen::is_wildcard(address) => tracing::warn!(
                     %address,
                     "this machine has no address of that kind; listening there begins when it gets one"
                 ),
-                Err(_) => return Err(never_listened(address, patience)),
+                Err(_) => return Err(listen::never(address, patience)),
             }
         }
         match self.id().addresses {
-            none if none.is_empty() => Err(never_listened(&addresses[0], LISTEN_ANYWHERE)),
+            none if none.is_empty() => Err(listen::never(&addresses[0], LISTEN_ANYWHERE)),
             listening => Ok(listening),
         }
     }
@@ -182,13 +222,13 @@ impl Node {
                     reason: Err(e),
                     ..
                 } if listener_id == listener => {
-                    return Err(listen_fail(
+                    return Err(listen::fail(
                         address,
                         &ListenCause::of(address, &TransportError::Other(e)),
                     ));
                 }
                 SwarmEvent::ListenerError { listener_id, error } if listener_id == listener => {
-                    return Err(listen_fail(
+                    return Err(listen::fail(
                         address,
                         &ListenCause::of(address, &TransportError::Other(error)),
                     ));
@@ -220,12 +260,15 @@ impl Node {
         stop: &mut oneshot::Receiver<()>,
     ) -> Action {
         let busy = self.busy;
+        let due = self.started + self.names.deadline();
         tokio::select! {
             biased;
             _ = stop => Action::Stop,
             _ = tick.tick() => Action::Tick,
             Some(done) = self.done.recv() => Action::Done(done),
             Some(persisted) = self.persisted.recv() => Action::Persisted(persisted),
+            Some(fact) = self.facts.recv() => Action::Names(fact),
+            () = tokio::time::sleep_until(due) => Action::Due,
             Some(command) = self.commands.recv() => Action::Command(command),
             event = self.swarm.select_next_some() => Action::Swarm(event),
             // Last: a walk over blocks that are here goes on when nothing else waits.
@@ -239,6 +282,14 @@ impl Node {
             Action::Done(done) => self.on_done(done),
             Action::Persisted(persisted) => {
                 self.with_pins(|pins, ctx| pins.on_persisted(persisted, ctx));
+            }
+            Action::Names(fact) => {
+                let now = self.now();
+                self.names.on_fact(fact, now);
+            }
+            Action::Due => {
+                let now = self.now();
+                self.names.expire(now);
             }
             Action::Command(command) => self.on_command(command),
             Action::Tick => self.on_tick(),
@@ -264,6 +315,7 @@ impl Node {
             }
             repair.expire(ctx);
         });
+        self.names.tick(now);
         self.note_packs();
     }
 
@@ -284,8 +336,112 @@ impl Node {
     }
 
     fn settle(&mut self) {
+        self.settle_names();
         self.busy = self.with_pins(Pins::settle);
         self.connecting.retain(|waiting| !waiting.reply.is_closed());
+    }
+
+    /// The book first, which tells what changed; then whoever follows it, who may ask the book for more.
+    fn settle_names(&mut self) {
+        loop {
+            let now = self.now();
+            let behaviour = self.swarm.behaviour_mut();
+            let mut routes = Routes {
+                carrier: &mut behaviour.names,
+                gossip: behaviour.gossip.as_mut(),
+            };
+            let mut moved = false;
+            for event in self.names.settle(&mut routes, now) {
+                self.follows.on_event(&event);
+                moved |= self.complete_own(&event, now);
+            }
+            let mut ctx = Ctx {
+                now,
+                exchange: &mut self.swarm.behaviour_mut().exchange,
+                store: &self.store,
+                workers: &self.workers,
+                arriving: &mut self.arriving,
+                peers: self.peers.connected(),
+                known: &self.peers,
+                disk: &mut self.disk,
+            };
+            moved |= self
+                .follows
+                .settle(&mut self.names, &mut self.pins, &mut ctx);
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// What is published here and pinned whole here is complete: nobody has to follow an own name for that (specs/names.md NA-19).
+    fn complete_own(&mut self, event: &gemba_names::Event, now: Duration) -> bool {
+        let gemba_names::Event::Changed { now: newest, .. } = event else {
+            return false;
+        };
+        let is_whole = |root| {
+            let pin = self.pins.desired().get(&root);
+            pin.is_some_and(|pin| pin.complete)
+        };
+        if !self.names.is_own(&newest.name)
+            || self.follows.contains(&newest.name)
+            || !crate::names::root_of(&newest.version.value).is_ok_and(is_whole)
+        {
+            return false;
+        }
+        let command = gemba_names::Command::Complete {
+            name: newest.name,
+            version: newest.version.clone(),
+            rollback: false,
+        };
+        // A version that is older than the complete one is refused, which is right.
+        let (reply, _nobody) = oneshot::channel();
+        self.names.run_for(command, reply, now);
+        true
+    }
+
+    /// Pins what somebody wants. If a follow wanted it already it is his from now on, and stays when the follow releases it.
+    fn pin(
+        &mut self,
+        cid: cid::Cid,
+        kind: gemba_pins::Kind,
+        name: Option<String>,
+        reply: Reply<Result<tokio::sync::watch::Receiver<crate::api::types::PinStatus>, Fail>>,
+    ) {
+        if let Some(Err(fail)) = name.as_deref().map(crate::names::follows::check_pin_name) {
+            return drop(reply.send(Err(fail)));
+        }
+        let label = self
+            .pins
+            .desired()
+            .get(&cid)
+            .and_then(|pin| pin.name.as_ref());
+        let is_ours = label.is_some_and(|label| crate::names::follows::is_label(label.as_str()));
+        // First, so that it is durable before the answer.
+        if is_ours && name.is_none() {
+            let (reply, _nobody) = oneshot::channel();
+            self.pins.rename(cid, None, reply);
+        }
+        self.pins.pin(cid, kind, name, reply);
+    }
+
+    /// Unpins what somebody pinned; what a follow needs stays under the label of that follow.
+    fn unpin(&mut self, cid: cid::Cid, reply: Reply<Result<(), Fail>>) {
+        use crate::names::follows;
+        let label = self.pins.desired().get(&cid).map(|pin| pin.name.clone());
+        match (self.follows.holder(&cid), label) {
+            (Some(name), Some(Some(label))) if follows::is_label(label.as_str()) => {
+                let fail = Fail::new(
+                    Code::Conflict,
+                    format!("{cid} is kept because {name} is followed"),
+                );
+                drop(reply.send(Err(fail.hint(format!(
+                    "`gemba name follow rm {name}` releases all of its versions; --keep of `gemba name follow add` says how many are kept"
+                )))));
+            }
+            (Some(name), Some(_)) => self.pins.rename(cid, Some(follows::label(&name)), reply),
+            _ => self.with_pins(|pins, ctx| pins.unpin(cid, reply, ctx)),
+        }
     }
 
     /// Ends everything but the disk threads, at once: connections, and with their other ends all who wait for an answer.
@@ -480,18 +636,24 @@ impl Node {
         for (address, cause) in DialCause::per_address(error) {
             tracing::info!(%address, cause = %cause, "a dial failed");
             self.peers.note(&address, peer, false, &cause, now);
+            let next = self.swarm.behaviour().dialer.next_try(peer, &address);
+            self.peers
+                .on_next_try(&address, next.map(|after| now + after));
         }
         for waiting in self
             .connecting
             .extract_if(.., |waiting| waiting.connection == connection)
         {
-            let _gone = waiting.reply.send(Err(dial_fail(&cause)));
+            let _gone = waiting
+                .reply
+                .send(Err(dial::fail(&waiting.address, &cause)));
         }
     }
 
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
             BehaviourEvent::Exchange(event) => self.on_exchange(event),
+            BehaviourEvent::Site(event) => self.swarm.behaviour_mut().exchange.on_site(event),
             BehaviourEvent::Liveness(LivenessEvent::Rtt { peer, rtt, .. }) => {
                 self.peers.on_rtt(&peer, rtt);
             }
@@ -502,7 +664,36 @@ impl Node {
                 self.peers.on_agent(&peer_id, &info.agent_version);
             }
             BehaviourEvent::Mdns(event) => self.on_discovery(event),
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
+            BehaviourEvent::Names(event) => {
+                let now = self.now();
+                self.names.on_carried(event, now);
+            }
             _ => {}
+        }
+    }
+
+    fn on_gossip(&mut self, event: GossipEvent) {
+        use gemba_gossip::{Event, Verdict};
+        let now = self.now();
+        match event {
+            GossipEvent::Validate {
+                ticket, message, ..
+            } => {
+                let unjudged = self.names.on_validate(ticket, &message, now);
+                let gossip = self.swarm.behaviour_mut().gossip.as_mut();
+                if let (Some(ticket), Some(gossip)) = (unjudged, gossip) {
+                    gossip.validated(ticket, Verdict::Accept);
+                }
+            }
+            GossipEvent::Report(Event::Joined { peer, topic }) => {
+                self.names.on_topic_peer(&topic, peer, true, now);
+            }
+            GossipEvent::Report(Event::Left { peer, topic }) => {
+                self.names.on_topic_peer(&topic, peer, false, now);
+            }
+            GossipEvent::Report(Event::WantPeers { topic }) => self.look_for_peers(&topic),
+            event => self.pubsub.on_event(event, now),
         }
     }
 
@@ -547,8 +738,18 @@ impl Node {
                 cid,
                 asked,
             } => {
-                self.pins.on_unavailable(session, cid, asked.len());
-                self.readers.on_unavailable(session, cid);
+                // Silence is no answer: whoever is slow may have the block, and the rules for a standstill apply.
+                let denied =
+                    |asked: &Asked| matches!(asked.answer, Answer::DontHave | Answer::WrongBytes);
+                if asked.iter().all(denied) {
+                    self.pins.on_unavailable(session, cid, asked.len());
+                    self.readers.on_unavailable(session, cid);
+                }
+            }
+            ExchangeEvent::Site { peer, message } => {
+                if let Some(site) = self.swarm.behaviour_mut().site.as_mut() {
+                    site.send(peer, &message);
+                }
             }
             ExchangeEvent::Stalled { peer, moved } => {
                 tracing::info!(%peer, moved, "a peer made no progress; its wants were moved to others");
@@ -573,7 +774,9 @@ impl Node {
                         .find(|entry| entry.peer == *peer)
                         .map_or((0, 0), |entry| (entry.bytes_in, entry.bytes_out))
                 };
-                let _gone = reply.send(self.peers.list(self.now(), bytes));
+                let mates = self.swarm.behaviour().exchange.mates();
+                let is_mate = |peer: &PeerId| mates.contains(peer);
+                let _gone = reply.send(self.peers.list(self.now(), bytes, is_mate));
             }
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Metrics(reply) => drop(reply.send(self.figures())),
@@ -585,8 +788,8 @@ impl Node {
                 kind,
                 name,
                 reply,
-            } => self.pins.pin(cid, kind, name, reply),
-            Command::Unpin(cid, reply) => self.with_pins(|pins, ctx| pins.unpin(cid, reply, ctx)),
+            } => self.pin(cid, kind, name, reply),
+            Command::Unpin(cid, reply) => self.unpin(cid, reply),
             Command::Waits(wait, reply) => drop(reply.send(self.waits(&wait))),
             Command::Pins(after, reply) => drop(reply.send(self.pins.list(after.as_ref()))),
             Command::Struck(roots, reply) => self.pins.strike_out(roots, reply),
@@ -610,6 +813,42 @@ impl Node {
             Command::Stored(cids) => self.on_put(&cids),
             Command::Damaged(cid, cause) => {
                 self.with_repair(|repair, ctx| repair.on_damaged(cid, cause, ctx));
+            }
+            Command::Subscribe(topic, reply) => {
+                let gossip = self.swarm.behaviour_mut().gossip.as_mut();
+                let _gone = reply.send(pubsub::subscribe(gossip, &topic));
+            }
+            Command::Publish {
+                topic,
+                data,
+                patience,
+                reply,
+            } => {
+                let gossip = self.swarm.behaviour_mut().gossip.as_mut();
+                let publishing = self.pubsub.publish(gossip, &topic, data, patience);
+                let _gone = reply.send(publishing);
+            }
+            Command::PubsubPeers(topic, reply) => {
+                let gossip = self.swarm.behaviour().gossip.as_ref();
+                let _gone = reply.send(pubsub::peers(gossip, topic.as_ref()));
+            }
+            Command::PubsubWhy(topic, reply) => {
+                let now = self.now();
+                let gossip = self.swarm.behaviour().gossip.as_ref();
+                let troubles = self.peers.troubles(now);
+                let _gone = reply.send(self.pubsub.why(gossip, &topic, troubles, now));
+            }
+            Command::PubsubHealth(reply) => {
+                let gossip = self.swarm.behaviour().gossip.as_ref();
+                let _gone = reply.send(pubsub::health(gossip));
+            }
+            Command::Follow(ask) => {
+                let now = self.now();
+                self.follows.on_ask(ask, &mut self.names, now);
+            }
+            Command::Names(ask) => {
+                let now = self.now();
+                self.names.on_ask(ask, now);
             }
             Command::Shutdown => {}
         }
@@ -700,6 +939,17 @@ impl Node {
             || self.swarm.listeners().any(|listener| *listener == bare)
     }
 
+    /// A topic that is read or relayed here lacks neighbours: the addresses that are known are dialed before their time, and the segment is asked again.
+    fn look_for_peers(&mut self, topic: &Topic) {
+        let behaviour = self.swarm.behaviour_mut();
+        if behaviour.dialer.look_again() {
+            tracing::info!(%topic, "a topic lacks neighbours: known addresses are tried now");
+            if let Some(mdns) = behaviour.mdns.as_mut() {
+                mdns.look_again();
+            }
+        }
+    }
+
     fn on_discovery(&mut self, event: DiscoveryEvent) {
         match event {
             DiscoveryEvent::Discovered { peer, address } => {
@@ -720,7 +970,9 @@ impl Node {
                 .troubles(self.now())
                 .into_iter()
                 .find(|trouble| trouble.peer.as_deref() == Some(&peer.to_string()));
-            let cause = known.map_or(String::new(), |trouble| format!(": {}", trouble.cause));
+            let cause = known.map_or(String::new(), |trouble| {
+                format!(": {}{}", trouble.cause, why::next_try(&trouble))
+            });
             return Err(
                 Fail::new(Code::NotFound, format!("{peer} is not connected{cause}")).hint(
                     "`gemba connect MULTIADDR` first; `gemba peers` lists the connected ones",
@@ -754,6 +1006,28 @@ impl Node {
                 cause: format!("dialing {address}: {}", self.dial_state(address)),
                 hint: "`gemba status` shows how it ends; a longer --timeout waits for it"
                     .to_owned(),
+                waited_s: 0.0,
+                code: Code::Timeout,
+            },
+            Wait::Name(name) => Waits {
+                what: "name".to_owned(),
+                name: name.to_string(),
+                cause: match self.peers.connected() {
+                    0 => format!("waiting for a record of {name}: no peer is connected"),
+                    n => format!(
+                        "waiting for a record of {name}: {} asked, and none has sent one yet",
+                        crate::text::count(n as u64, "peer was", "peers were")
+                    ),
+                },
+                hint: "is its publisher, or somebody who follows it, connected? `gemba peers` lists who is".to_owned(),
+                waited_s: 0.0,
+                code: Code::Timeout,
+            },
+            Wait::Room => Waits {
+                what: "room".to_owned(),
+                name: self.store.dir().display().to_string(),
+                cause: format!("the store is full and makes room: {}", self.room.doing()),
+                hint: "a longer --timeout waits for it; `gemba pin rm` gives up what need not be here".to_owned(),
                 waited_s: 0.0,
                 code: Code::Timeout,
             },
@@ -865,9 +1139,16 @@ impl Node {
             .trouble(self.store.dir(), now)
             .into_iter()
             .collect();
+        troubles.extend(crate::repo::unreadable_packs(&self.store));
         troubles.extend(self.repair.trouble(now));
         troubles.extend(self.kept.trouble(self.store.dir()));
         troubles.extend(self.pins.troubles(now));
+        troubles.extend(
+            self.pubsub
+                .troubles(self.swarm.behaviour().gossip.as_ref(), now),
+        );
+        troubles.extend(self.names.troubles(now));
+        troubles.extend(self.follows.troubles(now));
         troubles.extend(self.peers.troubles(now));
         troubles
     }
@@ -876,7 +1157,8 @@ impl Node {
         let stat = self.store.stat();
         let (rss_bytes, rss_max_bytes) = resident_memory();
         let pins = self.pins.counts();
-        let is_hurt = self.disk.refuses().is_some() || self.repair.open() > 0;
+        let is_hurt =
+            self.disk.refuses().is_some() || self.repair.open() > 0 || stat.unreadable_packs > 0;
         let health = match (self.peers.connected(), pins.error) {
             _ if is_hurt => "degraded",
             (0, _) => "alone",
@@ -907,6 +1189,11 @@ impl Node {
                 unread_limit_bytes: self.views.receive.limit() as u64,
                 exchange_bytes: self.swarm.behaviour().exchange.receiving_bytes() as u64,
                 arriving_bytes: self.arriving.bytes() as u64,
+            },
+            pubsub: pubsub::counts(self.swarm.behaviour().gossip.as_ref()),
+            site: SiteView {
+                label: self.site.clone(),
+                mates: self.swarm.behaviour().exchange.mates().len() as u64,
             },
         }
     }
@@ -972,6 +1259,12 @@ impl Node {
                     "Pins that stand still and are tried again later",
                     None,
                     gauge(status.pins.error),
+                ),
+                (
+                    "unreadable_packs",
+                    "Packs that the disk could not read, and that were set aside",
+                    None,
+                    gauge(self.store.stat().unreadable_packs),
                 ),
                 (
                     "damaged_blocks",
@@ -1079,6 +1372,17 @@ impl Node {
                 ),
             ],
         };
+        let refused = self.swarm.behaviour().limits.count();
+        figures
+            .counters
+            .extend(gemba_pnet::limits::LimitKind::ALL.map(|kind| {
+                (
+                    format!("connections_refused_{}", kind.code()),
+                    "Connections turned away because a limit was reached",
+                    None,
+                    refused.refused(kind),
+                )
+            }));
         figures
             .counters
             .extend(counters.iter().map(|(name, value)| {
@@ -1089,6 +1393,10 @@ impl Node {
                     value,
                 )
             }));
+        if let Some(gossip) = self.swarm.behaviour().gossip.as_ref() {
+            pubsub::figures(gossip, &mut figures);
+        }
+        names::figures(&self.names, &self.swarm.behaviour().names, &mut figures);
         figures
     }
 }
@@ -1109,72 +1417,6 @@ impl Ending {
             tracing::error!("the disk threads did not end cleanly");
         }
     }
-}
-
-/// libp2p's sockets share their port with any other that does, so a second daemon would quietly take half of the first one's
-/// connections. A plain socket is refused where another one listens.
-fn refuse_taken_port(address: &Multiaddr) -> Result<(), Fail> {
-    let mut parts = address.iter();
-    let ip: std::net::IpAddr = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
-        _ => return Ok(()),
-    };
-    let Some(Protocol::Tcp(port)) = parts.next().filter(|part| *part != Protocol::Tcp(0)) else {
-        return Ok(());
-    };
-    match std::net::TcpListener::bind((ip, port)) {
-        Ok(_free) => Ok(()),
-        Err(e) => Err(listen_fail(
-            address,
-            &ListenCause::of(address, &TransportError::Other(e)),
-        )),
-    }
-}
-
-/// Whether an address stands for all of its kind that the machine has.
-fn is_wildcard(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_unspecified(),
-        Some(Protocol::Ip6(ip)) => ip.is_unspecified(),
-        _ => false,
-    }
-}
-
-fn never_listened(address: &Multiaddr, patience: Duration) -> Fail {
-    Fail::new(
-        Code::Timeout,
-        format!(
-            "listening on {address} did not come about in {} s",
-            patience.as_secs()
-        ),
-    )
-    .hint("does this machine have such an address? Another one is given with --listen, as /ip4/0.0.0.0/tcp/4001")
-}
-
-fn listen_fail(address: &Multiaddr, cause: &ListenCause) -> Fail {
-    let fail = Fail::new(
-        Code::Conflict,
-        format!("cannot listen on {address}: {cause}"),
-    );
-    fail.hint("give another address with --listen, or port 0 for any free one")
-}
-
-/// What became of a dial, with the exit code that fits.
-fn dial_fail(cause: &DialCause) -> Fail {
-    let code = match cause {
-        DialCause::WrongSwarmKey { .. }
-        | DialCause::ProbablyWrongSwarmKey { .. }
-        | DialCause::NotPrivate => Code::Permission,
-        DialCause::Unreachable | DialCause::NoNonce(_) | DialCause::BackingOff { .. } => {
-            Code::Timeout
-        }
-        DialCause::WrongPeer { .. } => Code::Conflict,
-        DialCause::Malformed(_) | DialCause::Ourselves => Code::Usage,
-        DialCause::NoSuchHost(_) | DialCause::NoAddress => Code::NotFound,
-        _ => Code::Failure,
-    };
-    Fail::new(code, cause)
 }
 
 /// Whether an address is on this machine or in a network of one's own, so that reaching it costs no uplink.

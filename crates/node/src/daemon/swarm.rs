@@ -2,18 +2,22 @@
 
 use std::time::Duration;
 
-use gemba_exchange::Behaviour as Exchange;
+use gemba_exchange::{Behaviour as Exchange, SiteCarrier, SiteConfig};
+use gemba_gossip::Behaviour as Gossip;
+use gemba_names::Behaviour as Names;
 use gemba_pnet::{
-    Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig, Network,
-    ReceiveBudget, Stages, TransportConfig,
+    Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig,
+    Network, ReceiveBudget, Stages, TransportConfig,
 };
-use libp2p_identity::Keypair;
+use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::behaviour::toggle::Toggle;
 use libp2p_swarm::{NetworkBehaviour, Swarm};
 
 use super::{Options, hashers};
 use crate::config::Config;
+use crate::daemon::flow::pubsub;
 use crate::error::{Code, Fail};
+use crate::repo::Layout;
 
 /// What peers see. Never pretends to be another implementation.
 pub(super) const AGENT: &str = concat!("gemba/", env!("CARGO_PKG_VERSION"));
@@ -41,6 +45,12 @@ pub(super) struct Behaviour {
     pub streams: libp2p_stream::Behaviour,
     /// Blocks.
     pub exchange: Exchange,
+    /// What devices of one site tell each other about blocks.
+    pub site: Toggle<SiteCarrier>,
+    /// Messages by topic.
+    pub gossip: Toggle<Gossip>,
+    /// Records of names.
+    pub names: Names,
 }
 
 /// What the transport shows of itself while the swarm owns it.
@@ -58,10 +68,12 @@ pub(super) struct Views {
 pub(super) fn build(
     keypair: &Keypair,
     network: &Network,
-    config: &Config,
+    (layout, config): (&Layout, &Config),
     options: &Options,
 ) -> Result<(Swarm<Behaviour>, Views), Fail> {
-    let settings = TransportConfig::default();
+    let mut settings = TransportConfig::default();
+    // Three quarters of the places that `Limits::pc` has for those who are being set up.
+    settings.crowd = Crowd::new(48, Duration::from_secs(1));
     let views = Views {
         stages: settings.stages.clone(),
         receive: settings.receive.clone(),
@@ -71,12 +83,21 @@ pub(super) fn build(
     let local = keypair.public().to_peer_id();
     let mut known = config.network.bootstrap.clone();
     known.extend(options.bootstrap.iter().cloned());
+    if config.pubsub.enabled {
+        known.extend(config.pubsub.direct.iter().cloned());
+    }
     let mut dialer = DialerConfig::default();
     dialer.known = known;
     let mdns = (config.network.mdns && !options.no_mdns)
         .then(|| Discovery::new(DiscoveryConfig::default(), local));
     let identify = libp2p_identify::Config::new(IDENTIFY.to_owned(), keypair.public())
         .with_agent_version(AGENT.to_owned());
+    let gossip = config
+        .pubsub
+        .enabled
+        .then(|| pubsub::start(keypair, layout, &config.pubsub))
+        .transpose()?;
+    let site = site_of(local, &config.network.site);
     let behaviour = Behaviour {
         dialer: Dialer::new(dialer),
         limits: gemba_pnet::limits::Behaviour::new(Limits::pc()),
@@ -84,18 +105,36 @@ pub(super) fn build(
         liveness: Liveness::new(&LivenessConfig::default()),
         identify: libp2p_identify::Behaviour::new(identify),
         streams: libp2p_stream::Behaviour::new(),
-        exchange: Exchange::new(exchange_config()).with_worker(hashers::start()?),
+        exchange: Exchange::new(exchange_config(site.clone())).with_worker(hashers::start()?),
+        site: site.map(|_| SiteCarrier::new()).into(),
+        gossip: gossip.into(),
+        names: Names::new(),
     };
     let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
     Ok((Swarm::new(transport, behaviour, local, settings), views))
 }
 
-/// Half of what the exchange would take: with the rest of the node, a transfer stays below 40 MiB, and windows of 4 MiB still
-/// fill every line that a disk of a device can follow (docs/LIMITS.md).
-fn exchange_config() -> gemba_exchange::Config {
+/// Less than the exchange would take: with the rest of the node, a transfer stays below 40 MiB, also where the disk is what it waits
+/// for, and windows of 4 MiB still fill every line that a disk of a device can follow (docs/LIMITS.md).
+fn exchange_config(site: Option<SiteConfig>) -> gemba_exchange::Config {
     const MIB: usize = 1024 * 1024;
-    gemba_exchange::Config::default()
-        .with_node_bytes(16 * MIB)
+    let config = gemba_exchange::Config::default();
+    let config = match site {
+        Some(site) => config.with_site(site),
+        None => config,
+    };
+    config
+        .with_node_bytes(8 * MIB)
         .with_served_node_bytes(16 * MIB)
         .with_receive_node_bytes(16 * MIB)
+}
+
+/// What `[network] site` means (DESIGN §5).
+fn site_of(local: PeerId, setting: &str) -> Option<SiteConfig> {
+    let label = match setting {
+        "none" => return None,
+        "auto" => None,
+        label => Some(label.to_owned()),
+    };
+    Some(SiteConfig { local, label })
 }

@@ -14,6 +14,7 @@ use gemba_exchange::LoadId;
 use gemba_store::{Store, StoreError};
 use tokio::sync::mpsc;
 
+use crate::content::room::{Puts, Refusal};
 use crate::daemon::flow::fetch::FetchId;
 use crate::error::{Code, Fail};
 
@@ -22,7 +23,7 @@ const WRITE_QUEUE: usize = 32 * 1024;
 /// Reads that may wait for a loader.
 const READ_QUEUE: usize = 8 * 1024;
 /// One durable batch: as many blocks as wait, up to this many bytes.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// And up to this many blocks.
 const BATCH_BLOCKS: usize = 1024;
 /// While one writer waits for the disk the other one gathers.
@@ -56,15 +57,6 @@ pub enum Done {
     Room(Option<u64>),
 }
 
-/// Why a batch was not stored.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    /// For people.
-    pub fail: Fail,
-    /// For want of room.
-    pub full: bool,
-}
-
 /// One block of a batch.
 pub struct StoredBlock {
     /// Its name.
@@ -93,20 +85,20 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts the threads on a store.
+    /// Starts the threads on a store; `puts` is its writing side.
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn start(store: &Store, done: &mpsc::Sender<Done>) -> Result<Self, Fail> {
+    pub fn start(store: &Store, puts: &Puts, done: &mpsc::Sender<Done>) -> Result<Self, Fail> {
         let (writes, write_queue) = sync_channel(WRITE_QUEUE);
         let (reads, read_queue) = sync_channel(READ_QUEUE);
         let write_queue = Arc::new(Mutex::new(write_queue));
         let read_queue = Arc::new(Mutex::new(read_queue));
         let mut threads = Vec::new();
         for n in 0..WRITERS {
-            let (store, done, queue) = (store.clone(), done.clone(), Arc::clone(&write_queue));
+            let (puts, done, queue) = (puts.clone(), done.clone(), Arc::clone(&write_queue));
             threads.push(spawn(format!("writer-{n}"), move || {
-                write_all(&store, &queue, &done);
+                write_all(&puts, &queue, &done);
             })?);
         }
         for n in 0..LOADERS {
@@ -178,7 +170,7 @@ fn gather(queue: &Mutex<Receiver<Block>>) -> Vec<Block> {
     batch
 }
 
-fn write_all(store: &Store, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<Done>) {
+fn write_all(puts: &Puts, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<Done>) {
     loop {
         let batch = gather(queue);
         if batch.is_empty() {
@@ -192,7 +184,7 @@ fn write_all(store: &Store, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<
                 links: links(block).map_err(|e| e.to_string()),
             })
             .collect();
-        let outcome = store.put_many(&batch).map(drop).map_err(|e| refusal(&e));
+        let outcome = puts.put_many(&batch).map(drop);
         if done.blocking_send(Done::Stored(stored, outcome)).is_err() {
             return;
         }
@@ -221,13 +213,6 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
         if done.blocking_send(answer).is_err() {
             return;
         }
-    }
-}
-
-fn refusal(error: &StoreError) -> Refusal {
-    Refusal {
-        fail: store_fail(error),
-        full: matches!(error, StoreError::Full(_) | StoreError::NoSpace { .. }),
     }
 }
 
@@ -279,10 +264,4 @@ pub(super) fn links_of(store: &Store, cid: &Cid) -> Result<(u64, Vec<Cid>), Link
 #[must_use]
 pub(super) fn is_leaf(cid: &Cid) -> bool {
     cid.codec() == codec::RAW
-}
-
-/// A store's error with the exit code that fits.
-#[must_use]
-pub(super) fn store_fail(error: &gemba_store::StoreError) -> Fail {
-    crate::repo::store_fail(error)
 }

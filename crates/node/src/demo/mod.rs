@@ -1,8 +1,8 @@
 //! `gemba demo`: the main job on this machine, with real node processes, and the proof that it was done.
 //!
-//! A cloud node and its devices share one fresh swarm key on loopback. The cloud adds a real folder; every device pins it,
-//! one is killed in the middle and recovers; each device's copy is exported and compared byte for byte. Then a file
-//! changes, and the update is distributed and proved the same way.
+//! A cloud node and its devices share one fresh swarm key on loopback. The cloud adds a real folder and publishes it under a name; every device
+//! follows the name, one is killed in the middle and recovers; each device's copy is exported and compared byte for byte. Then a file
+//! changes and is published under the same name: no device is told anything else, and the update is proved the same way.
 
 mod input;
 mod report;
@@ -17,7 +17,7 @@ use gemba_pnet::{KeyFile, Replace, SwarmKey};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use crate::api::types::{PinRequest, PinStatus, RepoSize};
+use crate::api::types::{FollowRequest, FollowStatus, NamePublished, PinStatus, RepoSize};
 use crate::error::{Code, Fail};
 use input::Input;
 pub use report::Report;
@@ -25,6 +25,10 @@ use swarm::Device;
 
 /// Nobody waits longer than this for one version to be whole on every device.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How often a device is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// The label of the cloud's key.
+const KEY: &str = "app-stable";
 /// Beyond it a laptop's ports and memory are the subject, not the swarm.
 const DEVICES: std::ops::RangeInclusive<usize> = 2..=64;
 
@@ -149,10 +153,18 @@ impl<'a> Demo<'a> {
     async fn play(&mut self) -> Result<Report, Fail> {
         let began = Instant::now();
         let first = self.add().await?;
+        let name = self.publish(&first).await?.name;
         say(
             self.options,
-            &format!("version 1 is {first}; every device fetches it, one is killed in the middle"),
+            &format!(
+                "version 1 is {first}, published as {name}; every device follows the name, one is killed in the middle"
+            ),
         );
+        let first = Published {
+            name,
+            cid: first,
+            sequence: 0,
+        };
         let recovered = self.distribute(&first, true).await?.kept_after_kill;
         let seconds = began.elapsed().as_secs_f64();
         self.prove(&first, "out-1").await?;
@@ -161,10 +173,16 @@ impl<'a> Demo<'a> {
         let changed = self.input.change()?;
         let began = Instant::now();
         let second = self.add().await?;
+        let published = self.publish(&second).await?;
         say(
             self.options,
-            &format!("version 2 is {second}: {changed} changed"),
+            &format!("version 2 is {second}, published under the same name: {changed} changed"),
         );
+        let second = Published {
+            name: published.name,
+            cid: second,
+            sequence: published.sequence,
+        };
         let update = self.distribute(&second, false).await?;
         let update_seconds = began.elapsed().as_secs_f64();
         say(
@@ -217,10 +235,27 @@ impl<'a> Demo<'a> {
         Ok(printed.trim().to_owned())
     }
 
-    /// Every device pins a version, and if told so one is killed in the middle and restarted.
-    async fn distribute(&mut self, cid: &str, kill_one: bool) -> Result<Distributed, Fail> {
+    /// Publishes a version at the cloud, as a user would. The first time the name is made, too.
+    async fn publish(&self, cid: &str) -> Result<NamePublished, Fail> {
+        let cloud = &self.devices[0];
+        let keys = self.gemba(cloud, &["key", "ls"]).await?;
+        if !keys.lines().any(|line| line.ends_with(&format!(" {KEY}"))) {
+            self.gemba(cloud, &["key", "new", KEY]).await?;
+        }
+        let published = self
+            .gemba(cloud, &["name", "publish", "--key", KEY, cid, "--json"])
+            .await?;
+        serde_json::from_str(&published).map_err(Fail::internal)
+    }
+
+    /// Every device follows the name until the version is whole, and if told so one is killed in the middle and restarted.
+    async fn distribute(
+        &mut self,
+        version: &Published,
+        kill_one: bool,
+    ) -> Result<Distributed, Fail> {
         let bars = Bars::new(self.options.quiet);
-        let total = self.pin_total(cid).await?;
+        let total = self.pin_total(&version.cid).await?;
         let began = Instant::now();
         let mut result = Distributed {
             fetched_at_most: 0,
@@ -237,13 +272,13 @@ impl<'a> Demo<'a> {
         let mut fetching: FuturesUnordered<_> = others
             .iter()
             .skip(1)
-            .map(|device| follow(device, cid, bars.bar(&device.name(), total)))
+            .map(|device| follow(device, version, bars.bar(&device.name(), total)))
             .collect();
         let pull_the_plug = async {
             let Some(device) = victim.first_mut() else {
                 return Ok(None);
             };
-            interrupted_pin(device, cid).await?;
+            interrupted_follow(device, &version.name).await?;
             device.kill().await?;
             let kept = device.blocks_on_disk()?;
             bars.say(&format!(
@@ -273,7 +308,9 @@ impl<'a> Demo<'a> {
         if let Some(kept) = killed? {
             let device = &mut self.devices[last];
             device.restart().await?;
-            let (name, status) = follow(device, cid, bars.bar(&device.name(), total)).await?;
+            // It follows the name still: nobody has to tell it again.
+            let bar = bars.bar(&device.name(), total);
+            let (name, status) = until_whole(device, version, bar).await?;
             bars.say(&format!(
                 "{name} came back with its {kept} blocks and is complete after {:.2} s",
                 began.elapsed().as_secs_f64(),
@@ -295,14 +332,25 @@ impl<'a> Demo<'a> {
     }
 
     async fn pin_total(&self, cid: &str) -> Result<u64, Fail> {
-        let (_, status) = follow(&self.devices[0], cid, ProgressBar::hidden()).await?;
+        let status = self.devices[0].pin_status(cid).await?;
         let here: RepoSize = self.devices[0].client.get_json("/v1/repo/stat").await?;
         Ok(status.bytes_done.max(here.bytes))
     }
 
     /// Exports the version on every device and compares it with the folder, byte for byte.
-    async fn prove(&self, cid: &str, name: &str) -> Result<(), Fail> {
+    async fn prove(&self, version: &Published, name: &str) -> Result<(), Fail> {
         for device in self.devices.iter().skip(1) {
+            let words = ["name", "resolve", "--complete", version.name.as_str()];
+            let value = self.gemba(device, &words).await?;
+            let cid = value.trim();
+            if cid != format!("/ipfs/{}", version.cid) {
+                let cause = format!(
+                    "{} says that {cid} is whole, not {}",
+                    device.name(),
+                    version.cid
+                );
+                return Err(Fail::new(Code::Integrity, cause));
+            }
             let target = self.folder.join(format!("{}-{name}", device.name()));
             self.gemba(device, &["get", cid, "-o", &target.display().to_string()])
                 .await?;
@@ -368,49 +416,63 @@ struct Distributed {
     kept_after_kill: u64,
 }
 
-/// Pins on a device and follows until it is whole.
-async fn follow(device: &Device, cid: &str, bar: ProgressBar) -> Result<(String, PinStatus), Fail> {
-    let request = PinRequest {
-        cid: cid.to_owned(),
-        name: Some("app".into()),
-        kind: None,
-        timeout_s: Some(PATIENCE.as_secs_f64()),
-    };
-    let mut lines = device
+/// A version as the cloud published it.
+struct Published {
+    name: String,
+    cid: String,
+    sequence: u64,
+}
+
+/// Follows the name on a device, unless it does already, until the version is whole.
+async fn follow(
+    device: &Device,
+    version: &Published,
+    bar: ProgressBar,
+) -> Result<(String, PinStatus), Fail> {
+    let _following: FollowStatus = device
         .client
-        .lines::<_, PinStatus>(hyper::Method::POST, "/v1/pins", Some(&request))
-        .await?;
-    let mut last = None;
-    while let Some(status) = lines.next().await {
-        let status = status.map_err(|fail| fail.during(device.name()))?;
+        .post_json(&follow_path(&version.name), &FollowRequest::default())
+        .await
+        .map_err(|fail| fail.during(device.name()))?;
+    until_whole(device, version, bar).await
+}
+
+fn follow_path(name: &str) -> String {
+    format!("/v1/follows/{name}")
+}
+
+/// Looks at a device until the version is whole there.
+async fn until_whole(
+    device: &Device,
+    version: &Published,
+    bar: ProgressBar,
+) -> Result<(String, PinStatus), Fail> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status: FollowStatus = device
+            .client
+            .get_json(&follow_path(&version.name))
+            .await
+            .map_err(|fail| fail.during(device.name()))?;
+        if status.complete_sequence == Some(version.sequence) {
+            bar.finish_and_clear();
+            return Ok((device.name(), device.pin_status(&version.cid).await?));
+        }
         bar.set_position(status.bytes_done);
-        last = Some(status);
-    }
-    bar.finish_and_clear();
-    match last {
-        Some(status) if status.status == "pinned" => Ok((device.name(), status)),
-        _ => Err(Fail::new(
-            Code::Failure,
-            format!(
-                "{}: the daemon's answer ended before the version was whole",
-                device.name()
-            ),
-        )),
+        if Instant::now() > deadline {
+            let cause = status.cause.unwrap_or(status.status);
+            let fail = Fail::new(Code::Timeout, format!("{}: {cause}", device.name()));
+            return Err(fail.hint("GEMBA_DEMO_KEEP=1 keeps the logs of the nodes for a look"));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Begins to pin on a device and returns at the first moment that blocks are durable: then the plug is pulled.
-async fn interrupted_pin(device: &Device, cid: &str) -> Result<(), Fail> {
-    let request = PinRequest {
-        cid: cid.to_owned(),
-        name: Some("app".into()),
-        kind: None,
-        timeout_s: Some(PATIENCE.as_secs_f64()),
-    };
-    // Answered as soon as the wish is durable.
-    let _following = device
+/// Begins to follow on a device and returns at the first moment that blocks are durable: then the plug is pulled.
+async fn interrupted_follow(device: &Device, name: &str) -> Result<(), Fail> {
+    let _following: FollowStatus = device
         .client
-        .lines::<_, PinStatus>(hyper::Method::POST, "/v1/pins", Some(&request))
+        .post_json(&follow_path(name), &FollowRequest::default())
         .await?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::api::types::{Id, Status};
+use crate::api::types::{Id, PinStatus, Status};
 use crate::client::Client;
 use crate::error::{Code, Fail};
 use crate::repo::{Access, InitOptions, KeyChoice, Layout, Repo};
@@ -47,7 +47,7 @@ impl Device {
         drop(Repo::init(&root, &options)?);
         let layout = Layout::new(&root);
         let log = folder.join(format!("{}.log", name_of(number)));
-        let child = spawn(&layout, &bootstrap, &log)?;
+        let child = spawn(&layout, &bootstrap, &log, number == 0)?;
         let mut device = Self {
             number,
             client: Client::nowhere(),
@@ -125,7 +125,7 @@ impl Device {
 
     /// Starts the daemon again on what the disk holds.
     pub(super) async fn restart(&mut self) -> Result<(), Fail> {
-        self.child = spawn(&self.layout, &self.bootstrap, &self.log)?;
+        self.child = spawn(&self.layout, &self.bootstrap, &self.log, self.number == 0)?;
         self.client = self.ready().await?;
         Ok(())
     }
@@ -157,6 +157,11 @@ impl Device {
         Ok(id.addresses)
     }
 
+    /// How a pin of it is.
+    pub(super) async fn pin_status(&self, cid: &str) -> Result<PinStatus, Fail> {
+        self.client.get_json(&format!("/v1/pins/{cid}")).await
+    }
+
     /// Its figures.
     pub(super) async fn status(&self) -> Result<Status, Fail> {
         self.client.get_json("/v1/status").await
@@ -171,7 +176,7 @@ fn name_of(number: usize) -> String {
     }
 }
 
-fn spawn(layout: &Layout, bootstrap: &[String], log: &Path) -> Result<Child, Fail> {
+fn spawn(layout: &Layout, bootstrap: &[String], log: &Path, is_cloud: bool) -> Result<Child, Fail> {
     let fail =
         |e: std::io::Error| Fail::new(Code::Failure, format!("cannot start a node process: {e}"));
     let program = std::env::current_exe().map_err(fail)?;
@@ -198,6 +203,10 @@ fn spawn(layout: &Layout, bootstrap: &[String], log: &Path) -> Result<Child, Fai
         if name.to_string_lossy().starts_with("GEMBA_") && name != "GEMBA_LOG" {
             command.env_remove(name);
         }
+    }
+    if is_cloud {
+        // All nodes are on loopback, and the cloud is not one of the devices that fetch for each other.
+        command.env("GEMBA_NETWORK__SITE", "none");
     }
     command
         .stdin(Stdio::piped())

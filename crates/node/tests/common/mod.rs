@@ -261,12 +261,16 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     gemba_testkit::Rng::new(seed).bytes(len)
 }
 
-/// Every file and symlink below a folder with its content.
+/// Every file and symlink below a folder with its content. What is gone between listing and reading was never there: a running daemon writes a
+/// small file beside the old one and renames it.
 pub fn tree(root: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
     let mut open = vec![root.to_owned()];
     while let Some(path) = open.pop() {
-        let metadata = path.symlink_metadata().unwrap();
+        let metadata = match path.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            metadata => metadata.unwrap(),
+        };
         let name = path.strip_prefix(root).unwrap().to_owned();
         if metadata.is_dir() {
             found.insert(name, b"<folder>".to_vec());
@@ -283,8 +287,13 @@ pub fn tree(root: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
                     .into_os_string()
                     .into_encoded_bytes(),
             );
+        } else if !metadata.is_file() {
+            found.insert(name, b"<socket>".to_vec());
         } else {
-            found.insert(name, std::fs::read(&path).unwrap());
+            match std::fs::read(&path) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                content => drop(found.insert(name, content.unwrap())),
+            }
         }
     }
     found

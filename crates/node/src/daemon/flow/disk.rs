@@ -11,7 +11,7 @@ use std::time::Duration;
 use cid::Cid;
 
 use crate::api::types::Trouble;
-use crate::daemon::work::Refusal;
+use crate::content::room::Refusal;
 
 /// Blocks that a trial asks for at once: what is fetched in vain if the disk still refuses.
 pub const TRIAL_WINDOW: usize = 4;

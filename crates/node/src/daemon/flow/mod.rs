@@ -3,8 +3,11 @@
 
 pub mod disk;
 pub mod fetch;
+pub mod follow;
+pub mod names;
 pub mod peers;
 pub mod pins;
+pub mod pubsub;
 pub mod readers;
 pub mod repair;
 pub mod why;

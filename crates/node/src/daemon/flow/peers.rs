@@ -152,6 +152,16 @@ impl Peers {
         self.troubles.truncate(TROUBLES);
     }
 
+    /// When an address that failed is dialed again; `None`: not by itself.
+    pub fn on_next_try(&mut self, address: &Multiaddr, at: Option<Duration>) {
+        let address = address.to_string();
+        for noted in &mut self.troubles {
+            if !noted.inbound && noted.address == address {
+                noted.retry_at = at;
+            }
+        }
+    }
+
     /// What went wrong lately, newest first.
     pub fn troubles(&self, now: Duration) -> Vec<Trouble> {
         let view = |noted: &Noted| Trouble {
@@ -218,8 +228,13 @@ impl Peers {
         Some(format!("is connected at {}{last}", link.address))
     }
 
-    /// One line a peer; `bytes` gives what the exchange moved: (in, out).
-    pub fn list(&self, now: Duration, bytes: impl Fn(&PeerId) -> (u64, u64)) -> Vec<Peer> {
+    /// One line a peer; `bytes` gives what the exchange moved: (in, out); `is_mate` who belongs to the same site.
+    pub fn list(
+        &self,
+        now: Duration,
+        bytes: impl Fn(&PeerId) -> (u64, u64),
+        is_mate: impl Fn(&PeerId) -> bool,
+    ) -> Vec<Peer> {
         let view = |(peer, known): (&PeerId, &Known)| {
             let link = known.connections.values().min_by_key(|link| link.since)?;
             let (bytes_in, bytes_out) = bytes(peer);
@@ -232,6 +247,7 @@ impl Peers {
                 bytes_in,
                 bytes_out,
                 direction: if link.dialed { "out" } else { "in" }.to_owned(),
+                same_site: is_mate(peer),
                 connected_s: now.saturating_sub(link.since).as_secs(),
             })
         };
@@ -328,7 +344,7 @@ mod tests {
             Duration::ZERO,
         );
         peers.on_agent(&peer, &format!("evil\r\n\u{1b}[31m{}", "ü".repeat(4000)));
-        let agent = &peers.list(Duration::ZERO, |_| (0, 0))[0].agent;
+        let agent = &peers.list(Duration::ZERO, |_| (0, 0), |_| false)[0].agent;
         assert!(agent.starts_with("evil[31m") && agent.len() <= AGENT_BYTES);
     }
 }

@@ -56,6 +56,7 @@ pub struct Persisted {
 enum After {
     Pinned(Cid, Reply<Result<watch::Receiver<PinStatus>, Fail>>),
     Unpinned(Cid, Reply<Result<(), Fail>>),
+    Renamed(Cid, Reply<Result<(), Fail>>),
     Completed(Cid),
     /// The reply follows the last one of its list.
     Struck(Cid, Option<Reply<()>>),
@@ -139,6 +140,14 @@ impl Pins {
             now_ms: wall_clock_ms(),
         };
         self.edit(cid, Edit::Add(add), After::Pinned(cid, reply));
+    }
+
+    /// Gives a pin another name, or none. The reply follows when that is durable.
+    pub fn rename(&mut self, cid: Cid, name: Option<String>, reply: Reply<Result<(), Fail>>) {
+        match name.map(Name::new).transpose() {
+            Ok(name) => self.edit(cid, Edit::Rename(name), After::Renamed(cid, reply)),
+            Err(e) => drop(reply.send(Err(Fail::new(Code::Usage, e)))),
+        }
     }
 
     /// Wants it no longer; a running fetch ends at once.
@@ -228,6 +237,10 @@ impl Pins {
                 self.end_op(&cid, ctx, "unpinned", None);
                 let _gone = reply.send(Ok(()));
             }
+            After::Renamed(cid, reply) => {
+                self.show_name(&cid);
+                let _gone = reply.send(Ok(()));
+            }
             After::Struck(cid, reply) => {
                 self.finished.remove(&cid);
                 if let Some(pin) = self.set.get(&cid).cloned()
@@ -247,6 +260,19 @@ impl Pins {
                     tracing::info!(%cid, "pinned: every block is durable");
                 }
             }
+        }
+    }
+
+    /// What is told of a pin has its name in it.
+    fn show_name(&mut self, cid: &Cid) {
+        let pin = self.set.get(cid);
+        let name = pin.and_then(|pin| pin.name.as_ref());
+        let name = name.map(|name| name.as_str().to_owned());
+        if let Some(last) = self.finished.get_mut(cid) {
+            last.name.clone_from(&name);
+        }
+        if let Some(op) = self.ops.get(cid) {
+            op.view.send_modify(|view| view.name = name);
         }
     }
 
@@ -373,7 +399,10 @@ impl Pins {
                 continue;
             }
             // Refused only while readers hold all sessions; tried again on the next tick.
-            let Ok(session) = ctx.exchange.open_session(SessionOptions::default()) else {
+            let Ok(session) = ctx
+                .exchange
+                .open_session(SessionOptions::default().with_root(*cid))
+            else {
                 return;
             };
             room -= 1;
@@ -706,7 +735,7 @@ fn status_of(pin: &Pin, status: &str) -> PinStatus {
 fn refuse(after: After, fail: &Fail) {
     match after {
         After::Pinned(_, reply) => drop(reply.send(Err(fail.clone()))),
-        After::Unpinned(_, reply) => drop(reply.send(Err(fail.clone()))),
+        After::Unpinned(_, reply) | After::Renamed(_, reply) => drop(reply.send(Err(fail.clone()))),
         After::Struck(_, reply) => {
             if let Some(reply) = reply {
                 let _gone = reply.send(());

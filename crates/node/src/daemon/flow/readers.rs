@@ -32,6 +32,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// When nobody is connected, or every connected peer has said that it has not got the block, a read ends after this.
 const NOBODY_HAS_IT: Duration = Duration::from_secs(8);
 
+/// What a caller waits is not cancelled at the very moment when his patience ends: that is when he asks why nothing came.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// The loop's side of all readers.
 #[derive(Default)]
 pub struct Readers {
@@ -56,10 +59,11 @@ impl Readers {
         ctx: &mut Ctx<'_>,
     ) -> Result<ReaderId, Fail> {
         if self.open.len() >= OPEN {
-            return Err(
-                Fail::new(Code::Conflict, format!("{OPEN} readers are open already"))
-                    .hint("wait until one of them is done"),
-            );
+            return Err(Fail::new(
+                Code::Conflict,
+                format!("{OPEN} reads that wait for other nodes are open already"),
+            )
+            .hint("wait until one of them is done; what is on this device is read all the same"));
         }
         self.next += 1;
         let session = ctx.exchange.open_session(SessionOptions::default());
@@ -69,7 +73,8 @@ impl Readers {
             ReaderId(self.next),
             Reader {
                 session,
-                deadline: patience.map(|patience| ctx.now.saturating_add(patience)),
+                deadline: patience
+                    .map(|patience| ctx.now.saturating_add(patience).saturating_add(GRACE)),
                 waiting: BTreeMap::new(),
                 unavailable: BTreeSet::new(),
             },

@@ -53,6 +53,10 @@ pub fn block(around: &Around<'_>) -> String {
             ),
             None => answers(&why.asked, &why.gone),
         },
+        WaitingFor::Mate => match why.mate {
+            Some(mate) => format!("{mate}, a device of this site, fetches it for all of them"),
+            None => "the other devices of this site are told first that it is fetched".to_owned(),
+        },
         WaitingFor::Room => {
             "it waits for its turn: the peers that have it are busy with what was asked for before"
                 .to_owned()
@@ -85,6 +89,20 @@ fn answers(asked: &[Asked], gone: &[PeerId]) -> String {
         ),
         (gone.len(), "left after they were asked"),
     ];
+    let one = match (asked, gone) {
+        ([], [_]) => Some("left after it was asked"),
+        ([only], []) => Some(match only.answer {
+            Answer::HavePending => "has not answered yet",
+            Answer::TimedOut => "did not answer in time",
+            Answer::WrongBytes => "sent something else",
+            Answer::Has | Answer::BlockPending => "has it and has not sent it",
+            _ => "does not have it",
+        }),
+        _ => None,
+    };
+    if let Some(what) = one {
+        return format!("the only peer asked {what}");
+    }
     let told: Vec<String> = parts
         .iter()
         .filter(|(count, _)| *count > 0)
@@ -104,11 +122,23 @@ pub fn nobody_connected(troubles: &[Trouble]) -> String {
         .find(|trouble| trouble.direction == "out" || trouble.direction == "in");
     match remote {
         Some(trouble) => format!(
-            "no peer is connected; {} could not be reached or was turned away: {}",
-            trouble.address, trouble.cause
+            "no peer is connected; {} could not be reached or was turned away: {}{}",
+            trouble.address,
+            trouble.cause,
+            next_try(trouble)
         ),
         None => "no peer is connected".to_owned(),
     }
+}
+
+/// When what failed is tried again, to be put behind its cause; nothing if it is not, or if the next try is under way.
+pub fn next_try(trouble: &Trouble) -> String {
+    trouble.retry_in_s.map_or(String::new(), |seconds| {
+        format!(
+            " (next try in {})",
+            text::span(seconds.saturating_mul(1000))
+        )
+    })
 }
 
 /// What to do about a block that does not come.
