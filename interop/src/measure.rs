@@ -1,4 +1,4 @@
-//! The numbers of both nodes side by side: the same files, the same machine, the same minute.
+//! The numbers of both nodes, and of iroh-blobs if asked for, side by side: the same files, the same machine, the same minute.
 //!
 //! - Every sample has fresh repositories. A pair is measured once a round, and every second round goes through the pairs
 //!   backwards, so that a machine that gets slower in time does not favour one of them.
@@ -6,7 +6,11 @@
 //! - The source files lie in the page cache (they were just written); dirty pages are written out before each timed step.
 //! - Both import with the same profile, so blocks have the same sizes. Adding goes through the command line on both; on Kubo
 //!   pinning goes through its RPC, since its command line alone takes longer to start than some of these steps take.
+//! - iroh-blobs is measured where `GEMBA_IROH_BLOBS` names its program. What it downloads is not synced: its rows tell the time
+//!   with the store synced as well, as `synced_ms`.
 //! - Every sample is reported, with the load of the machine at the start.
+
+mod iroh_blobs;
 
 use crate::failure::{Context, Failure, Outcome, ensure};
 use crate::rig::gemba::{self, Gemba};
@@ -68,16 +72,44 @@ const PAIRS: [Pair; 4] = [
     },
 ];
 
+/// What is measured once a round.
+#[derive(Clone, Copy)]
+enum Entrant<'a> {
+    Pair(&'a Pair),
+    /// The program of iroh-blobs.
+    IrohBlobs(&'a Path),
+}
+
+impl Entrant<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pair(pair) => pair.name,
+            Self::IrohBlobs(_) => iroh_blobs::NAME,
+        }
+    }
+}
+
 /// Measures the pairs whose names are in `only` (comma-separated; all if none) and prints JSON on standard output and a Markdown table on
 /// standard error.
 pub(crate) fn run(stage: &Stage, rounds: usize, only: Option<&str>) -> Outcome {
-    let chosen =
-        |pair: &&Pair| only.is_none_or(|only| only.split(',').any(|name| name == pair.name));
-    let pairs: Vec<&Pair> = PAIRS.iter().filter(chosen).collect();
+    let chosen = |name: &str| only.is_none_or(|only| only.split(',').any(|wanted| wanted == name));
+    let program = iroh_blobs::program()?;
     ensure!(
-        !pairs.is_empty() && rounds > 0,
-        "nothing to measure; pairs: {}",
-        PAIRS.map(|pair| pair.name).join(", ")
+        program.is_some() || only.is_none() || !chosen(iroh_blobs::NAME),
+        "{} is measured only where {} names its program",
+        iroh_blobs::NAME,
+        iroh_blobs::PROGRAM
+    );
+    let pairs = PAIRS.iter().map(Entrant::Pair);
+    let entrants: Vec<Entrant<'_>> = pairs
+        .chain(program.as_deref().map(Entrant::IrohBlobs))
+        .filter(|entrant| chosen(entrant.name()))
+        .collect();
+    ensure!(
+        !entrants.is_empty() && rounds > 0,
+        "nothing to measure; pairs: {}, {}",
+        PAIRS.map(|pair| pair.name).join(", "),
+        iroh_blobs::NAME
     );
     let load = fs::read_to_string("/proc/loadavg")?.trim().to_string();
     fs::create_dir_all(&stage.dir)?;
@@ -88,15 +120,22 @@ pub(crate) fn run(stage: &Stage, rounds: usize, only: Option<&str>) -> Outcome {
     };
     for round in 0..rounds {
         touch_memory();
-        let mut order = pairs.clone();
+        let mut order = entrants.clone();
         if round % 2 == 1 {
             order.reverse();
         }
-        for pair in order {
-            eprintln!("round {} of {rounds}: {}", round + 1, pair.name);
-            let home = stage.path(&format!("round-{round}-{}", pair.name));
-            big(stage, &home.join("big"), pair, &files, &mut samples)?;
-            small(stage, &home.join("small"), pair, &files, &mut samples)?;
+        for entrant in order {
+            eprintln!("round {} of {rounds}: {}", round + 1, entrant.name());
+            let home = stage.path(&format!("round-{round}-{}", entrant.name()));
+            match entrant {
+                Entrant::Pair(pair) => {
+                    big(stage, &home.join("big"), pair, &files, &mut samples)?;
+                    small(stage, &home.join("small"), pair, &files, &mut samples)?;
+                }
+                Entrant::IrohBlobs(program) => {
+                    iroh_blobs::round(program, &home, &files, &mut samples)?;
+                }
+            }
             fs::remove_dir_all(&home)?;
         }
     }
@@ -392,6 +431,7 @@ impl Samples {
                 let each: Vec<String> = all.iter().map(|value| format!("{value:.0}")).collect();
                 format!("**{:.0}** ({})", median(all), each.join(", "))
             });
+            let wall = wall + cell("synced_ms", " synced ").trim_end();
             let cpu = cell("daemon_cpu_ms", "daemon ") + &cell("command_cpu_ms", "command ");
             let cpu = cpu + &cell("source_cpu_ms", "source ") + &cell("sink_cpu_ms", "sink ");
             let peak = cell("daemon_peak_mib", "") + &cell("resident_mib", "");

@@ -4,7 +4,9 @@ use crate::failure::Outcome;
 use crate::rig::gemba::{self, Gemba};
 use crate::rig::key::{Encoding, file};
 use crate::rig::kubo::{self, Kubo};
+use crate::rig::process::{Running, command, start};
 use crate::rig::rng::Rng;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -78,6 +80,38 @@ impl Stage {
     pub(crate) fn gemba_with(&self, name: &str, options: &gemba::Options) -> Outcome<Gemba> {
         self.step(&format!("starting {name}"));
         Gemba::start(&self.gemba, &self.dir, name, options)
+    }
+
+    /// Has the peer that speaks bytes (`src/peer.rs`) do one thing to the node at `to`; what it tells.
+    pub(crate) fn peer(
+        &self,
+        verb: &str,
+        (to, topic): (&str, &str),
+        count: usize,
+        limit: Duration,
+    ) -> Outcome<Value> {
+        self.peer_start(verb, (to, topic), count, &[])?
+            .finish(limit)?
+            .ok()
+            .and_then(|told| Ok(serde_json::from_str(&told)?))
+    }
+
+    /// Begins the same.
+    pub(crate) fn peer_start(
+        &self,
+        verb: &str,
+        (to, topic): (&str, &str),
+        count: usize,
+        more: &[&str],
+    ) -> Outcome<Running> {
+        let key_file = self.path("peer.swarm.key");
+        std::fs::write(&key_file, key())?;
+        let program = std::env::current_exe()?.with_file_name("gemba-interop-peer");
+        let mut command = command(&program, None);
+        command.arg(verb).arg("--key").arg(key_file);
+        command.args(["--to", to, "--topic", topic, "--count", &count.to_string()]);
+        command.args(more);
+        start(&mut command)
     }
 
     /// A running gemba and a running Kubo, connected.

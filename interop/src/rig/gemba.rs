@@ -1,6 +1,6 @@
 //! A gemba daemon, driven only through what its users have: the command line, its JSON and its exit codes.
 
-use super::process::{Daemon, Finished, Running, Usage, command, run, start};
+use super::process::{Daemon, Finished, Running, Usage, command, run, start, start_with};
 use super::{Entry, until};
 use crate::failure::{Context, Outcome, ensure};
 use serde_json::Value;
@@ -22,6 +22,8 @@ pub(crate) struct Options {
     pub(crate) mdns: bool,
     pub(crate) bootstrap: Vec<String>,
     pub(crate) netns: Option<String>,
+    /// A library that the daemon is started with, such as one that sets its clock.
+    pub(crate) preload: Option<PathBuf>,
 }
 
 impl Options {
@@ -40,6 +42,7 @@ impl Options {
             mdns: false,
             bootstrap: Vec::new(),
             netns: None,
+            preload: None,
         }
     }
 }
@@ -101,6 +104,9 @@ impl Gemba {
         if !self.options.mdns {
             daemon.arg("--no-mdns");
         }
+        if let Some(library) = &self.options.preload {
+            daemon.env("LD_PRELOAD", library);
+        }
         for address in &self.options.bootstrap {
             daemon.args(["--bootstrap", address]);
         }
@@ -108,6 +114,11 @@ impl Gemba {
         daemon.wait_for("ready", Duration::from_secs(20))?;
         self.daemon = Some(daemon);
         Ok(())
+    }
+
+    /// The daemon is started with this library from now on.
+    pub(crate) fn preload(&mut self, library: PathBuf) {
+        self.options.preload = Some(library);
     }
 
     /// No time to say goodbye (`kill -9`).
@@ -180,6 +191,12 @@ impl Gemba {
     /// Runs a command line that may fail.
     pub(crate) fn cli_within(&self, args: &[&str], limit: Duration) -> Outcome<Finished> {
         run(self.command().args(args), limit)
+    }
+
+    /// Runs a command line that reads this file as its standard input and may fail.
+    pub(crate) fn cli_reading(&self, args: &[&str], input: &Path) -> Outcome<Finished> {
+        let input = fs::File::open(input)?;
+        start_with(self.command().args(args), input)?.finish(LIMIT)
     }
 
     /// Begins a command line.

@@ -22,15 +22,45 @@ enum Framing {
 
 /// Posts without a body. `target` is the path with its query; `limit` bounds every single read, not the sum.
 pub(crate) fn post(to: SocketAddr, target: &str, limit: Duration) -> Outcome<Body<TcpStream>> {
+    send(to, target, "", &[], limit)
+}
+
+/// Posts a file, as Kubo takes it.
+pub(crate) fn post_file(
+    to: SocketAddr,
+    target: &str,
+    content: &[u8],
+    limit: Duration,
+) -> Outcome<Body<TcpStream>> {
+    const BOUNDARY: &str = "gemba-interop-d1f0c3a5";
+    let mut body = format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"data\"\r\nContent-Type: application/octet-stream\r\n\r\n"
+    )
+    .into_bytes();
+    body.extend_from_slice(content);
+    body.extend_from_slice(format!("\r\n--{BOUNDARY}--\r\n").as_bytes());
+    let kind = format!("Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n");
+    send(to, target, &kind, &body, limit)
+}
+
+fn send(
+    to: SocketAddr,
+    target: &str,
+    header: &str,
+    body: &[u8],
+    limit: Duration,
+) -> Outcome<Body<TcpStream>> {
     let mut stream = TcpStream::connect_timeout(&to, limit)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(limit))?;
-    stream.write_all(
-        format!(
-            "POST {target} HTTP/1.1\r\nHost: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )
-        .as_bytes(),
-    )?;
+    stream.set_write_timeout(Some(limit))?;
+    let length = body.len();
+    let mut request = format!(
+        "POST {target} HTTP/1.1\r\nHost: {to}\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+    )
+    .into_bytes();
+    request.extend_from_slice(body);
+    stream.write_all(&request)?;
     answer(stream)
 }
 

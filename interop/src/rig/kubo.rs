@@ -288,6 +288,16 @@ impl Kubo {
         http::post(api, &target, limit).context(|| format!("{}: {call}", self.name))
     }
 
+    /// Publishes a message, as fast as the RPC takes one.
+    pub(crate) fn publish(&self, topic: &str, data: &[u8]) -> Outcome {
+        let api = self.api.context(|| format!("{} is down", self.name))?;
+        let target = format!("/api/v0/pubsub/pub?arg={}", http::encode(topic));
+        let answer = http::post_file(api, &target, data, LIMIT);
+        let mut answer = answer.context(|| format!("{}: pubsub/pub", self.name))?;
+        answer.read_to_end(&mut Vec::new())?;
+        Ok(())
+    }
+
     /// Its address for others, with its peer id.
     pub(crate) fn address(&self) -> Outcome<String> {
         let id = self.rpc("id", &[])?;

@@ -59,10 +59,15 @@ pub(crate) struct Running {
 
 /// Starts a command with no standard input and both outputs collected.
 pub(crate) fn start(command: &mut Command) -> Outcome<Running> {
+    start_with(command, Stdio::null())
+}
+
+/// The same with this standard input.
+pub(crate) fn start_with(command: &mut Command, input: impl Into<Stdio>) -> Outcome<Running> {
     let shown = show(command);
     let start = Instant::now();
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

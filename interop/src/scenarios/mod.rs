@@ -9,10 +9,16 @@ mod five_nodes_share_a_folder;
 mod gemba_killed_in_mid_transfer;
 mod kubo_restarted_in_mid_transfer;
 mod mdns_finds_kubo;
+mod names_both_ways;
+mod once_from_kubo;
 mod pin_from_gemba_2000_files;
 mod pin_from_gemba_256_mib;
 mod pin_from_kubo_2000_files;
 mod pin_from_kubo_256_mib;
+mod pubsub_5000_ids;
+mod pubsub_both_ways;
+mod pubsub_limits;
+mod pubsub_reconnects;
 mod same_cids_200_trees;
 mod two_keys_on_one_segment;
 mod want_nobody_has_ends_with_cause;
@@ -46,7 +52,13 @@ pub(crate) static ALL: &[Scenario] = &[
     kubo_restarted_in_mid_transfer::SCENARIO,
     gemba_killed_in_mid_transfer::SCENARIO,
     car_both_ways::SCENARIO,
+    pubsub_both_ways::SCENARIO,
+    pubsub_limits::SCENARIO,
+    pubsub_5000_ids::SCENARIO,
+    pubsub_reconnects::SCENARIO,
+    names_both_ways::SCENARIO,
     five_nodes_share_a_folder::SCENARIO,
+    once_from_kubo::SCENARIO,
     mdns_finds_kubo::SCENARIO,
     two_keys_on_one_segment::SCENARIO,
 ];
