@@ -1,6 +1,8 @@
 //! What the benches share: input that is touched before it is timed, because fresh pages of a virtual machine halve the
 //! speed of whoever touches them first.
 
+pub mod daemon;
+
 use gemba_block::Block;
 use gemba_testkit::Rng;
 

@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| gemba_pnet::fuzz::yamux_frames(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = gemba_pnet::fuzz::yamux_frames(bytes);
+});

@@ -28,10 +28,7 @@ const ARROWS: &[Arrow] = &[
     core("unixfs", &["block"]),
     core("pins", &[]),
     core("log", &["block", "segment"]),
-    Arrow {
-        vocabulary: &["libp2p-identity"],
-        ..core("names", &[])
-    },
+    driver("names", &[]),
     driver("pnet", &[]),
     driver("gossip", &[]),
     driver("exchange", &["block"]),
@@ -151,7 +148,7 @@ fn check_libp2p(
     }
     if !arrow.drives_libp2p {
         findings.push(format!(
-            "{name} → {to}: libp2p's types appear only in pnet, gossip, exchange and node"
+            "{name} → {to}: libp2p's types appear only in pnet, gossip, exchange, names and node"
         ));
     } else if !optional {
         findings.push(format!(

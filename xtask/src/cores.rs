@@ -24,6 +24,13 @@ const CRATES: &[Crate] = &[
         drivers: &[],
     },
     Crate {
+        folder: "names",
+        drivers: &[
+            ("behaviour.rs", "the swarm's side"),
+            ("handler/", "the connection's side"),
+        ],
+    },
+    Crate {
         folder: "pins",
         drivers: &[],
     },
@@ -49,14 +56,27 @@ const CRATES: &[Crate] = &[
         folder: "exchange",
         drivers: &[
             ("behaviour.rs", "the swarm's side"),
+            ("carrier/", "both sides of /gemba/site/1"),
             ("handler/", "the connection's side"),
+        ],
+    },
+    Crate {
+        folder: "gossip",
+        drivers: &[
+            ("behaviour.rs", "the swarm's side"),
+            ("disk.rs", "sequence numbers in a file"),
+            ("handler/", "the connection's side"),
+            ("subscription.rs", "queues to applications"),
+            ("verify.rs", "threads that verify"),
         ],
     },
     Crate {
         folder: "pnet",
         drivers: &[
+            ("awake.rs", "looks at the clocks"),
             ("cause.rs", "reads libp2p's errors"),
             ("connect.rs", "TCP"),
+            ("crowd.rs", "incoming connections in set-up"),
             ("dialer/behaviour.rs", "the swarm's side of the dialer"),
             ("discovery/behaviour.rs", "mDNS"),
             ("key.rs", "a new key needs the system's randomness"),

@@ -49,6 +49,8 @@ struct Goal {
     at_most: bool,
     value: f64,
     unit: String,
+    /// The command that measures it.
+    by: String,
 }
 
 /// What was reached.
@@ -127,6 +129,7 @@ impl Goal {
             at_most,
             value: number(entry, "goal")?,
             unit: text(&entry["unit"]).to_owned(),
+            by: text(&entry["by"]).to_owned(),
         })
     }
 
@@ -186,7 +189,7 @@ fn page(goals: &[Goal], measured: &BTreeMap<String, Measurement>) -> Page {
                 "not measured yet".to_owned(),
                 String::new(),
                 "",
-                String::new(),
+                quoted(&goal.by),
                 "",
             ),
             Some(m) => {
@@ -205,7 +208,7 @@ fn page(goals: &[Goal], measured: &BTreeMap<String, Measurement>) -> Page {
                     with_unit(m.value, &goal.unit),
                     format!("{} × goal, {word}", figure(ratio)),
                     m.machine.as_str(),
-                    format!("`{}`", m.command),
+                    quoted(&m.command),
                     m.date.as_str(),
                 )
             }
@@ -242,6 +245,13 @@ fn page(goals: &[Goal], measured: &BTreeMap<String, Measurement>) -> Page {
          {rows}{notes}"
     );
     Page { text, counts }
+}
+
+fn quoted(command: &str) -> String {
+    match command {
+        "" => String::new(),
+        command => format!("`{command}`"),
+    }
 }
 
 fn with_unit(value: f64, unit: &str) -> String {
@@ -299,7 +309,7 @@ mod tests {
     const GOAL_LIST: &str = r#"[
         { "id": "fetch", "what": "1 GiB", "others": "Kubo 5.3 s", "op": "<=", "goal": 2.6, "unit": "s" },
         { "id": "puts", "what": "durable puts", "op": ">=", "goal": 700, "unit": "MiB/s" },
-        { "id": "later", "what": "replay", "op": ">=", "goal": 1.5, "unit": "M/s" }
+        { "id": "later", "what": "replay", "op": ">=", "goal": 1.5, "unit": "M/s", "by": "cargo bench later" }
     ]"#;
 
     fn measurement(id: &str, reached: f64, unit: &str) -> String {
@@ -331,7 +341,10 @@ mod tests {
         let page = workspace.read(PAGE).unwrap();
         assert!(page.contains("| 1 GiB | Kubo 5.3 s | ≤ 2.6 s | 3.9 s | 1.5 × goal, **MISS** | 2 cores | `cargo bench` | 2026-11-21 |"), "{page}");
         assert!(page.contains("741 MiB/s | 1.06 × goal, hit"), "{page}");
-        assert!(page.contains("≥ 1.5 M/s | not measured yet"), "{page}");
+        assert!(
+            page.contains("≥ 1.5 M/s | not measured yet |  |  | `cargo bench later` |"),
+            "{page}"
+        );
         assert!(
             page.contains("1 hit, 1 missed, 1 not measured yet"),
             "{page}"
