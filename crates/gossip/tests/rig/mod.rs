@@ -88,7 +88,7 @@ macro_rules! over_each_transport {
     ($($(#[$test:meta])+ async fn $name:ident;)+) => {
         $(
             mod $name {
-                use super::rig::Over;
+                use crate::rig::Over;
 
                 $(#[$test])+
                 async fn tcp() {

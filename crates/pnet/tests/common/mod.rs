@@ -42,7 +42,7 @@ macro_rules! over_each_transport {
     ($($(#[$test:meta])+ async fn $name:ident;)+) => {
         $(
             mod $name {
-                use super::common::Over;
+                use crate::common::Over;
 
                 $(#[$test])+
                 async fn tcp() {

@@ -1,18 +1,15 @@
 //! Nodes in real swarms: what an application sees.
-#![allow(clippy::unwrap_used)]
-
-mod rig;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::rig::{Node, Over, join, over_each_transport, run_until, run_with, topic};
 use futures::AsyncWriteExt;
 use gemba_gossip::{
     Behaviour, Buffer, Config, Delivery, FileReplay, FileSequence, Full, Mode, PublishError,
     TopicOptions, Verdict, WaitCause,
 };
 use libp2p_identity::Keypair;
-use rig::{Node, Over, join, over_each_transport, run_until, run_with, topic};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -340,20 +337,26 @@ async fn go_9_a_restarted_node_does_not_deliver_what_is_echoed() {
     let (key, author) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
     let alarms = topic("line-1/alarms");
     let echo: Vec<_> = (1..=100_u64)
-        .map(|n| rig::raw::signed(&author, n, alarms.as_str(), &n.to_be_bytes()))
+        .map(|n| crate::rig::raw::signed(&author, n, alarms.as_str(), &n.to_be_bytes()))
         .collect();
     for start in 1..=3_u64 {
         let gossip = Behaviour::new(key.clone(), Config::default()).unwrap();
         let gossip = gossip.with_replay(FileReplay::new(&path, 1024)).unwrap();
         let mut node = Node::with_behaviour(Over::Memory, gossip, &key).await;
         node.subscribe(&alarms);
-        let node = rig::raw::Running::start(node);
+        let node = crate::rig::raw::Running::start(node);
         let peer = Keypair::generate_ed25519();
-        let mut control = rig::raw::dial(Over::Memory, &peer, &node.address).await;
-        let mut stream = control.open_stream(node.id, rig::raw::V1_2).await.unwrap();
-        let new = rig::raw::signed(&author, 100 + start, alarms.as_str(), b"new");
+        let mut control = crate::rig::raw::dial(Over::Memory, &peer, &node.address).await;
+        let mut stream = control
+            .open_stream(node.id, crate::rig::raw::V1_2)
+            .await
+            .unwrap();
+        let new = crate::rig::raw::signed(&author, 100 + start, alarms.as_str(), b"new");
         for message in echo.iter().chain([&new]) {
-            stream.write_all(&rig::raw::framed(message)).await.unwrap();
+            stream
+                .write_all(&crate::rig::raw::framed(message))
+                .await
+                .unwrap();
         }
         stream.flush().await.unwrap();
         node.until(|node| {

@@ -1,7 +1,4 @@
 //! Handshakes in which somebody between the two sides changes something: T3 and T7, in memory and in virtual time.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{
     future::poll_fn,
@@ -11,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use common::{Link, key, lan::Socket, lan::pipe, private};
+use crate::common::{Link, key, lan::Socket, lan::pipe, private};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use gemba_pnet::{TransportConfig, transport_over};
 use gemba_testkit::{Rng, rng::Replay, sim_scale};
@@ -275,7 +272,7 @@ fn t7_frames_of_a_raving_member_through_key_and_noise() {
                 panic!("something else than a connection");
             };
             let swarm_key = key(1);
-            let member = common::insider::up_to_yamux(near, &swarm_key, &keypair);
+            let member = crate::common::insider::up_to_yamux(near, &swarm_key, &keypair);
             let (member, accepted) = futures::join!(member, upgrade);
             let (mut wire, (_, mut muxer)) = (member.unwrap(), accepted.unwrap());
             let frames = frames(rng);

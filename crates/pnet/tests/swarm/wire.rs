@@ -1,11 +1,8 @@
 //! The bytes on the wire (S0.52), checked against published vectors, a recorded handshake, and libp2p-pnet as oracle.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{io, time::Duration};
 
-use common::*;
+use crate::common::*;
 use data_encoding::HEXLOWER;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use gemba_pnet::{

@@ -1,10 +1,8 @@
 //! A peer that writes raw bytes, as an enemy does and as a broken line does, against a real node.
-#![allow(clippy::unwrap_used)]
-
-mod rig;
 
 use std::time::Duration;
 
+use crate::rig::{Node, Over, over_each_transport, topic};
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_gossip::wire::{self, Author, Frame, FrameBuilder, Reader, Version};
@@ -15,7 +13,6 @@ use gemba_gossip::{
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_stream::{Control, IncomingStreams};
 use libp2p_swarm::{Stream, StreamProtocol, SwarmEvent};
-use rig::{Node, Over, over_each_transport, topic};
 use tokio::sync::{mpsc, oneshot};
 
 const V1_2: StreamProtocol = StreamProtocol::new("/meshsub/1.2.0");

@@ -1,11 +1,8 @@
 //! The bounded multiplexer on real connections, with libp2p-yamux on the other side where it matters.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{future::poll_fn, pin::Pin, time::Duration};
 
-use common::{Link, Over, PATIENCE, over_each_transport, private};
+use crate::common::{Link, Over, PATIENCE, over_each_transport, private};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use gemba_pnet::{ReceiveBudget, TransportConfig};
 use libp2p_core::{

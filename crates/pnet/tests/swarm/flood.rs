@@ -1,9 +1,6 @@
 //! T8: what honest devices feel while an insider floods with identities. In virtual time, with a processor that takes its time.
 //!
 //! The runtime's timers count milliseconds, so everything here is ten times as slow as what it stands for.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod common;
 
 use std::{
     future::poll_fn,
@@ -18,8 +15,8 @@ use std::{
     time::Duration,
 };
 
-use common::lan::Lan;
-use common::multiaddr;
+use crate::common::lan::Lan;
+use crate::common::multiaddr;
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt};
 use gemba_pnet::{Limits, TransportConfig, limits};
 use gemba_testkit::Rng;

@@ -1,11 +1,8 @@
 //! A peer that writes raw bytes, as Kubo does and as an enemy does, against a real node.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::time::Duration;
 
-use common::{Node, Over, blocks, over_each_transport, run_until};
+use crate::common::{Node, Over, blocks, over_each_transport, run_until};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_block::Block;
 use gemba_exchange::wire::{self, Entry, Message, Presence, Version, WantKind};

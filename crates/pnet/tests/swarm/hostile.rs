@@ -1,13 +1,10 @@
 //! What an insider with the key, an odd file system and numbers at their ends can do, by somebody who did not write the crate.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
-
-mod common;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::*;
+use crate::common::*;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_pnet::dialer::{
     backoff::{Backoff, BackoffConfig, Class},

@@ -1,11 +1,9 @@
 //! The stock engine, libp2p-gossipsub, as the other side.
-#![allow(clippy::unwrap_used)]
-
-mod rig;
 
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::rig::{Node, Over, over_each_transport, topic};
 use futures::StreamExt;
 use gemba_gossip::{Config, MessageId, Mode, Topic};
 use gemba_testkit::sim_scale;
@@ -13,7 +11,6 @@ use libp2p_gossipsub as stock;
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::{Swarm, SwarmEvent};
 use multiaddr::Multiaddr;
-use rig::{Node, Over, over_each_transport, topic};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -1,7 +1,4 @@
 //! The wall seen from outside: who gets in, and what the others are told.
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod common;
 
 use std::{
     net::SocketAddr,
@@ -12,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{lan::Lan, strangers::strangers, *};
+use crate::common::{lan::Lan, strangers::strangers, *};
 use futures::{
     AsyncReadExt, AsyncWriteExt, FutureExt, StreamExt,
     io::{ReadHalf, WriteHalf},

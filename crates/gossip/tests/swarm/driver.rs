@@ -1,21 +1,18 @@
 //! The driver under what networks do: streams that die without a word, peers that hold memory, peers that come back, those that may not.
 //! Time is turned by hand.
-#![allow(clippy::print_stdout, clippy::unwrap_used)]
-
-mod rig;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::rig::raw::{Fault, Raw, Running, V1_2, dial, framed, signed};
+use crate::rig::{Node, Over, topic};
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_gossip::{Behaviour, Config, Event, HandClock, Mode, StreamReport};
 use libp2p_identity::Keypair;
 use libp2p_swarm::{Stream, Swarm, SwarmEvent};
 use multiaddr::Multiaddr;
-use rig::raw::{Fault, Raw, Running, V1_2, dial, framed, signed};
-use rig::{Node, Over, topic};
 
 const TOPIC: &str = "line-1/alarms";
 const QUARTER: Duration = Duration::from_millis(250);

@@ -1,14 +1,11 @@
 //! S0.53: the key is in no log line, no `Debug`, no error text, in none of its encodings.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex},
 };
 
-use common::*;
+use crate::common::*;
 use data_encoding::{BASE64, HEXLOWER, HEXUPPER};
 use gemba_pnet::{DialCause, KeyFile, Network, Policy, Replace, SwarmKey};
 use libp2p_swarm::SwarmEvent;

@@ -1,12 +1,9 @@
 //! Real swarms behind the wall, over TCP on loopback and over memory.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use common::{Node, Over, blocks, connect, over_each_transport, run_until};
+use crate::common::{Node, Over, blocks, connect, over_each_transport, run_until};
 use gemba_exchange::{Answer, Config, SessionOptions};
 
 over_each_transport! {

@@ -1,7 +1,4 @@
 //! T11: whoever says that peers live at a printer's address would like all nodes of the swarm to knock there. In virtual time.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     lan::{Lan, Socket, pipe},
     multiaddr,
 };

@@ -1,19 +1,16 @@
 //! The same bytes to this engine and to libp2p-gossipsub: what each delivers, and why they differ where they do.
-#![allow(clippy::unwrap_used)]
-
-mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::rig::raw::{field as bytes_field, framed};
+use crate::rig::{Over, topic};
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use gemba_gossip::wire::SIGN_PREFIX;
 use gemba_gossip::{Behaviour, BehaviourEvent, Config};
 use libp2p_gossipsub as stock;
 use libp2p_identity::Keypair;
 use libp2p_swarm::{NetworkBehaviour, StreamProtocol, Swarm, SwarmEvent};
-use rig::raw::{field as bytes_field, framed};
-use rig::{Over, topic};
 
 const V1_1: StreamProtocol = StreamProtocol::new("/meshsub/1.1.0");
 const TOPIC: &str = "line-1/alarms";

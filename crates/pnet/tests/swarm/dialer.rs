@@ -1,11 +1,8 @@
 //! What an operator is told about a dial that failed, and what the dialer does next.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{collections::HashSet, time::Duration};
 
-use common::*;
+use crate::common::*;
 use futures::AsyncWriteExt;
 use gemba_pnet::{
     DialCause, Dialer, DialerConfig, DialerEvent, LimitKind, Limits, ListenCause, OtherProtocol,

@@ -1,11 +1,8 @@
 //! A peer that is gone without a word is noticed.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::{sync::Arc, time::Duration};
 
-use common::*;
+use crate::common::*;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use gemba_pnet::{Liveness, LivenessConfig, LivenessEvent, TransportConfig};
 use libp2p_swarm::{Swarm, SwarmEvent};

@@ -2,23 +2,21 @@
 //!
 //! Payloads and malformed messages are in `differential.rs`. Both engines run without heartbeats here, where nothing is said of them, and with
 //! the same numbers otherwise, so that an answer depends on the script alone.
-#![allow(clippy::unwrap_used)]
-
-mod rig;
-mod side_by_side;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use gemba_gossip::wire::Version;
-use gemba_testkit::Rng;
-use side_by_side::Act::{Graft, IDontWant, IHave, IWant, Prune, Send, Subscribe, Unsubscribe};
-use side_by_side::Who::{A, B, C};
-use side_by_side::script::{ALARMS, FOREIGN, LEFT, PEERS, PRUNED, VALUES};
-use side_by_side::{
+use crate::side_by_side::Act::{
+    Graft, IDontWant, IHave, IWant, Prune, Send, Subscribe, Unsubscribe,
+};
+use crate::side_by_side::Who::{A, B, C};
+use crate::side_by_side::script::{ALARMS, FOREIGN, LEFT, PEERS, PRUNED, VALUES};
+use crate::side_by_side::{
     Act, Cause, Difference, Id, Ours, Row, Script, Seen, Step, Stock, Who, Word, causes,
     differences, explain, play,
 };
+use gemba_gossip::wire::Version;
+use gemba_testkit::Rng;
 
 fn a(acts: impl Into<Vec<Act>>) -> Step {
     Step::Rpc(A, acts.into())
