@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{Daemon, Node, address, id, noise, status, until};
+use std::time::Duration;
+
+use common::{Daemon, Node, address, id, noise, status, until, within};
 
 /// A node of the swarm of `first`, which is started; it dials all that are there before.
 fn join(first: Option<&Node>, site: &str, known: &[&Node]) -> (Node, Daemon) {
@@ -34,10 +36,12 @@ fn site(devices: usize) -> Vec<(Node, Daemon)> {
         nodes.push(joined);
     }
     for (node, _) in &nodes[1..] {
-        until("the devices know each other", || {
-            status(node)["site"]["mates"] == devices as u64 - 1
-                && status(node)["peers"] == devices as u64
+        let mut seen = serde_json::Value::Null;
+        let known = within(Duration::from_secs(60), || {
+            seen = status(node);
+            seen["site"]["mates"] == devices as u64 - 1 && seen["peers"] == devices as u64
         });
+        assert!(known, "{seen}\n{:#?}", node.lines(&["peers"]));
     }
     nodes
 }

@@ -248,12 +248,20 @@ pub fn signal(id: u32, signal: rustix::process::Signal) {
 }
 
 /// Waits until something is so.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, is_so: impl FnMut() -> bool) {
+    assert!(within(LIMIT, is_so), "{what} did not happen");
+}
+
+/// Waits until something is so; whether it became so in time.
+pub fn within(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < LIMIT, "{what} did not happen");
+        if begun.elapsed() > limit {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 /// Bytes that look random and repeat for a seed.
