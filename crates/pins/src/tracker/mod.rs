@@ -254,7 +254,7 @@ impl Tracker {
             && at <= now
         {
             self.waits.remove(&(at, cid));
-            self.enqueue(cid, Move::Retry);
+            self.enqueue(cid, Move::Retry, now);
         }
         if self.held.is_some_and(|until| until <= now) {
             self.held = None;

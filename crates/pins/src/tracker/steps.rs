@@ -16,7 +16,7 @@ const TOLD: usize = 64;
 impl Tracker {
     pub(super) fn take(&mut self, input: Input, now: Time) -> Result<(), TrackError> {
         match input {
-            Input::Pin(cid) => self.on_pin(cid, now),
+            Input::Pin(cid) => self.on_pin(cid),
             Input::Wanted { target, recent } => self.on_wanted(target, recent, now),
             Input::Unpin(cid) => return self.on_unpin(cid, now),
             Input::Cancel(cid) => return self.on_cancel(cid, now),
@@ -38,9 +38,9 @@ impl Tracker {
             Input::NotNow(ticket, cause) => self.on_not_now(ticket, cause, now),
             Input::Rest(cause) => self.on_rest(&cause, now),
             Input::Recorded(ticket, outcome) => self.on_recorded(ticket, outcome, now),
-            Input::Recover(one) => return self.on_recover(one),
-            Input::Nudge => self.retry_where(|op| op.retry_at.is_some()),
-            Input::Here(cids) => self.on_here(cids),
+            Input::Recover(one) => return self.on_recover(one, now),
+            Input::Nudge => self.retry_where(now, |op| op.retry_at.is_some()),
+            Input::Here(cids) => self.on_here(cids, now),
             Input::Drawn { targets, more } => self.on_drawn(targets, more, now),
             Input::NotDrawn => self.draw.on_failed(now.saturating_add(self.config.rest)),
         }
@@ -51,7 +51,7 @@ impl Tracker {
 
     /// The newer wish: a removal that waits for its next try is given up. One that is on its way to the disk is older than the record of this wish and
     /// gets there first.
-    fn on_pin(&mut self, cid: Cid, _now: Time) {
+    fn on_pin(&mut self, cid: Cid) {
         let waits = |op: &Operation| op.kind == OpKind::Unpin && !op.recording;
         if self.operation(&cid).is_some_and(waits) {
             self.give_up(&cid);
@@ -66,7 +66,7 @@ impl Tracker {
                 entry.op.recent |= recent;
                 let (phase, again) = (entry.op.phase, recent);
                 if again && phase == Phase::Failed {
-                    self.retry(target.cid);
+                    self.retry(target.cid, now);
                 } else if again && phase == Phase::Queued {
                     self.queue_again(target.cid);
                 }
@@ -83,7 +83,7 @@ impl Tracker {
         if let Some(entry) = self.ops.get(&cid) {
             if entry.op.kind == OpKind::Unpin {
                 if entry.op.phase == Phase::Failed {
-                    self.retry(cid);
+                    self.retry(cid, now);
                 }
                 return Ok(());
             }
@@ -115,14 +115,14 @@ impl Tracker {
         }
     }
 
-    fn on_recover(&mut self, one: Option<Cid>) -> Result<(), TrackError> {
+    fn on_recover(&mut self, one: Option<Cid>, now: Time) -> Result<(), TrackError> {
         let Some(cid) = one else {
-            self.retry_where(|_| true);
+            self.retry_where(now, |_| true);
             return Ok(());
         };
         let op = self.operation(&cid).ok_or(TrackError::NoOperation(cid))?;
         if op.phase == Phase::Failed {
-            self.retry(cid);
+            self.retry(cid, now);
         }
         Ok(())
     }
@@ -195,7 +195,7 @@ impl Tracker {
             Some(cause) => self.fail(ticket.cid, cause, None, Some(again), now),
             None => {
                 self.walks.remove(&ticket.cid);
-                self.enqueue(ticket.cid, Move::PutBack);
+                self.enqueue(ticket.cid, Move::PutBack, now);
                 self.held = Some(again);
             }
         }
@@ -246,9 +246,9 @@ impl Tracker {
         self.fail(cid, cause, lacks, Some(again), now);
     }
 
-    fn on_here(&mut self, cids: Vec<Cid>) {
+    fn on_here(&mut self, cids: Vec<Cid>, now: Time) {
         let here: BTreeSet<Cid> = cids.into_iter().collect();
-        self.retry_where(|op| {
+        self.retry_where(now, |op| {
             op.retry_at.is_some() && op.lacks.is_some_and(|cid| here.contains(&cid))
         });
     }
@@ -376,29 +376,34 @@ impl Tracker {
     }
 
     /// Tries a failed one now.
-    fn retry(&mut self, cid: Cid) {
+    fn retry(&mut self, cid: Cid, now: Time) {
         if let Some(entry) = self.ops.get(&cid) {
             let at = entry.op.retry_at.unwrap_or(Time::MAX);
             self.waits.remove(&(at, cid));
-            self.enqueue(cid, Move::Retry);
+            self.enqueue(cid, Move::Retry, now);
         }
     }
 
-    fn retry_where(&mut self, which: impl Fn(&Operation) -> bool) {
+    fn retry_where(&mut self, now: Time, which: impl Fn(&Operation) -> bool) {
         let is_meant = |(_, cid): &&(Time, Cid)| self.ops.get(cid).is_some_and(|e| which(&e.op));
         let meant: Vec<Cid> = self.waits.iter().filter(is_meant).map(|(_, c)| *c).collect();
         for cid in meant {
-            self.retry(cid);
+            self.retry(cid, now);
         }
     }
 
-    pub(super) fn enqueue(&mut self, cid: Cid, step: Move) {
-        if let Some(entry) = self.ops.get_mut(&cid) {
-            entry.op.step(step);
-            entry.op.retry_at = None;
-            self.queue_again(cid);
-            self.outputs.push_back(Output::Changed(cid));
+    /// A pin waits for its turn; a removal needs none.
+    pub(super) fn enqueue(&mut self, cid: Cid, step: Move, now: Time) {
+        let Some(entry) = self.ops.get_mut(&cid) else {
+            return;
+        };
+        entry.op.step(step);
+        entry.op.retry_at = None;
+        if entry.op.kind == OpKind::Unpin {
+            return self.remove(cid, now);
         }
+        self.queue_again(cid);
+        self.outputs.push_back(Output::Changed(cid));
     }
 
     fn queue_again(&mut self, cid: Cid) {
@@ -467,9 +472,6 @@ impl Tracker {
             return;
         };
         entry.place = None;
-        if entry.op.kind == OpKind::Unpin {
-            return self.remove(cid, now);
-        }
         entry.op.step(Move::Start);
         entry.op.attempts = entry.op.attempts.saturating_add(1);
         entry.op.cause = None;
