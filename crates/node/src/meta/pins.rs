@@ -258,6 +258,20 @@ impl PinRows {
         Ok((pins.collect::<Result<_, _>>()?, more))
     }
 
+    /// The roots of pins of this name.
+    ///
+    /// # Errors
+    /// As [`PinRows::get`].
+    pub fn named(&self, name: &str) -> Result<Vec<Cid>, Fail> {
+        // With the zero behind it only longer names with a zero in them are met beside.
+        let beginning = match &self.0 {
+            From::Table { named: Some(_), .. } => format!("{name}\0"),
+            _ => name.to_owned(),
+        };
+        let found = self.named_like(&beginning)?.into_iter();
+        Ok(found.filter(|(own, _)| own == name).map(|(_, root)| root).collect())
+    }
+
     /// The roots of pins whose names begin so.
     ///
     /// # Errors
@@ -637,6 +651,9 @@ mod tests {
         check(&meta);
         let named = meta.pins().unwrap().named_like("app").unwrap();
         assert_eq!(named, [("app\0x".to_owned(), cid("b"))]);
+        let rows = meta.pins().unwrap();
+        assert_eq!(rows.named("app\0x").unwrap(), [cid("b")]);
+        assert!(rows.named("app").unwrap().is_empty() && rows.named("x").unwrap().is_empty());
         let struck = PinEdit::Plain(cid("a"), Edit::Incomplete);
         meta.edit(&[struck, PinEdit::Release(cid("b"), None)]).unwrap();
         check(&meta);
