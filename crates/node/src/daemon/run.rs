@@ -1391,6 +1391,17 @@ impl Node {
                 ),
             ],
         };
+        let tracked = self.pins.tracked();
+        figures.counters.extend(
+            [
+                ("begun", "Operations of pins that began", tracked.begun),
+                ("done", "That came to their end", tracked.done),
+                ("cancelled", "That were given up before", tracked.cancelled),
+                ("failed", "Tries that ended with a cause", tracked.failed),
+                ("put_back", "That gave way to others and wait in the desired set", tracked.put_back),
+            ]
+            .map(|(name, what, count)| (format!("pin_operations_{name}"), what, None, count)),
+        );
         let refused = self.swarm.behaviour().limits.count();
         figures
             .counters

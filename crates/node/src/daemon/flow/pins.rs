@@ -740,6 +740,12 @@ impl Pins {
         }
     }
 
+    /// One pin; `None` if it is not wanted, or if the disk does not tell.
+    pub fn status(&self, cid: &Cid) -> Option<PinStatus> {
+        let pin = self.rows().and_then(|rows| rows.get(cid)).ok()??;
+        Some(told(&pin, &self.known(cid)))
+    }
+
     /// Operations behind this one, at most so many.
     pub fn ops(&self, after: Option<&Cid>, at_most: usize) -> Vec<Operation> {
         let ops = self.tracker.operations_after(after);
@@ -798,8 +804,8 @@ impl Pins {
     }
 
     /// What the tracker counted, for `/metrics`.
-    pub fn tracked(&self) -> (u64, gemba_pins::Counts) {
-        (self.tracker.len() as u64, self.tracker.counts())
+    pub fn tracked(&self) -> gemba_pins::Counts {
+        self.tracker.counts()
     }
 }
 
