@@ -121,7 +121,10 @@ impl Meta {
             path,
         };
         meta.transact(|transaction| {
-            transaction.open_table(PINS).map(drop).map_err(|e| meta.fail(e))
+            transaction
+                .open_table(PINS)
+                .map(drop)
+                .map_err(|e| meta.fail(e))
         })?;
         meta.list_pins()?;
         crate::files::sync_parent(&meta.path)

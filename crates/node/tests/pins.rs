@@ -44,7 +44,9 @@ fn api(node: &Node, method: &str, path: &str) -> (u16, String) {
 fn metric(node: &Node, name: &str) -> f64 {
     let (code, text) = api(node, "GET", "/metrics");
     assert_eq!(code, 200);
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{name} ")));
     line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -67,10 +69,16 @@ fn s1_9_what_is_being_done_is_listed_with_phase_age_attempts_and_bytes() {
     let root = absent(1);
     want(b, &root);
     let told = op(b, &root).unwrap();
-    for (field, expected) in [("type", json!("pin")), ("attempts", json!(1)), ("bytes_done", json!(0))] {
+    for (field, expected) in [
+        ("type", json!("pin")),
+        ("attempts", json!(1)),
+        ("bytes_done", json!(0)),
+    ] {
         assert_eq!(told[field], expected, "{told}");
     }
-    assert!(told["age_s"].is_u64() && ["running", "failed"].contains(&told["phase"].as_str().unwrap()));
+    assert!(
+        told["age_s"].is_u64() && ["running", "failed"].contains(&told["phase"].as_str().unwrap())
+    );
     let running = metric(b, "gemba_pins_in_flight") + metric(b, "gemba_pins_failed");
     assert_eq!(running as usize, b.lines(&["pin", "ops"]).len());
     // What is whole is no operation any more.
@@ -80,10 +88,18 @@ fn s1_9_what_is_being_done_is_listed_with_phase_age_attempts_and_bytes() {
     assert!(op(b, &whole).is_none() && word(b, &whole) == "pinned");
     assert!(metric(b, "gemba_pin_operations_done_total") >= 1.0);
     // After a while the try ends with a cause, and the next one is told.
-    until("the end of the try", || op(b, &root).unwrap()["phase"] == "failed");
+    until("the end of the try", || {
+        op(b, &root).unwrap()["phase"] == "failed"
+    });
     let told = op(b, &root).unwrap();
-    assert_eq!((told["status"].as_str(), word(b, &root).as_str()), (Some("pin_error"), "pin_error"));
-    assert!(told["cause"].as_str().unwrap().contains("does not have"), "{told}");
+    assert_eq!(
+        (told["status"].as_str(), word(b, &root).as_str()),
+        (Some("pin_error"), "pin_error")
+    );
+    assert!(
+        told["cause"].as_str().unwrap().contains("does not have"),
+        "{told}"
+    );
     assert!(told["retry_in_s"].is_u64());
     // Without a daemon nothing is being done.
     swarm.nodes[1].1 = None;
@@ -121,12 +137,18 @@ fn s1_7_a_cancel_ends_what_is_being_done_and_leaves_nothing() {
     std::io::Read::read_to_string(&mut waiting.stderr.take().unwrap(), &mut said).unwrap();
     assert!(said.contains("unpinned meanwhile"), "{said}");
     // What is not being done cannot be cancelled, and what is whole is not given up that way.
-    assert!(node.fails(&["pin", "cancel", &root], 3).hint.contains("pin ops"));
+    assert!(
+        node.fails(&["pin", "cancel", &root], 3)
+            .hint
+            .contains("pin ops")
+    );
     node.write("f", "x");
     let whole = node.add(&node.path("f"), &[]);
     node.fails(&["pin", "cancel", &whole], 3);
     assert_eq!(word(&node, &whole), "pinned");
-    until("the files to be closed", || open_files(&daemon) <= before + 1);
+    until("the files to be closed", || {
+        open_files(&daemon) <= before + 1
+    });
     // Without a daemon nothing is being done.
     drop(daemon);
     node.fails(&["pin", "cancel", &root], 5);
@@ -145,7 +167,9 @@ fn what_a_cancelled_pin_had_fetched_is_collected() {
     a.ok(&["pin", "rm", &root]);
     a.ok(&["block", "rm", &lost]);
     want(b, &root);
-    until("the blocks that there are", || status(b)["repo"]["blocks"].as_u64().unwrap() >= 2);
+    until("the blocks that there are", || {
+        status(b)["repo"]["blocks"].as_u64().unwrap() >= 2
+    });
     b.ok(&["pin", "cancel", &root]);
     b.ok(&["gc"]);
     assert_eq!(status(b)["repo"]["blocks"], 0);
@@ -175,9 +199,14 @@ fn pin_wait_returns_when_the_last_block_is_there_and_says_why_it_is_not() {
     assert_eq!(a.put("raw", &content), root);
     b.ok(&["pin", "recover", &root]);
     assert!(waiting.wait().unwrap().success());
-    let line = BufReader::new(waiting.stdout.take().unwrap()).lines().next();
+    let line = BufReader::new(waiting.stdout.take().unwrap())
+        .lines()
+        .next();
     let told: Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
-    assert_eq!((&told["status"], &told["blocks_done"]), (&json!("pinned"), &json!(1)));
+    assert_eq!(
+        (&told["status"], &told["blocks_done"]),
+        (&json!("pinned"), &json!(1))
+    );
     // Whole already, with a daemon and without.
     b.ok(&["pin", "wait", &root]);
     drop(swarm.nodes.into_iter().next());
@@ -189,19 +218,29 @@ fn s1_28_recover_tries_again_without_waiting_for_what_comes_of_it() {
     let (a, b) = (swarm.node(0), swarm.node(1));
     let contents: Vec<Vec<u8>> = (0..8).map(|n| noise(n, 500)).collect();
     let elsewhere = Node::new();
-    let roots: Vec<String> = contents.iter().map(|bytes| elsewhere.put("raw", bytes)).collect();
+    let roots: Vec<String> = contents
+        .iter()
+        .map(|bytes| elsewhere.put("raw", bytes))
+        .collect();
     for root in &roots {
         want(b, root);
     }
-    until("all in error", || roots.iter().all(|root| word(b, root) == "pin_error"));
+    until("all in error", || {
+        roots.iter().all(|root| word(b, root) == "pin_error")
+    });
     contents.iter().for_each(|bytes| drop(a.put("raw", bytes)));
     // One alone, then all others; the answer is there at once, and they become whole by themselves.
     assert_eq!(b.json(&["pin", "recover", &roots[0]])["recovered"], 1);
     until("the first", || word(b, &roots[0]) == "pinned");
     assert_eq!(b.json(&["pin", "recover"])["recovered"], 7);
-    until("the others", || roots.iter().all(|root| word(b, root) == "pinned"));
+    until("the others", || {
+        roots.iter().all(|root| word(b, root) == "pinned")
+    });
     assert_eq!(b.json(&["pin", "recover"])["recovered"], 0);
-    assert_eq!(b.fails(&["pin", "recover", &absent(9)], 3).code, "not_found");
+    assert_eq!(
+        b.fails(&["pin", "recover", &absent(9)], 3).code,
+        "not_found"
+    );
 }
 
 /// A pin is recorded first and then worked for: whoever got an answer finds it after a kill, and it becomes whole by itself.
@@ -234,12 +273,21 @@ fn pin_update_fetches_the_difference_and_releases_the_older_one_last() {
     a.write("f/7", "changed");
     let new = a.add(&a.path("f"), &[]);
     let told = b.json(&["pin", "update", &old, &new]);
-    assert_eq!((told["status"].as_str(), told["released"].as_str()), (Some("pinned"), Some(old.as_str())));
+    assert_eq!(
+        (told["status"].as_str(), told["released"].as_str()),
+        (Some("pinned"), Some(old.as_str()))
+    );
     assert_eq!(told["name"], "app");
-    assert_eq!(told["blocks_fetched"], 2, "the changed file and the folder: {told}");
+    assert_eq!(
+        told["blocks_fetched"], 2,
+        "the changed file and the folder: {told}"
+    );
     let pins = b.lines(&["pin", "ls"]);
     assert_eq!(pins.len(), 1);
-    assert_eq!((pins[0]["cid"].as_str(), pins[0]["name"].as_str()), (Some(new.as_str()), Some("app")));
+    assert_eq!(
+        (pins[0]["cid"].as_str(), pins[0]["name"].as_str()),
+        (Some(new.as_str()), Some("app"))
+    );
     // A newer one that nobody has: the older one stays.
     let nowhere = absent(1);
     b.fails(&["pin", "update", &new, &nowhere, "--timeout", "300ms"], 4);
@@ -265,7 +313,10 @@ fn pin_update_works_without_a_daemon_where_the_newer_one_is_whole() {
     node.ok(&["pin", "update", &old, &new]);
     let pins = node.lines(&["pin", "ls"]);
     assert_eq!(pins.len(), 1);
-    assert_eq!((pins[0]["cid"].as_str(), pins[0]["name"].as_str()), (Some(new.as_str()), Some("app")));
+    assert_eq!(
+        (pins[0]["cid"].as_str(), pins[0]["name"].as_str()),
+        (Some(new.as_str()), Some("app"))
+    );
 }
 
 #[test]
@@ -337,7 +388,10 @@ fn s1_17_pins_are_written_as_text_and_read_back_with_no_peer_running() {
     // On another node, through its daemon.
     let other = Node::new();
     let others = Daemon::start(&other, &[]);
-    assert_eq!(other.json(&["pin", "import", node.path("list").to_str().unwrap()])["added"], 5);
+    assert_eq!(
+        other.json(&["pin", "import", node.path("list").to_str().unwrap()])["added"],
+        5
+    );
     assert_eq!(other.ok(&["pin", "export"]), list);
     drop((daemon, others));
     assert_eq!(other.ok(&["pin", "export"]), list);
@@ -357,7 +411,11 @@ fn an_import_takes_nothing_away_and_a_bad_line_is_told_by_its_number() {
         let list = "{\"gemba_pins\":1}\n".to_owned()
             + &line(&a, "direct", "theirs")
             + &line(&b, "recursive", "theirs")
-            + &line(&absent(1), "recursive", "follow:k51qzi5uqu5dgutdk6i1ynyzgkqngpha5xpgia3a5qqp4jsh0u4csozksxel2r")
+            + &line(
+                &absent(1),
+                "recursive",
+                "follow:k51qzi5uqu5dgutdk6i1ynyzgkqngpha5xpgia3a5qqp4jsh0u4csozksxel2r",
+            )
             + "no line\n"
             + &line(&absent(2), "recursive", "late");
         node.write("list", &list);
@@ -370,13 +428,23 @@ fn an_import_takes_nothing_away_and_a_bad_line_is_told_by_its_number() {
         assert_eq!(report["labels_dropped"], 1);
         let pins = node.lines(&["pin", "ls"]);
         let of = |cid: &str| pins.iter().find(|pin| pin["cid"] == cid).unwrap();
-        assert_eq!((&of(&a)["name"], &of(&a)["kind"]), (&json!("mine"), &json!("recursive")));
-        assert_eq!((&of(&b)["name"], &of(&b)["kind"]), (&json!("theirs"), &json!("recursive")));
+        assert_eq!(
+            (&of(&a)["name"], &of(&a)["kind"]),
+            (&json!("mine"), &json!("recursive"))
+        );
+        assert_eq!(
+            (&of(&b)["name"], &of(&b)["kind"]),
+            (&json!("theirs"), &json!("recursive"))
+        );
         assert_eq!(of(&absent(1))["name"], Value::Null);
         assert_eq!(of(&absent(2))["name"], "late");
         for bad in ["", "{}\n", "{\"gemba_pins\":2}\n"] {
             node.write("bad", bad);
-            assert!(node.fails(&["pin", "import", "bad"], 2).cause.contains("line 1"));
+            assert!(
+                node.fails(&["pin", "import", "bad"], 2)
+                    .cause
+                    .contains("line 1")
+            );
         }
         drop(daemon);
     }
@@ -418,7 +486,9 @@ fn kubo(answers: Vec<(u16, Vec<String>, bool)>) -> (String, std::thread::JoinHan
 
 #[test]
 fn pins_of_a_kubo_are_taken_over_with_their_names() {
-    let pin = |cid: &str, kind: &str, name: &str| json!({ "Cid": cid, "Type": kind, "Name": name }).to_string();
+    let pin = |cid: &str, kind: &str, name: &str| {
+        json!({ "Cid": cid, "Type": kind, "Name": name }).to_string()
+    };
     for running in [false, true] {
         let node = Node::new();
         let daemon = running.then(|| Daemon::start(&node, &[]));
@@ -430,18 +500,28 @@ fn pins_of_a_kubo_are_taken_over_with_their_names() {
         let report = node.json(&["pin", "import", "--kubo", &url]);
         assert_eq!(report["added"], 301);
         let asked = serving.join().unwrap();
-        assert!(asked[0].starts_with("POST /api/v0/pin/ls?type=recursive&names=true&stream=true"), "{asked:?}");
+        assert!(
+            asked[0].starts_with("POST /api/v0/pin/ls?type=recursive&names=true&stream=true"),
+            "{asked:?}"
+        );
         assert!(asked[1].contains("type=direct"));
         let named = node.lines(&["pin", "ls", "--name", "app"]);
-        assert_eq!((named.len(), named[0]["cid"].as_str().unwrap().to_owned()), (1, absent(7)));
+        assert_eq!(
+            (named.len(), named[0]["cid"].as_str().unwrap().to_owned()),
+            (1, absent(7))
+        );
         let kinds = node.lines(&["pin", "ls"]);
-        assert_eq!(kinds.iter().filter(|pin| pin["kind"] == "direct").count(), 1);
+        assert_eq!(
+            kinds.iter().filter(|pin| pin["kind"] == "direct").count(),
+            1
+        );
         // Cut short: nobody takes the beginning for the whole.
         let (url, serving) = kubo(vec![(200, recursive, false)]);
         let failure = node.fails(&["pin", "import", "--kubo", &url], 1);
         assert!(failure.cause.contains("cut short"), "{failure:?}");
         serving.join().unwrap();
-        let refusal = json!({ "Message": "pinning is off", "Code": 0, "Type": "error" }).to_string();
+        let refusal =
+            json!({ "Message": "pinning is off", "Code": 0, "Type": "error" }).to_string();
         let (url, serving) = kubo(vec![(500, vec![refusal], true)]);
         let failure = node.fails(&["pin", "import", "--kubo", &url], 1);
         assert!(failure.cause.contains("pinning is off"), "{failure:?}");
@@ -453,7 +533,11 @@ fn pins_of_a_kubo_are_taken_over_with_their_names() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         format!("http://{}", listener.local_addr().unwrap())
     };
-    assert!(node.fails(&["pin", "import", "--kubo", &nobody], 1).cause.contains("nobody answers"));
+    assert!(
+        node.fails(&["pin", "import", "--kubo", &nobody], 1)
+            .cause
+            .contains("nobody answers")
+    );
     node.fails(&["pin", "import", "--kubo", "ftp://x"], 2);
 }
 
@@ -464,7 +548,12 @@ fn s1_26_many_pins_at_once_become_whole_without_a_hand() {
     let (a, b) = (swarm.node(0), swarm.node(1));
     let count = 600;
     let content = |n: u64| format!("block {n}").into_bytes();
-    let cid = |n: u64| gemba_block::Block::raw(content(n)).unwrap().cid().to_string();
+    let cid = |n: u64| {
+        gemba_block::Block::raw(content(n))
+            .unwrap()
+            .cid()
+            .to_string()
+    };
     // One folder holds those that are there.
     for n in (0..count).filter(|n| n % 10 != 0) {
         a.write(&format!("f/{n}"), content(n));
@@ -473,7 +562,10 @@ fn s1_26_many_pins_at_once_become_whole_without_a_hand() {
     let lines: Vec<String> = (0..count)
         .map(|n| json!({ "cid": cid(n), "kind": "recursive", "since_ms": 0 }).to_string())
         .collect();
-    b.write("list", format!("{{\"gemba_pins\":1}}\n{}\n", lines.join("\n")));
+    b.write(
+        "list",
+        format!("{{\"gemba_pins\":1}}\n{}\n", lines.join("\n")),
+    );
     assert_eq!(b.json(&["pin", "import", "list"])["added"], count);
     let whole = |b: &Node| {
         let pins = b.lines(&["pin", "ls"]);

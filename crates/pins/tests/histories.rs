@@ -29,8 +29,16 @@ struct Call {
 /// happened at any time after they began, or never.
 fn is_linearisable(calls: &[Call]) -> bool {
     fn search(calls: &[Call], done: u64, is_in: bool, failed: &mut BTreeSet<(u64, bool)>) -> bool {
-        let open = || calls.iter().enumerate().filter(move |(n, _)| done & (1 << n) == 0);
-        let is_sure = |call: &Call| call.answered.is_some_and(|(_, answer)| answer != Answer::Unknown);
+        let open = || {
+            calls
+                .iter()
+                .enumerate()
+                .filter(move |(n, _)| done & (1 << n) == 0)
+        };
+        let is_sure = |call: &Call| {
+            call.answered
+                .is_some_and(|(_, answer)| answer != Answer::Unknown)
+        };
         if open().all(|(_, call)| !is_sure(call)) {
             return true;
         }
@@ -38,7 +46,10 @@ fn is_linearisable(calls: &[Call]) -> bool {
             return false;
         }
         let sure = open().filter(|(_, call)| is_sure(call));
-        let first = sure.filter_map(|(_, call)| call.answered).map(|(at, _)| at).min();
+        let first = sure
+            .filter_map(|(_, call)| call.answered)
+            .map(|(at, _)| at)
+            .min();
         open().any(|(n, call)| {
             if first.is_some_and(|first| call.begun > first) {
                 return false;
@@ -68,17 +79,36 @@ fn a_history_that_is_none_is_found() {
     };
     let pin = call(What::Pin, 0, 1, Answer::Done);
     let unpin = call(What::Unpin, 2, 3, Answer::Done);
-    assert!(is_linearisable(&[pin, unpin, call(What::Read(false), 4, 5, Answer::Done)]));
-    assert!(!is_linearisable(&[pin, unpin, call(What::Read(true), 4, 5, Answer::Done)]));
+    assert!(is_linearisable(&[
+        pin,
+        unpin,
+        call(What::Read(false), 4, 5, Answer::Done)
+    ]));
+    assert!(!is_linearisable(&[
+        pin,
+        unpin,
+        call(What::Read(true), 4, 5, Answer::Done)
+    ]));
     // At the same time both may be.
     for told in [true, false] {
-        assert!(is_linearisable(&[pin, unpin, call(What::Read(told), 2, 5, Answer::Done)]));
+        assert!(is_linearisable(&[
+            pin,
+            unpin,
+            call(What::Read(told), 2, 5, Answer::Done)
+        ]));
     }
-    assert!(!is_linearisable(&[pin, call(What::Unpin, 2, 3, Answer::NotPinned)]));
+    assert!(!is_linearisable(&[
+        pin,
+        call(What::Unpin, 2, 3, Answer::NotPinned)
+    ]));
     assert!(!is_linearisable(&[unpin]));
     let maybe = call(What::Unpin, 2, 3, Answer::Unknown);
     for told in [true, false] {
-        assert!(is_linearisable(&[pin, maybe, call(What::Read(told), 9, 10, Answer::Done)]));
+        assert!(is_linearisable(&[
+            pin,
+            maybe,
+            call(What::Read(told), 9, 10, Answer::Done)
+        ]));
     }
 }
 
@@ -163,7 +193,11 @@ fn history(rng: &mut Rng, refused: u64, crashes: bool) {
         let told = world.set.get(&cid(n)).is_some();
         let caller = history.begin(cid(n), What::Read(told));
         world.answers.push((caller, Answer::Done));
-        let expected = if told { Status::Pinned } else { Status::Unpinned };
+        let expected = if told {
+            Status::Pinned
+        } else {
+            Status::Unpinned
+        };
         assert_eq!(world.status(&cid(n)), expected);
     }
     history.take(&mut world);
@@ -195,7 +229,12 @@ fn p2_no_crash_makes_a_pin_whole_too_early_or_loses_one() {
                 asked += 1;
             }
             world.step(rng);
-            accepted.extend(world.answers.drain(..).map(|(caller, _)| cid(caller as u64)));
+            accepted.extend(
+                world
+                    .answers
+                    .drain(..)
+                    .map(|(caller, _)| cid(caller as u64)),
+            );
             if rng.chance(1, 40) {
                 world.crash();
             }

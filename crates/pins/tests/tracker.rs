@@ -53,8 +53,14 @@ fn s1_6_the_moves_of_an_operation_are_one_table() {
     ];
     for phase in phases {
         for step in moves {
-            let expected = legal.iter().find(|(from, by, _)| (*from, *by) == (phase, step));
-            assert_eq!(phase.after(step), expected.map(|(_, _, to)| *to), "{phase:?} {step:?}");
+            let expected = legal
+                .iter()
+                .find(|(from, by, _)| (*from, *by) == (phase, step));
+            assert_eq!(
+                phase.after(step),
+                expected.map(|(_, _, to)| *to),
+                "{phase:?} {step:?}"
+            );
         }
     }
 }
@@ -100,7 +106,10 @@ fn s1_4_there_is_no_word_without_an_operation_or_a_record() {
     let refused = Input::Recorded(ticket, Err("no space".into()));
     tracker.handle(refused, second(3)).unwrap();
     word(&tracker);
-    let missing: Vec<_> = Status::ALL.iter().filter(|status| !seen.contains(status)).collect();
+    let missing: Vec<_> = Status::ALL
+        .iter()
+        .filter(|status| !seen.contains(status))
+        .collect();
     // A removal never waits for its turn.
     assert_eq!(missing, [&Status::UnpinQueued]);
 }
@@ -159,8 +168,15 @@ fn s1_7_an_operation_is_cancelled_in_every_phase() {
         let mut world = World::new(TrackerConfig::default());
         world.persist(&mut rng);
         bring(&mut world, &mut rng);
-        let others = world.walks.keys().filter(|ticket| ticket.cid != cid(1)).count();
-        world.tracker.handle(Input::Cancel(cid(1)), world.now).unwrap();
+        let others = world
+            .walks
+            .keys()
+            .filter(|ticket| ticket.cid != cid(1))
+            .count();
+        world
+            .tracker
+            .handle(Input::Cancel(cid(1)), world.now)
+            .unwrap();
         world.pass(Duration::ZERO);
         // At once: nothing runs for it, before the disk was asked.
         assert_eq!(world.walks.len(), others);
@@ -207,7 +223,10 @@ fn s1_8_storms_on_one_root_end_in_the_last_wish_and_what_was_queued_never_starts
     assert_eq!(world.status(&cid(1)), Status::Unpinned);
     world.pin(0, cid(1));
     assert!(world.settle(&mut rng, second(1000)));
-    assert_eq!((world.status(&cid(1)), world.started[&cid(1)]), (Status::Pinned, 1));
+    assert_eq!(
+        (world.status(&cid(1)), world.started[&cid(1)]),
+        (Status::Pinned, 1)
+    );
     // The same while it runs, without waiting for the disk in between.
     for n in 0..100 {
         world.pin(0, cid(1));
@@ -236,11 +255,17 @@ fn a_walk_ends_for_standing_still_and_never_for_taking_long() {
             blocks_done: n,
             ..Progress::default()
         };
-        tracker.handle(Input::Progress(ticket, progress), now).unwrap();
+        tracker
+            .handle(Input::Progress(ticket, progress), now)
+            .unwrap();
         tracker.expire(now);
         assert_eq!(tracker.operation(&cid(1)).unwrap().phase, Phase::Running);
     }
-    for (outlook, patience) in [(Outlook::Busy, 300), (Outlook::Silent, 60), (Outlook::Denied, 15)] {
+    for (outlook, patience) in [
+        (Outlook::Busy, 300),
+        (Outlook::Silent, 60),
+        (Outlook::Denied, 15),
+    ] {
         let standing = Input::Standing {
             ticket,
             outlook,
@@ -255,12 +280,19 @@ fn a_walk_ends_for_standing_still_and_never_for_taking_long() {
     }
     tracker.expire(now + second(15));
     let op = tracker.operation(&cid(1)).unwrap();
-    assert_eq!((op.phase, op.cause.as_deref()), (Phase::Failed, Some("nobody has it")));
+    assert_eq!(
+        (op.phase, op.cause.as_deref()),
+        (Phase::Failed, Some("nobody has it"))
+    );
     assert_eq!((op.lacks, op.attempts), (Some(cid(9)), 1));
     // Its block comes by another way: now, not after the pause.
-    tracker.handle(Input::Here(vec![cid(8)]), now + second(16)).unwrap();
+    tracker
+        .handle(Input::Here(vec![cid(8)]), now + second(16))
+        .unwrap();
     assert_eq!(tracker.operation(&cid(1)).unwrap().phase, Phase::Failed);
-    tracker.handle(Input::Here(vec![cid(9)]), now + second(16)).unwrap();
+    tracker
+        .handle(Input::Here(vec![cid(9)]), now + second(16))
+        .unwrap();
     assert_eq!(tracker.operation(&cid(1)).unwrap().phase, Phase::Running);
 }
 
@@ -288,7 +320,9 @@ fn pauses_grow_to_their_limit_and_what_is_refused_waits_for_a_hand() {
     }
     assert_eq!(pauses, [10, 20, 40, 80, 100, 100]);
     let ticket = tracker.operation(&cid(1)).unwrap().ticket;
-    tracker.handle(Input::Refused(ticket, "too deep".into()), now).unwrap();
+    tracker
+        .handle(Input::Refused(ticket, "too deep".into()), now)
+        .unwrap();
     assert_eq!(tracker.deadline(), None);
     tracker.handle(Input::Nudge, now).unwrap();
     tracker.expire(now + second(1_000_000));
@@ -314,12 +348,19 @@ fn what_somebody_waits_for_goes_first_but_the_others_do_not_starve() {
     while let Some(op) = tracker.operations().find(|op| op.phase == Phase::Running) {
         let ticket = op.ticket;
         order.push(ticket.cid);
-        tracker.handle(Input::Whole(ticket, Progress::default()), second(0)).unwrap();
-        tracker.handle(Input::Recorded(ticket, Ok(())), second(0)).unwrap();
+        tracker
+            .handle(Input::Whole(ticket, Progress::default()), second(0))
+            .unwrap();
+        tracker
+            .handle(Input::Recorded(ticket, Ok(())), second(0))
+            .unwrap();
     }
     assert_eq!(order.len(), 200);
     let recent: BTreeSet<_> = (0..100).map(cid).collect();
-    let first = order[1..101].iter().filter(|root| recent.contains(root)).count();
+    let first = order[1..101]
+        .iter()
+        .filter(|root| recent.contains(root))
+        .count();
     assert!((70..=80).contains(&first), "{first} of the first hundred");
 }
 
@@ -344,7 +385,9 @@ fn walks_are_bounded_and_one_that_stands_still_gives_its_turn_to_another() {
 fn a_disk_that_takes_nothing_costs_no_attempt() {
     let mut tracker = drawn(TrackerConfig::default());
     tracker.handle(wanted(1, true), second(0)).unwrap();
-    tracker.handle(Input::Rest("the disk is full".into()), second(1)).unwrap();
+    tracker
+        .handle(Input::Rest("the disk is full".into()), second(1))
+        .unwrap();
     let told = outputs(&mut tracker);
     assert!(told.iter().any(|output| matches!(output, Output::Stop(_))));
     let op = tracker.operation(&cid(1)).unwrap();
@@ -353,14 +396,18 @@ fn a_disk_that_takes_nothing_costs_no_attempt() {
         tracker.expire(second(n));
         let ticket = tracker.operation(&cid(1)).unwrap().ticket;
         let cause = Some("the disk is full".to_owned());
-        tracker.handle(Input::NotNow(ticket, cause), second(n)).unwrap();
+        tracker
+            .handle(Input::NotNow(ticket, cause), second(n))
+            .unwrap();
         let op = tracker.operation(&cid(1)).unwrap();
         assert_eq!((op.phase, op.attempts), (Phase::Failed, 0));
     }
     // Without a cause it stays in the queue, and nobody is asked again before the rest is over.
     tracker.expire(second(20));
     let ticket = tracker.operation(&cid(1)).unwrap().ticket;
-    tracker.handle(Input::NotNow(ticket, None), second(20)).unwrap();
+    tracker
+        .handle(Input::NotNow(ticket, None), second(20))
+        .unwrap();
     assert_eq!(tracker.operation(&cid(1)).unwrap().phase, Phase::Queued);
     assert_eq!(tracker.deadline(), Some(second(21)));
     tracker.expire(second(21));
@@ -410,22 +457,37 @@ fn s1_12_more_pins_than_operations_are_drawn_from_the_set_and_all_become_whole()
 #[test]
 fn s1_11_recover_answers_at_once_and_everything_is_tried_in_its_turn() {
     let mut rng = Rng::new(11);
-    let config = TrackerConfig::default().longest_pause(second(1_000_000)).first_pause(second(1_000_000));
+    let config = TrackerConfig::default()
+        .longest_pause(second(1_000_000))
+        .first_pause(second(1_000_000));
     let mut world = World::new(config);
     world.missing = (0..10_000).map(cid).collect();
     world.left_behind((0..10_000).map(cid));
     // Each is tried; as many as fit in memory are in error, the others were put back.
     assert!(!world.settle(&mut rng, second(200_000)));
     let failed = |world: &World| {
-        let failed = world.tracker.operations().filter(|op| op.phase == Phase::Failed);
+        let failed = world
+            .tracker
+            .operations()
+            .filter(|op| op.phase == Phase::Failed);
         failed.count()
     };
-    assert!(failed(&world) > 3_000 && world.tracker.len() <= 4_096, "{}", failed(&world));
+    assert!(
+        failed(&world) > 3_000 && world.tracker.len() <= 4_096,
+        "{}",
+        failed(&world)
+    );
     world.missing.clear();
-    world.tracker.handle(Input::Recover(None), world.now).unwrap();
+    world
+        .tracker
+        .handle(Input::Recover(None), world.now)
+        .unwrap();
     // Nothing was done within the call but to put them in the queue, and to begin what may run.
     let begun = outputs(&mut world.tracker);
-    let starts = begun.iter().filter(|output| matches!(output, Output::Start(..))).count();
+    let starts = begun
+        .iter()
+        .filter(|output| matches!(output, Output::Start(..)))
+        .count();
     assert!(starts <= 16 && failed(&world) == 0);
 }
 
@@ -447,7 +509,12 @@ fn s1_26_pins_of_which_a_tenth_fails_at_first_become_whole_without_a_hand() {
     assert!(world.settle(&mut rng, second(2 * 3_600)));
     assert!(world.is_silent() && world.set.incomplete_pins().next().is_none());
     assert_eq!(world.answers.len(), 2_000);
-    assert!(world.answers.iter().all(|(_, answer)| *answer == Answer::Done));
+    assert!(
+        world
+            .answers
+            .iter()
+            .all(|(_, answer)| *answer == Answer::Done)
+    );
 }
 
 #[test]

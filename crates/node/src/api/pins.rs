@@ -475,7 +475,10 @@ pub(super) async fn update(
 
 // Lists.
 
-pub(super) async fn export(Extract(state): Node, Extension(call): OfCall) -> Result<Response, Fail> {
+pub(super) async fn export(
+    Extract(state): Node,
+    Extension(call): OfCall,
+) -> Result<Response, Fail> {
     let rows = state.handle.ask(Command::DesiredSet).await??;
     Ok(answer::bytes_blocking(
         "application/x-ndjson",

@@ -142,9 +142,7 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
             ops::update(context, old, parse_cid(&new)?, (name.clone(), *keep))
         }
         Command::Export { output } => lists::export(context, output.as_deref()),
-        Command::Import { file, kubo } => {
-            lists::import(context, file.as_deref(), kubo.as_deref())
-        }
+        Command::Import { file, kubo } => lists::import(context, file.as_deref(), kubo.as_deref()),
     }
 }
 
@@ -186,7 +184,13 @@ fn add_through(
         kind: Some(kind.as_str().to_owned()),
         timeout_s: context.timeout.map(|limit| limit.as_secs_f64()),
     };
-    follow(context, daemon, "pinning", (Method::POST, "/v1/pins"), Some(&request))
+    follow(
+        context,
+        daemon,
+        "pinning",
+        (Method::POST, "/v1/pins"),
+        Some(&request),
+    )
 }
 
 /// Shows the lines that follow a pin until it is whole.

@@ -46,7 +46,9 @@ pub fn read(
         .map_err(|e| Fail::resources("threads", &e))?;
     runtime.block_on(async {
         for kind in [Kind::Recursive, Kind::Direct] {
-            list(&host, kind, take).await.map_err(|fail| fail.during(format!("the pins of Kubo at {host}")))?;
+            list(&host, kind, take)
+                .await
+                .map_err(|fail| fail.during(format!("the pins of Kubo at {host}")))?;
         }
         Ok(())
     })
@@ -82,7 +84,10 @@ async fn list(
     loop {
         let next = tokio::time::timeout(SILENCE, answer.body_mut().frame()).await;
         let next = next.map_err(|_| {
-            Fail::new(Code::Timeout, format!("it sent nothing for {} s", SILENCE.as_secs()))
+            Fail::new(
+                Code::Timeout,
+                format!("it sent nothing for {} s", SILENCE.as_secs()),
+            )
         })?;
         let Some(frame) = next else { break };
         let frame = frame.map_err(|e| {
@@ -108,11 +113,14 @@ async fn list(
     Err(Fail::new(Code::Failure, format!("it answered {status}")))
 }
 
-const AGAIN: &str = "what it told before was taken; run the same command again, which takes nothing away";
+const AGAIN: &str =
+    "what it told before was taken; run the same command again, which takes nothing away";
 
 /// Kubo tells an error in the middle behind the body.
 fn trailers(frame: &hyper::body::Frame<Bytes>) -> Result<(), Fail> {
-    let told = frame.trailers_ref().and_then(|all| all.get("x-stream-error"));
+    let told = frame
+        .trailers_ref()
+        .and_then(|all| all.get("x-stream-error"));
     match told.map(|told| String::from_utf8_lossy(told.as_bytes()).into_owned()) {
         Some(cause) if !cause.is_empty() => {
             Err(Fail::new(Code::Failure, format!("it broke off: {cause}")).hint(AGAIN))
@@ -134,7 +142,10 @@ fn one(
     let told: Line = serde_json::from_slice(line)
         .map_err(|e| Fail::new(Code::Failure, format!("its answer is no list of pins: {e}")))?;
     if !is_good || !told.message.is_empty() {
-        return Err(Fail::new(Code::Failure, format!("it refuses: {}", told.message)));
+        return Err(Fail::new(
+            Code::Failure,
+            format!("it refuses: {}", told.message),
+        ));
     }
     if told.cid.is_empty() {
         return Err(Fail::new(Code::Failure, "its answer is no list of pins")
@@ -193,8 +204,21 @@ mod tests {
         ] {
             assert_eq!(host(url).ok().as_deref(), Some(expected));
         }
-        for url in ["", "127.0.0.1:5001", "https://a:1", "http://", "http://a", "http://a:x", "http://a:1/b", "http://u@a:1"] {
-            assert_eq!(host(url).map_err(|fail| fail.code), Err(Code::Usage), "{url}");
+        for url in [
+            "",
+            "127.0.0.1:5001",
+            "https://a:1",
+            "http://",
+            "http://a",
+            "http://a:x",
+            "http://a:1/b",
+            "http://u@a:1",
+        ] {
+            assert_eq!(
+                host(url).map_err(|fail| fail.code),
+                Err(Code::Usage),
+                "{url}"
+            );
         }
     }
 }

@@ -60,7 +60,9 @@ pub enum ListError {
     #[error("line 1: this is no list of pins: it begins with {{\"gemba_pins\":{FORM}}}")]
     NoHeader,
     /// Of a later program.
-    #[error("line 1: a list of form {0}, and this program reads form {FORM}: run the newer gemba that wrote it")]
+    #[error(
+        "line 1: a list of form {0}, and this program reads form {FORM}: run the newer gemba that wrote it"
+    )]
     Newer(u32),
     /// More than a line can have.
     #[error("line {0}: longer than {LINE} bytes")]
@@ -288,7 +290,11 @@ impl Lines<'_> {
         let kind = match line.kind.as_str() {
             "recursive" => Kind::Recursive,
             "direct" => Kind::Direct,
-            other => return Err(wrong(format!("{other:?} is no kind of pin: recursive or direct"))),
+            other => {
+                return Err(wrong(format!(
+                    "{other:?} is no kind of pin: recursive or direct"
+                )));
+            }
         };
         let own = line.name.filter(|name| {
             let is_label = follows::is_label(name);
@@ -316,7 +322,9 @@ mod tests {
         let mut set = DesiredSet::new();
         for (n, (text, kind, name)) in pins.iter().enumerate() {
             let add = Add {
-                cid: *gemba_block::Block::raw(text.as_bytes().to_vec()).unwrap().cid(),
+                cid: *gemba_block::Block::raw(text.as_bytes().to_vec())
+                    .unwrap()
+                    .cid(),
                 kind: *kind,
                 name: name.map(|name| Name::new(name).unwrap()),
                 now_ms: 1_700_000_000_000 + n as u64,
@@ -355,11 +363,22 @@ mod tests {
     fn s1_17_a_list_is_read_back_as_it_was_written() {
         let pins: Vec<(String, Kind, Option<String>)> = (0..1000)
             .map(|n| {
-                let kind = if n % 3 == 0 { Kind::Direct } else { Kind::Recursive };
-                (format!("block {n}"), kind, (n % 2 == 0).then(|| format!("name \"{n}\"\n\0ü")))
+                let kind = if n % 3 == 0 {
+                    Kind::Direct
+                } else {
+                    Kind::Recursive
+                };
+                (
+                    format!("block {n}"),
+                    kind,
+                    (n % 2 == 0).then(|| format!("name \"{n}\"\n\0ü")),
+                )
             })
             .collect();
-        let pins: Vec<_> = pins.iter().map(|(t, k, n)| (t.as_str(), *k, n.as_deref())).collect();
+        let pins: Vec<_> = pins
+            .iter()
+            .map(|(t, k, n)| (t.as_str(), *k, n.as_deref()))
+            .collect();
         let first = text(&set(&pins));
         let mut again = DesiredSet::new();
         assert_eq!(read(&first, &mut again).unwrap().added, 1000);
@@ -374,12 +393,36 @@ mod tests {
         let cases = [
             (String::new(), "line 1: this is no list"),
             ("{}\n".to_owned(), "line 1: this is no list"),
-            ("{\"gemba_pins\":2}\n".to_owned(), "line 1: a list of form 2"),
+            (
+                "{\"gemba_pins\":2}\n".to_owned(),
+                "line 1: a list of form 2",
+            ),
             (format!("{good}\n\nno json\n"), "line 5: "),
-            (format!("{good}{{\"cid\":\"x\",\"kind\":\"direct\",\"since_ms\":0}}\n"), "line 3: \"x\" is no CID"),
-            (format!("{good}{}\n", good.lines().nth(1).unwrap().replace("recursive", "indirect")), "line 3: \"indirect\""),
-            (format!("{good}{}\n", " ".repeat(LINE + 1)), "line 3: longer"),
-            (format!("{good}{}", good.lines().nth(1).unwrap().replace("since_ms", "sinse")), "line 3: unknown field"),
+            (
+                format!("{good}{{\"cid\":\"x\",\"kind\":\"direct\",\"since_ms\":0}}\n"),
+                "line 3: \"x\" is no CID",
+            ),
+            (
+                format!(
+                    "{good}{}\n",
+                    good.lines()
+                        .nth(1)
+                        .unwrap()
+                        .replace("recursive", "indirect")
+                ),
+                "line 3: \"indirect\"",
+            ),
+            (
+                format!("{good}{}\n", " ".repeat(LINE + 1)),
+                "line 3: longer",
+            ),
+            (
+                format!(
+                    "{good}{}",
+                    good.lines().nth(1).unwrap().replace("since_ms", "sinse")
+                ),
+                "line 3: unknown field",
+            ),
         ];
         for (text, cause) in cases {
             let mut set = DesiredSet::new();

@@ -5,9 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cid::Cid;
 use gemba_block::{Block, codec};
-use gemba_pins::{
-    Add, Edit, Kind, MissingCause, Name, Pin, Progress, State, Walk, WalkConfig,
-};
+use gemba_pins::{Add, Edit, Kind, MissingCause, Name, Pin, Progress, State, Walk, WalkConfig};
 use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};

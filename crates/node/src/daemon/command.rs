@@ -7,10 +7,8 @@ use multiaddr::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Wait, ending};
-use crate::api::types::{
-    Connected, Id, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits,
-};
 use super::flow::pins::{Known, View};
+use crate::api::types::{Connected, Id, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits};
 use crate::error::Fail;
 use crate::meta::{Edited, PinRows};
 

@@ -1398,7 +1398,11 @@ impl Node {
                 ("done", "That came to their end", tracked.done),
                 ("cancelled", "That were given up before", tracked.cancelled),
                 ("failed", "Tries that ended with a cause", tracked.failed),
-                ("put_back", "That gave way to others and wait in the desired set", tracked.put_back),
+                (
+                    "put_back",
+                    "That gave way to others and wait in the desired set",
+                    tracked.put_back,
+                ),
             ]
             .map(|(name, what, count)| (format!("pin_operations_{name}"), what, None, count)),
         );

@@ -6,8 +6,7 @@
 
 use cid::Cid;
 use gemba_pins::{
-    Add, Change, DesiredSet, Edit, Kind, Name, Pin, PinError, decode_key, decode_record,
-    encode_key,
+    Add, Change, DesiredSet, Edit, Kind, Name, Pin, PinError, decode_key, decode_record, encode_key,
 };
 use redb::{
     ReadOnlyTable, ReadableTable as _, ReadableTableMetadata as _, TableDefinition, TableError,
@@ -221,18 +220,16 @@ impl PinRows {
     ///
     /// # Errors
     /// As [`PinRows::get`].
-    pub fn open_page(
-        &self,
-        after: Option<&Cid>,
-        at_most: usize,
-    ) -> Result<(Vec<Pin>, bool), Fail> {
+    pub fn open_page(&self, after: Option<&Cid>, at_most: usize) -> Result<(Vec<Pin>, bool), Fail> {
         let From::Table {
             open: Some(open),
             path,
             ..
         } = &self.0
         else {
-            let open = self.iter().filter(|pin| !matches!(pin, Ok(pin) if pin.complete));
+            let open = self
+                .iter()
+                .filter(|pin| !matches!(pin, Ok(pin) if pin.complete));
             return Ok((open.collect::<Result<_, _>>()?, false));
         };
         let mut roots = marked(path, || {
@@ -269,7 +266,10 @@ impl PinRows {
             _ => name.to_owned(),
         };
         let found = self.named_like(&beginning)?.into_iter();
-        Ok(found.filter(|(own, _)| own == name).map(|(_, root)| root).collect())
+        Ok(found
+            .filter(|(own, _)| own == name)
+            .map(|(_, root)| root)
+            .collect())
     }
 
     /// The roots of pins whose names begin so.
@@ -494,15 +494,13 @@ impl<'t> Tables<'t> {
         pin.transpose().map_err(|e| record_fail(self.path, &e))
     }
 
-    fn write(
-        &mut self,
-        cid: &Cid,
-        before: Option<&Pin>,
-        after: Option<&Pin>,
-    ) -> Result<(), Fail> {
+    fn write(&mut self, cid: &Cid, before: Option<&Pin>, after: Option<&Pin>) -> Result<(), Fail> {
         let key = encode_key(cid);
         let written = match after.map(gemba_pins::encode_record) {
-            Some(record) => self.pins.insert(key.as_slice(), record.as_slice()).map(drop),
+            Some(record) => self
+                .pins
+                .insert(key.as_slice(), record.as_slice())
+                .map(drop),
             None => self.pins.remove(key.as_slice()).map(drop),
         };
         written.map_err(|e| redb_fail(self.path, &e.into()))?;
@@ -514,9 +512,16 @@ impl<'t> Tables<'t> {
     /// The lists follow the record.
     fn list(&mut self, before: Option<&Pin>, after: Option<&Pin>) -> Result<(), Fail> {
         let fail = |e: redb::StorageError| redb_fail(self.path, &e.into());
-        let open = |pin: Option<&Pin>| pin.filter(|pin| !pin.complete).map(|pin| encode_key(&pin.cid));
+        let open = |pin: Option<&Pin>| {
+            pin.filter(|pin| !pin.complete)
+                .map(|pin| encode_key(&pin.cid))
+        };
         match (open(before), open(after)) {
-            (_, Some(key)) => self.open.insert(key.as_slice(), ()).map(drop).map_err(fail)?,
+            (_, Some(key)) => self
+                .open
+                .insert(key.as_slice(), ())
+                .map(drop)
+                .map_err(fail)?,
             (Some(key), None) => self.open.remove(key.as_slice()).map(drop).map_err(fail)?,
             (None, None) => {}
         }
@@ -564,10 +569,7 @@ impl Step {
 }
 
 fn behind(key: &[u8]) -> (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>) {
-    (
-        std::ops::Bound::Excluded(key),
-        std::ops::Bound::Unbounded,
-    )
+    (std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)
 }
 
 fn name_key(name: &Name, cid: &Cid) -> Vec<u8> {
@@ -601,7 +603,9 @@ mod tests {
     use crate::repo::Access;
 
     fn cid(text: &str) -> Cid {
-        *gemba_block::Block::raw(text.as_bytes().to_vec()).unwrap().cid()
+        *gemba_block::Block::raw(text.as_bytes().to_vec())
+            .unwrap()
+            .cid()
     }
 
     fn add(text: &str, kind: Kind, name: Option<&str>) -> Add {
@@ -643,10 +647,16 @@ mod tests {
     fn s1_33_pins_are_found_by_name_and_the_lists_follow_the_records() {
         let (dir, meta) = meta();
         let own = |text, name| PinEdit::Own(add(text, Kind::Recursive, name));
-        meta.edit(&[own("a", Some("app")), own("b", Some("app\0x")), own("c", None)])
-            .unwrap();
+        meta.edit(&[
+            own("a", Some("app")),
+            own("b", Some("app\0x")),
+            own("c", None),
+        ])
+        .unwrap();
         check(&meta);
-        let edited = meta.edit_one(PinEdit::Whole(add("a", Kind::Recursive, Some("b")))).unwrap();
+        let edited = meta
+            .edit_one(PinEdit::Whole(add("a", Kind::Recursive, Some("b"))))
+            .unwrap();
         assert!(edited.after.unwrap().complete && !edited.before.unwrap().complete);
         check(&meta);
         let named = meta.pins().unwrap().named_like("app").unwrap();
@@ -655,7 +665,8 @@ mod tests {
         assert_eq!(rows.named("app\0x").unwrap(), [cid("b")]);
         assert!(rows.named("app").unwrap().is_empty() && rows.named("x").unwrap().is_empty());
         let struck = PinEdit::Plain(cid("a"), Edit::Incomplete);
-        meta.edit(&[struck, PinEdit::Release(cid("b"), None)]).unwrap();
+        meta.edit(&[struck, PinEdit::Release(cid("b"), None)])
+            .unwrap();
         check(&meta);
         let gone = meta.edit(&[PinEdit::Release(cid("b"), None)]).unwrap();
         assert_eq!(gone[0].as_ref().unwrap_err().code, Code::NotFound);
@@ -682,23 +693,31 @@ mod tests {
         let kept = meta.edit_one(PinEdit::Listed(add("a", Kind::Direct, Some("theirs"))));
         let kept = kept.unwrap();
         assert_eq!(kept.before, kept.after);
-        meta.edit_one(PinEdit::Own(add("b", Kind::Direct, None))).unwrap();
+        meta.edit_one(PinEdit::Own(add("b", Kind::Direct, None)))
+            .unwrap();
         let widened = meta.edit_one(PinEdit::Listed(add("b", Kind::Recursive, Some("theirs"))));
         let widened = widened.unwrap().after.unwrap();
-        assert_eq!((widened.kind, widened.name.unwrap().as_str()), (Kind::Recursive, "theirs"));
+        assert_eq!(
+            (widened.kind, widened.name.unwrap().as_str()),
+            (Kind::Recursive, "theirs")
+        );
     }
 
     #[test]
     fn the_old_one_is_released_only_when_the_new_one_is_whole() {
         let (_dir, meta) = meta();
-        meta.edit_one(PinEdit::Whole(add("old", Kind::Recursive, None))).unwrap();
-        let wish = meta.edit_one(PinEdit::Own(add("new", Kind::Recursive, None))).unwrap();
+        meta.edit_one(PinEdit::Whole(add("old", Kind::Recursive, None)))
+            .unwrap();
+        let wish = meta
+            .edit_one(PinEdit::Own(add("new", Kind::Recursive, None)))
+            .unwrap();
         let replace = PinEdit::Replace(cid("old"), cid("new"), None);
         let refused = meta.edit_one(replace.clone()).unwrap_err();
         assert_eq!(refused.code, Code::Conflict);
         assert!(meta.pins().unwrap().get(&cid("old")).unwrap().is_some());
         let id = wish.after.unwrap().id;
-        meta.edit_one(PinEdit::Plain(cid("new"), Edit::Complete { id })).unwrap();
+        meta.edit_one(PinEdit::Plain(cid("new"), Edit::Complete { id }))
+            .unwrap();
         meta.edit_one(replace).unwrap();
         assert!(meta.pins().unwrap().get(&cid("old")).unwrap().is_none());
     }

@@ -142,13 +142,7 @@ impl Tracker {
         entry.op.progress = progress;
     }
 
-    fn on_standing(
-        &mut self,
-        ticket: Ticket,
-        outlook: Outlook,
-        cause: String,
-        lacks: Option<Cid>,
-    ) {
+    fn on_standing(&mut self, ticket: Ticket, outlook: Outlook, cause: String, lacks: Option<Cid>) {
         if let Some(entry) = self.walking(ticket) {
             entry.outlook = Some(outlook);
             entry.op.cause = Some(cause);
@@ -215,8 +209,7 @@ impl Tracker {
     }
 
     fn on_recorded(&mut self, ticket: Ticket, outcome: Result<(), String>, now: Time) {
-        let is_current =
-            |entry: &&mut Entry| entry.op.ticket.op == ticket.op && entry.op.recording;
+        let is_current = |entry: &&mut Entry| entry.op.ticket.op == ticket.op && entry.op.recording;
         let Some(entry) = self.ops.get_mut(&ticket.cid).filter(is_current) else {
             self.counts.late += 1;
             return;
@@ -386,7 +379,12 @@ impl Tracker {
 
     fn retry_where(&mut self, now: Time, which: impl Fn(&Operation) -> bool) {
         let is_meant = |(_, cid): &&(Time, Cid)| self.ops.get(cid).is_some_and(|e| which(&e.op));
-        let meant: Vec<Cid> = self.waits.iter().filter(is_meant).map(|(_, c)| *c).collect();
+        let meant: Vec<Cid> = self
+            .waits
+            .iter()
+            .filter(is_meant)
+            .map(|(_, c)| *c)
+            .collect();
         for cid in meant {
             self.retry(cid, now);
         }
@@ -463,7 +461,8 @@ impl Tracker {
         }
         let is_low = self.queue.len() * 2 < self.config.batch;
         if is_low && let Some(after) = self.draw.ask(now) {
-            self.outputs.push_back(Output::Draw(after, self.config.batch));
+            self.outputs
+                .push_back(Output::Draw(after, self.config.batch));
         }
     }
 

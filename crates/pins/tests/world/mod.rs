@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
 use gemba_pins::{
-    Add, Cid, DesiredSet, Input, Kind, Operation, Output, Outlook, Phase, PinError, Progress,
+    Add, Cid, DesiredSet, Input, Kind, Operation, Outlook, Output, Phase, PinError, Progress,
     Source, Status, Target, Ticket, Time, Tracker, TrackerConfig,
 };
 use gemba_testkit::{Rng, dag::fake_cid};
@@ -156,7 +156,9 @@ impl World {
                     assert!(self.walks.insert(ticket, walking).is_none());
                 }
                 Output::Stop(ticket) => assert!(self.walks.remove(&ticket).is_some()),
-                Output::Complete(ticket, id) => self.records.push_back(Record::Complete(ticket, id)),
+                Output::Complete(ticket, id) => {
+                    self.records.push_back(Record::Complete(ticket, id))
+                }
                 Output::Remove(ticket) => self.records.push_back(Record::Remove(ticket)),
                 Output::Draw(after, n) => self.records.push_back(Record::Draw(after, n)),
                 Output::Changed(_) => {}

@@ -91,7 +91,10 @@ fn report_text(report: &Report) -> String {
     for (count, what) in [
         (report.named, "named"),
         (report.widened, "made recursive"),
-        (report.labels_dropped, "without the label of a followed name"),
+        (
+            report.labels_dropped,
+            "without the label of a followed name",
+        ),
     ] {
         if count > 0 {
             line.push_str(&format!(", {count} {what}"));
@@ -146,6 +149,8 @@ impl Source {
             let mut list = Writer::new(out)?;
             return kubo_pins::read(url, &mut |cid, kind, name| list.pin(cid, kind, name));
         }
-        std::io::copy(&mut self.open()?, out).map(drop).map_err(io_fail)
+        std::io::copy(&mut self.open()?, out)
+            .map(drop)
+            .map_err(io_fail)
     }
 }

@@ -128,8 +128,11 @@ pub(super) fn recover(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
 
 fn required(context: &Context) -> Result<Daemon, Fail> {
     context.daemon()?.ok_or_else(|| {
-        Fail::new(Code::NoDaemon, "no daemon runs, so nothing is being done about pins")
-            .hint("start one with `gemba daemon`; `gemba pin rm` gives a pin up without one")
+        Fail::new(
+            Code::NoDaemon,
+            "no daemon runs, so nothing is being done about pins",
+        )
+        .hint("start one with `gemba daemon`; `gemba pin rm` gives a pin up without one")
     })
 }
 
@@ -149,7 +152,13 @@ pub(super) fn update(
                 timeout_s: context.timeout.map(|limit| limit.as_secs_f64()),
             };
             let path = format!("/v1/pins/{old}/update");
-            follow(context, daemon, "updating", (Method::POST, &path), Some(&request))?
+            follow(
+                context,
+                daemon,
+                "updating",
+                (Method::POST, &path),
+                Some(&request),
+            )?
         }
         None => update_here(context, old, new, (name, keep))?,
     };

@@ -262,9 +262,7 @@ impl Follows {
     /// Releases the pins of follows that no row needs any more.
     fn release(&self, pins: &mut Pins, now: Duration) {
         let needed = follows::needed(self.open.values().map(|open| &open.follow));
-        let labelled = pins
-            .rows()
-            .and_then(|rows| rows.named_like(follows::LABEL));
+        let labelled = pins.rows().and_then(|rows| rows.named_like(follows::LABEL));
         let labelled = labelled.unwrap_or_else(|fail| {
             tracing::error!(error = %fail, "the pins of follows could not be read; what none needs stays for now");
             Vec::new()

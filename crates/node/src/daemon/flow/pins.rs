@@ -132,13 +132,7 @@ impl Pins {
         }
     }
 
-    fn want(
-        &mut self,
-        edit: PinEdit,
-        cid: Cid,
-        reply: Reply<Result<View, Fail>>,
-        now: Duration,
-    ) {
+    fn want(&mut self, edit: PinEdit, cid: Cid, reply: Reply<Result<View, Fail>>, now: Duration) {
         self.tell(Input::Pin(cid), now);
         self.edit(vec![edit], After::Pinned(reply), now);
     }
@@ -172,9 +166,13 @@ impl Pins {
         if op == Some(OpKind::Pin) {
             match self.rows().and_then(|rows| rows.get(&cid)) {
                 Ok(Some(pin)) if pin.lacks => {
-                    let cause = format!("{cid} was whole and lacks a block that is fetched again; to cancel that would give it up");
-                    return drop(reply.send(Err(Fail::new(Code::Conflict, cause)
-                        .hint(format!("`gemba pin rm {cid}` gives it up")))));
+                    let cause = format!(
+                        "{cid} was whole and lacks a block that is fetched again; to cancel that would give it up"
+                    );
+                    return drop(
+                        reply.send(Err(Fail::new(Code::Conflict, cause)
+                            .hint(format!("`gemba pin rm {cid}` gives it up")))),
+                    );
                 }
                 Ok(_) => {}
                 Err(fail) => return drop(reply.send(Err(fail))),
@@ -366,7 +364,9 @@ impl Pins {
             After::Listed(reply, count) => {
                 let outcomes: Vec<_> = (0..count).map(|_| next()).collect();
                 for edited in outcomes.iter().flatten() {
-                    if edited.before.as_ref().map(|pin| pin.id) != edited.after.as_ref().map(|pin| pin.id) {
+                    if edited.before.as_ref().map(|pin| pin.id)
+                        != edited.after.as_ref().map(|pin| pin.id)
+                    {
                         let _view = self.on_edited(edited, false, now);
                     }
                 }
@@ -548,7 +548,11 @@ impl Pins {
     }
 
     fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) {
-        let under_way: Vec<Cid> = self.fetches.values().map(|(ticket, _)| ticket.cid).collect();
+        let under_way: Vec<Cid> = self
+            .fetches
+            .values()
+            .map(|(ticket, _)| ticket.cid)
+            .collect();
         let leave = ctx
             .disk
             .leave(ticket.cid, |cid| under_way.contains(cid), ctx.now);
@@ -782,7 +786,9 @@ impl Pins {
 
     /// Pins by state.
     pub fn counts(&self) -> PinCounts {
-        let lengths = self.rows().and_then(|rows| Ok((rows.len()?, rows.open_len()?)));
+        let lengths = self
+            .rows()
+            .and_then(|rows| Ok((rows.len()?, rows.open_len()?)));
         let (all, open) = lengths.unwrap_or_else(|fail| {
             tracing::error!(error = %fail, "the pins could not be counted");
             (0, 0)
