@@ -120,7 +120,8 @@ fn s1_7_a_cancel_ends_what_is_being_done_and_leaves_nothing() {
         assert!(node.lines(&["pin", "ops"]).is_empty() && node.lines(&["pin", "ls"]).is_empty());
         node.fails(&["pin", "status", &root], 3);
         // Nothing is asked for any more.
-        assert_eq!(metric(&node, "gemba_exchange_sessions"), 0.0);
+        let why = node.json(&["why", &root]);
+        assert_eq!((&why["wanted"], &why["pin"]), (&json!(false), &Value::Null));
     }
     // The caller who waits is told.
     let mut waiting = node

@@ -11,7 +11,7 @@ mod walk;
 
 pub use cid::Cid;
 pub use config::WalkConfig;
-pub use desired::{Add, Change, DesiredSet, Edit, Kind, Name, Pin};
+pub use desired::{Add, Change, DesiredSet, Edit, Kind, Name, Pin, Size};
 pub use error::{MissingCause, NameError, PinError, RecordError, StaleChange, WalkError};
 pub use format::{RECORD_VERSION, decode_key, decode_record, encode_key, encode_record};
 pub use tracker::{

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, Query, Request, State as Extract};
 use axum::response::Response;
 use axum::{Extension, Json};
-use gemba_pins::{Kind, Pin};
+use gemba_pins::{Kind, Pin, Size};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -67,18 +67,18 @@ fn list_pins(state: &State, of: &Listed, lines: &Lines) -> Result<(), Fail> {
 
 fn tell_page(state: &State, page: &[Pin], lines: &Lines) -> Result<(), Fail> {
     let roots: Vec<cid::Cid> = page.iter().map(|pin| pin.cid).collect();
-    let known = state
+    let ops = state
         .handle
-        .ask_blocking(|reply| Command::Known(roots, reply))?;
+        .ask_blocking(|reply| Command::OpsOf(roots, reply))?;
     let now = state.handle.ask_blocking(Command::DesiredSet)??;
-    for (pin, known) in page.iter().zip(&known) {
+    for (pin, op) in page.iter().zip(&ops) {
         // What was not whole and has no operation may have become whole, or may have been released, since the page was read.
-        let newer = match &known.op {
+        let newer = match op {
             None if !pin.complete => now.get(&pin.cid)?,
             _ => Some(pin.clone()),
         };
         if let Some(pin) = newer {
-            lines.send(&told(&pin, known))?;
+            lines.send(&told(&pin, op.as_ref()))?;
         }
     }
     Ok(())
@@ -90,29 +90,26 @@ pub(super) async fn status(
 ) -> Result<Json<PinStatus>, Fail> {
     let cid = parse_cid(&cid)?;
     // What is being done first: what ends after that is whole, or not there, in the record that is read then.
-    let known = state
+    let ops = state
         .handle
-        .ask(|reply| Command::Known(vec![cid], reply))
+        .ask(|reply| Command::OpsOf(vec![cid], reply))
         .await?;
-    let known = known.into_iter().next().unwrap_or_default();
+    let op = ops.into_iter().next().flatten();
     let rows = state.handle.ask(Command::DesiredSet).await??;
     let read = tokio::task::spawn_blocking(move || rows.get(&cid)).await;
     let pin = read.map_err(|e| Fail::new(Code::Failure, e))??;
-    let mut status = told(&pin.ok_or_else(|| not_pinned(&cid))?, &known);
-    if status.status == "pinned" && status.blocks_done == 0 {
-        // Made whole by an earlier process: its blocks are counted now.
-        count(&state, cid, &mut status).await?;
+    let pin = pin.ok_or_else(|| not_pinned(&cid))?;
+    let mut status = told(&pin, op.as_ref());
+    if status.status == "pinned" && pin.size.is_none() {
+        // Nobody has counted it yet: what is added is whole from the first moment, and older programs wrote no size.
+        count(&state, &pin, &mut status).await?;
     }
     Ok(Json(status))
 }
 
 /// Counts the blocks of a pin that is said to be whole. If it is not any more, it is fetched again.
-async fn count(state: &Arc<State>, cid: cid::Cid, status: &mut PinStatus) -> Result<(), Fail> {
-    let kind = if status.kind == Kind::Direct.as_str() {
-        Kind::Direct
-    } else {
-        Kind::Recursive
-    };
+async fn count(state: &Arc<State>, pin: &Pin, status: &mut PinStatus) -> Result<(), Fail> {
+    let (cid, kind) = (pin.cid, pin.kind);
     let thread = state.thread().await?;
     let counting = Arc::clone(state);
     let counted = tokio::task::spawn_blocking(move || {
@@ -133,7 +130,18 @@ async fn count(state: &Arc<State>, cid: cid::Cid, status: &mut PinStatus) -> Res
             "{} of its blocks are missing or damaged on disk; they are fetched again",
             presence.missing.len()
         ));
+        return Ok(());
     }
+    let size = Size {
+        blocks: presence.progress.blocks_done,
+        bytes: presence.progress.bytes_done,
+    };
+    state
+        .handle
+        .ask(|reply| Command::Measured(cid, pin.id, size, reply))
+        .await?
+        // Unpinned meanwhile, or not written: it is counted again when somebody asks.
+        .unwrap_or_else(|fail| tracing::debug!(%cid, error = %fail, "a size was not recorded"));
     Ok(())
 }
 

@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cid::Cid;
 use gemba_block::{Block, codec};
-use gemba_pins::{Add, Edit, Kind, MissingCause, Name, Pin, Progress, State, Walk, WalkConfig};
+use gemba_pins::{
+    Add, Edit, Kind, MissingCause, Name, Pin, Progress, Size, State, Walk, WalkConfig,
+};
 use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
@@ -118,7 +120,12 @@ fn links_into(walk: &mut Walk, block: &Block, size: u64) -> Result<(), Fail> {
 ///
 /// # Errors
 /// [`Code::Conflict`] if it contradicts a pin that is there; the disk's.
-pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> Result<Pin, Fail> {
+pub fn record_whole(
+    meta: &Meta,
+    (root, kind): (Cid, Kind),
+    name: Option<Name>,
+    size: Option<Size>,
+) -> Result<Pin, Fail> {
     // One transaction: the pin is never seen as wanted and not whole.
     let add = Add {
         cid: root,
@@ -126,7 +133,7 @@ pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> R
         name,
         now_ms: now_ms(),
     };
-    let edited = meta.edit_one(PinEdit::Whole(add))?;
+    let edited = meta.edit_one(PinEdit::Whole(add, size))?;
     edited
         .after
         .ok_or_else(|| Fail::internal("the pin vanished while it was written"))
@@ -152,7 +159,12 @@ pub fn add(
     if !presence.is_whole() {
         return Err(missing_fail(&root, &presence));
     }
-    Ok((record_whole(meta, root, kind, name)?, presence.progress))
+    let size = Size {
+        blocks: presence.progress.blocks_done,
+        bytes: presence.progress.bytes_done,
+    };
+    let pin = record_whole(meta, (root, kind), name, Some(size))?;
+    Ok((pin, presence.progress))
 }
 
 fn missing_fail(root: &Cid, presence: &Presence) -> Fail {

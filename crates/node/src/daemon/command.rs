@@ -7,7 +7,7 @@ use multiaddr::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Wait, ending};
-use super::flow::pins::{Known, View};
+use super::flow::pins::View;
 use crate::api::types::{Connected, Id, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits};
 use crate::error::Fail;
 use crate::meta::{Edited, PinRows};
@@ -70,8 +70,10 @@ pub enum Command {
         Option<Cid>,
         Reply<(Vec<gemba_pins::Operation>, std::time::Duration)>,
     ),
-    /// What is known of these roots beside their records.
-    Known(Vec<Cid>, Reply<Vec<Known>>),
+    /// A pin that is whole was counted.
+    Measured(Cid, u64, gemba_pins::Size, Reply<Result<(), Fail>>),
+    /// What is being done about these roots.
+    OpsOf(Vec<Cid>, Reply<Vec<Option<gemba_pins::Operation>>>),
     /// Blocks of these pins are gone: they are not whole any more and are made whole again.
     Struck(Vec<Cid>, Reply<()>),
     /// As [`Command::Struck`], by a scrub, which has deleted every damaged block.

@@ -804,9 +804,14 @@ impl Node {
                 let ops = self.pins.ops(after.as_ref(), PAGE);
                 let _gone = reply.send((ops, self.now()));
             }
-            Command::Known(cids, reply) => {
-                let known = cids.iter().map(|cid| self.pins.known(cid));
-                let _gone = reply.send(known.collect());
+            Command::Measured(cid, id, size, reply) => {
+                let now = self.now();
+                let edit = PinEdit::Measured(cid, id, size);
+                self.pins.change(edit, reply, now);
+            }
+            Command::OpsOf(cids, reply) => {
+                let ops = cids.iter().map(|cid| self.pins.op(cid).cloned());
+                let _gone = reply.send(ops.collect());
             }
             Command::Struck(roots, reply) => {
                 let now = self.now();

@@ -6,7 +6,8 @@
 
 use cid::Cid;
 use gemba_pins::{
-    Add, Change, DesiredSet, Edit, Kind, Name, Pin, PinError, decode_key, decode_record, encode_key,
+    Add, Change, DesiredSet, Edit, Kind, Name, Pin, PinError, Size, decode_key, decode_record,
+    encode_key,
 };
 use redb::{
     ReadOnlyTable, ReadableTable as _, ReadableTableMetadata as _, TableDefinition, TableError,
@@ -57,7 +58,9 @@ pub enum PinEdit {
     /// From a list: what is there stays as it is, or becomes more.
     Listed(Add),
     /// Somebody's own wish for what is known to be whole.
-    Whole(Add),
+    Whole(Add, Option<Size>),
+    /// A pin that is whole was counted.
+    Measured(Cid, u64, Size),
     /// Somebody's own wish is taken back. With the label of a follow that needs it, it stays under that.
     Release(Cid, Option<String>),
     /// The first is released, if the second is whole.
@@ -377,8 +380,9 @@ impl<'t> Tables<'t> {
         for step in steps {
             let step = match step {
                 Step::Edit(edit) => edit,
-                Step::Complete => Edit::Complete {
+                Step::Complete(size) => Edit::Complete {
                     id: after.as_ref().map_or(0, |pin| pin.id),
+                    size,
                 },
             };
             match self.plan(cid, step, after.as_ref()) {
@@ -419,10 +423,18 @@ impl<'t> Tables<'t> {
         Ok(Ok(match edit {
             PinEdit::Plain(cid, edit) => (*cid, vec![Step::Edit(edit.clone())]),
             PinEdit::Own(add) => (add.cid, self.own(add)?),
-            PinEdit::Whole(add) => {
+            PinEdit::Whole(add, size) => {
                 let mut steps = self.own(add)?;
-                steps.push(Step::Complete);
+                steps.push(Step::Complete(*size));
                 (add.cid, steps)
+            }
+            PinEdit::Measured(cid, id, size) => {
+                let pin = self.get(cid)?;
+                let (id, size) = (*id, Some(*size));
+                // Struck out meanwhile it stays so.
+                let is_meant = pin.is_some_and(|pin| pin.complete && pin.id == id);
+                let complete = Step::Edit(Edit::Complete { id, size });
+                (*cid, is_meant.then_some(complete).into_iter().collect())
             }
             PinEdit::Followed(add) => {
                 let is_there = self.get(&add.cid)?.is_some();
@@ -555,7 +567,7 @@ impl<'t> Tables<'t> {
 enum Step {
     Edit(Edit),
     /// Whatever id it has by then.
-    Complete,
+    Complete(Option<Size>),
 }
 
 impl Step {
@@ -655,7 +667,7 @@ mod tests {
         .unwrap();
         check(&meta);
         let edited = meta
-            .edit_one(PinEdit::Whole(add("a", Kind::Recursive, Some("b"))))
+            .edit_one(PinEdit::Whole(add("a", Kind::Recursive, Some("b")), None))
             .unwrap();
         assert!(edited.after.unwrap().complete && !edited.before.unwrap().complete);
         check(&meta);
@@ -675,6 +687,26 @@ mod tests {
     }
 
     #[test]
+    fn a_count_that_comes_late_makes_nothing_whole() {
+        let (_dir, meta) = meta();
+        let whole = PinEdit::Whole(add("a", Kind::Recursive, None), None);
+        let id = meta.edit_one(whole).unwrap().after.unwrap().id;
+        let size = Size {
+            blocks: 1,
+            bytes: 1,
+        };
+        let measured = PinEdit::Measured(cid("a"), id, size);
+        let counted = meta.edit_one(measured.clone()).unwrap().after.unwrap();
+        assert_eq!((counted.size, counted.complete), (Some(size), true));
+        meta.edit_one(PinEdit::Plain(cid("a"), Edit::Incomplete))
+            .unwrap();
+        let late = meta.edit_one(measured).unwrap().after.unwrap();
+        assert!(!late.complete && late.size.is_none());
+        let unknown = PinEdit::Measured(cid("b"), id, size);
+        assert!(meta.edit_one(unknown).unwrap().after.is_none());
+    }
+
+    #[test]
     fn ids_are_never_given_twice_whatever_was_removed() {
         let (dir, meta) = meta();
         let own = PinEdit::Own(add("a", Kind::Recursive, None));
@@ -688,7 +720,7 @@ mod tests {
     #[test]
     fn what_comes_from_a_list_takes_nothing_away() {
         let (_dir, meta) = meta();
-        let whole = PinEdit::Whole(add("a", Kind::Recursive, Some("mine")));
+        let whole = PinEdit::Whole(add("a", Kind::Recursive, Some("mine")), None);
         meta.edit_one(whole).unwrap();
         let kept = meta.edit_one(PinEdit::Listed(add("a", Kind::Direct, Some("theirs"))));
         let kept = kept.unwrap();
@@ -706,7 +738,7 @@ mod tests {
     #[test]
     fn the_old_one_is_released_only_when_the_new_one_is_whole() {
         let (_dir, meta) = meta();
-        meta.edit_one(PinEdit::Whole(add("old", Kind::Recursive, None)))
+        meta.edit_one(PinEdit::Whole(add("old", Kind::Recursive, None), None))
             .unwrap();
         let wish = meta
             .edit_one(PinEdit::Own(add("new", Kind::Recursive, None)))
@@ -716,8 +748,11 @@ mod tests {
         assert_eq!(refused.code, Code::Conflict);
         assert!(meta.pins().unwrap().get(&cid("old")).unwrap().is_some());
         let id = wish.after.unwrap().id;
-        meta.edit_one(PinEdit::Plain(cid("new"), Edit::Complete { id }))
-            .unwrap();
+        meta.edit_one(PinEdit::Plain(
+            cid("new"),
+            Edit::Complete { id, size: None },
+        ))
+        .unwrap();
         meta.edit_one(replace).unwrap();
         assert!(meta.pins().unwrap().get(&cid("old")).unwrap().is_none());
     }

@@ -12,7 +12,7 @@ use cid::Cid;
 use gemba_exchange::SessionOptions;
 use gemba_pins::{
     Add, Edit, Input, Kind, Name, OpId, OpKind, Operation, Outlook, Output, Phase, Pin, Progress,
-    Status, Target, Ticket, TrackError, Tracker, TrackerConfig,
+    Size, Status, Target, Ticket, TrackError, Tracker, TrackerConfig,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -29,8 +29,6 @@ use crate::meta::{Edited, Meta, PinEdit, PinRows};
 const EDITS: usize = 4096;
 /// Edits of one transaction.
 const BATCH: usize = 512;
-/// Pins made whole in this process whose size is remembered.
-const FINISHED: usize = 4096;
 /// A wait that is longer than this is told to whoever follows the operation.
 const PATIENT: Duration = Duration::from_secs(3);
 /// Pins in error that `status` names one by one; the others are in its count.
@@ -58,15 +56,6 @@ enum After {
     Struck(usize, Option<Reply<()>>),
 }
 
-/// What the loop knows of a pin beside its record.
-#[derive(Clone, Debug, Default)]
-pub struct Known {
-    /// What is being done.
-    pub op: Option<Operation>,
-    /// How large it was found to be, if it was made whole by this process.
-    pub size: Option<Progress>,
-}
-
 /// See the module's text.
 pub struct Pins {
     meta: Arc<Meta>,
@@ -80,7 +69,6 @@ pub struct Pins {
     edits: VecDeque<(Vec<PinEdit>, After)>,
     draw: Option<(Option<Cid>, usize)>,
     persisting: bool,
-    finished: BTreeMap<Cid, (u64, Progress)>,
     visited_key: [u8; 16],
 }
 
@@ -97,7 +85,6 @@ impl Pins {
             edits: VecDeque::new(),
             draw: None,
             persisting: false,
-            finished: BTreeMap::new(),
             visited_key,
         }
     }
@@ -389,31 +376,21 @@ impl Pins {
     fn on_edited(&mut self, edited: &Edited, recent: bool, now: Duration) -> Option<View> {
         let Some(pin) = &edited.after else {
             self.tell(Input::Gone(edited.cid), now);
-            self.finished.remove(&edited.cid);
             return None;
         };
         if pin.complete {
             if let Some(view) = self.views.get(&pin.cid) {
                 view.send_modify(|view| view.name = name_of(pin));
             }
-            let size = self.finished.get(&pin.cid).map(|(_, size)| *size);
-            return Some(watch::channel(told(pin, &Known { op: None, size })).1);
+            return Some(watch::channel(told(pin, None)).1);
         }
-        self.finished.remove(&pin.cid);
         self.wanted(pin, recent, now);
         Some(self.view_of(pin))
     }
 
     fn on_completed(&mut self, ticket: Ticket, outcome: Result<Edited, Fail>, now: Duration) {
         match outcome {
-            Ok(edited) => {
-                let op = self.tracker.operation(&ticket.cid);
-                if let (Some(op), Some(pin)) = (op.filter(|op| op.ticket == ticket), edited.after) {
-                    let progress = op.progress;
-                    self.remember(pin.cid, pin.id, progress);
-                }
-                self.tell(Input::Recorded(ticket, Ok(())), now);
-            }
+            Ok(_) => self.tell(Input::Recorded(ticket, Ok(())), now),
             // It was unpinned or widened meanwhile: whoever did that has told the tracker.
             Err(fail) if matches!(fail.code, Code::NotFound | Code::Conflict) => {
                 let is_current = |op: &Operation| op.ticket == ticket;
@@ -433,7 +410,6 @@ impl Pins {
         }
         match done {
             Ok(()) => {
-                self.finished.remove(&ticket.cid);
                 self.tell(Input::Recorded(ticket, Ok(())), now);
             }
             Err(fail) if fail.code == Code::NotFound => {
@@ -446,17 +422,9 @@ impl Pins {
         }
     }
 
-    fn remember(&mut self, cid: Cid, id: u64, size: Progress) {
-        if self.finished.len() >= FINISHED {
-            self.finished.pop_first();
-        }
-        self.finished.insert(cid, (id, size));
-    }
-
     /// Follows a pin that is wanted and not whole.
     fn view_of(&mut self, pin: &Pin) -> View {
-        let known = self.known(&pin.cid);
-        let now = told(pin, &known);
+        let now = told(pin, self.op(&pin.cid));
         let view = self.views.entry(pin.cid);
         let view = view.or_insert_with(|| watch::channel(now.clone()).0);
         view.send_modify(|view| *view = now);
@@ -472,7 +440,7 @@ impl Pins {
         match pin {
             None => Err(crate::meta::pin_fail(gemba_pins::PinError::NotPinned(*cid))),
             Some(pin) if pin.complete && self.tracker.operation(cid).is_none() => {
-                Ok(watch::channel(told(&pin, &self.known(cid))).1)
+                Ok(watch::channel(told(&pin, None)).1)
             }
             Some(pin) => Ok(self.view_of(&pin)),
         }
@@ -527,7 +495,9 @@ impl Pins {
                     }
                 }
                 Output::Complete(ticket, id) => {
-                    let edit = PinEdit::Plain(ticket.cid, Edit::Complete { id });
+                    let op = self.tracker.operation(&ticket.cid);
+                    let size = op.map(|op| size(&op.progress));
+                    let edit = PinEdit::Plain(ticket.cid, Edit::Complete { id, size });
                     self.edit(vec![edit], After::Completed(ticket), ctx.now);
                 }
                 Output::Remove(ticket) => {
@@ -736,18 +706,15 @@ impl Pins {
         self.meta.pins()
     }
 
-    /// What is known of a root beside its record.
-    pub fn known(&self, cid: &Cid) -> Known {
-        Known {
-            op: self.tracker.operation(cid).cloned(),
-            size: self.finished.get(cid).map(|(_, size)| *size),
-        }
+    /// What is being done about a root.
+    pub fn op(&self, cid: &Cid) -> Option<&Operation> {
+        self.tracker.operation(cid)
     }
 
     /// One pin; `None` if it is not wanted, or if the disk does not tell.
     pub fn status(&self, cid: &Cid) -> Option<PinStatus> {
         let pin = self.rows().and_then(|rows| rows.get(cid)).ok()??;
-        Some(told(&pin, &self.known(cid)))
+        Some(told(&pin, self.op(cid)))
     }
 
     /// Operations behind this one, at most so many.
@@ -816,24 +783,22 @@ impl Pins {
 }
 
 /// A pin as it is told: by what is being done about it, else by its record.
-pub fn told(pin: &Pin, known: &Known) -> PinStatus {
+pub fn told(pin: &Pin, op: Option<&Operation>) -> PinStatus {
     let mut status = PinStatus {
         cid: pin.cid.to_string(),
-        status: Status::of(Some(pin), known.op.as_ref()).as_str().to_owned(),
+        status: Status::of(Some(pin), op).as_str().to_owned(),
         kind: pin.kind.as_str().to_owned(),
         name: name_of(pin),
-        blocks_done: 0,
-        bytes_done: 0,
+        blocks_done: pin.size.map_or(0, |size| size.blocks),
+        bytes_done: pin.size.map_or(0, |size| size.bytes),
         blocks_fetched: 0,
         bytes_fetched: 0,
         blocks_pending: 0,
         attempts: 0,
         cause: None,
     };
-    if let Some(op) = &known.op {
+    if let Some(op) = op {
         fill(&mut status, op);
-    } else if let Some(size) = known.size.filter(|_| pin.complete) {
-        measure(&mut status, &size);
     }
     status
 }
@@ -846,15 +811,19 @@ fn fill(status: &mut PinStatus, op: &Operation) {
     status.status = op.status().as_str().to_owned();
     status.attempts = op.attempts;
     status.cause.clone_from(&op.cause);
-    measure(status, &op.progress);
-}
-
-fn measure(status: &mut PinStatus, progress: &Progress) {
+    let progress = &op.progress;
     status.blocks_done = progress.blocks_done;
     status.bytes_done = progress.bytes_done;
     status.blocks_fetched = progress.blocks_fetched;
     status.bytes_fetched = progress.bytes_fetched;
     status.blocks_pending = progress.pending;
+}
+
+fn size(progress: &Progress) -> Size {
+    Size {
+        blocks: progress.blocks_done,
+        bytes: progress.bytes_done,
+    }
 }
 
 /// What keeps a walk that stands still.
