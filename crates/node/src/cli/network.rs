@@ -161,7 +161,8 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
     let repo = context.repo(Access::Read)?;
     let store = repo.store()?;
     let stat = store.stat();
-    let pins = repo.meta()?.pins()?;
+    let meta = repo.meta()?;
+    let pins = meta.pins()?;
     let (all, open) = (pins.len()?, pins.open_len()?);
     let network = repo.network(false);
     Ok(Status {

@@ -255,8 +255,9 @@ fn remove(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
 
 fn list(context: &Context, name: Option<&str>, quiet: bool) -> Result<(), Fail> {
     let Some(daemon) = context.daemon()? else {
-        let pins = context.repo(Access::Read)?.meta()?.pins()?;
-        let mut one = |pin: &Pin| {
+        let meta = context.repo(Access::Read)?.meta()?;
+        let pins = meta.pins()?;
+        let one = |pin: &Pin| {
             let status = if pin.complete { "pinned" } else { "pin_queued" };
             let own = pin.name.as_ref().map(|name| name.as_str());
             let root = pin.cid.to_string();

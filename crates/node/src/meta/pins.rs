@@ -33,7 +33,7 @@ const PAGE: usize = 1024;
 
 type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// The pins as they are at one moment, whatever is written meanwhile.
+/// The pins as they are at one moment, whatever is written meanwhile. Nothing is read when the [`Meta`] they are from is gone.
 pub struct PinRows(From);
 
 enum From {
@@ -66,6 +66,9 @@ pub enum PinEdit {
     /// The first is released, if the second is whole.
     Replace(Cid, Cid, Option<String>),
 }
+
+/// The root and what is to be done to its record, or why it cannot be.
+type Planned = Result<(Cid, Vec<Step>), Fail>;
 
 /// What an edit came to.
 #[derive(Clone, Debug)]
@@ -418,8 +421,7 @@ impl<'t> Tables<'t> {
     }
 
     /// What an edit means for the pin as it is.
-    #[allow(clippy::type_complexity)]
-    fn steps(&self, edit: &PinEdit) -> Result<Result<(Cid, Vec<Step>), Fail>, Fail> {
+    fn steps(&self, edit: &PinEdit) -> Result<Planned, Fail> {
         Ok(Ok(match edit {
             PinEdit::Plain(cid, edit) => (*cid, vec![Step::Edit(edit.clone())]),
             PinEdit::Own(add) => (add.cid, self.own(add)?),

@@ -30,7 +30,8 @@ pub(super) fn export(context: &Context, output: Option<&Path>) -> Result<(), Fai
             .await
         }),
         None => {
-            let pins = context.repo(Access::Read)?.meta()?.pins()?;
+            let meta = context.repo(Access::Read)?.meta()?;
+            let pins = meta.pins()?;
             written(output, &mut |out| pin_list::export(&pins, out).map(drop))
         }
     }

@@ -251,7 +251,8 @@ impl Pins {
         if self.edits.len() >= EDITS && !is_own {
             let fail = Fail::new(Code::Conflict, "too many pin changes wait for the disk")
                 .hint("try again in a moment");
-            return self.follow_up(after, &mut vec![Err(fail)].into_iter(), now);
+            let mut refused = std::iter::repeat_with(|| Err(fail.clone()));
+            return self.follow_up(after, &mut refused, now);
         }
         self.edits.push_back((edits, after));
         self.persist_next();
@@ -375,7 +376,9 @@ impl Pins {
     /// A record is durable: work for it begins, and whoever follows it is told.
     fn on_edited(&mut self, edited: &Edited, recent: bool, now: Duration) -> Option<View> {
         let Some(pin) = &edited.after else {
-            self.tell(Input::Gone(edited.cid), now);
+            if edited.before.is_some() {
+                self.tell(Input::Gone(edited.cid), now);
+            }
             return None;
         };
         if pin.complete {
@@ -549,9 +552,9 @@ impl Pins {
     fn on_ended(&mut self, op: &Operation) {
         let cid = op.ticket.cid;
         if let Some(waiting) = self.removals.remove(&op.ticket.op) {
+            // It went by another way before the disk came to this one.
             for reply in waiting {
-                let fail = Fail::new(Code::Conflict, format!("{cid} was pinned again meanwhile"));
-                let _gone = reply.send(Err(fail));
+                let _gone = reply.send(Ok(()));
             }
         }
         let is_done = op.phase == Phase::Done;
