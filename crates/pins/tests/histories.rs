@@ -45,7 +45,7 @@ fn is_linearisable(calls: &[Call]) -> bool {
         if !failed.insert((done, is_in)) {
             return false;
         }
-        let sure = open().filter(|(_, call)| is_sure(call));
+        let sure = open().filter(|(_, call)| is_sure(*call));
         let first = sure
             .filter_map(|(_, call)| call.answered)
             .map(|(at, _)| at)
@@ -290,6 +290,9 @@ fn p8_a_hundred_thousand_cancels_leave_nothing() {
         world.pin(0, root);
         for _ in 0..rng.below(5) {
             world.step(&mut rng);
+        }
+        while world.backlog() > 20 {
+            world.persist(&mut rng);
         }
         if world.tracker.handle(Input::Cancel(root), world.now).is_ok() {
             cancelled += 1;

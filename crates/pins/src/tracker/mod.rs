@@ -197,6 +197,8 @@ pub struct Tracker {
 struct Entry {
     op: Operation,
     place: Option<Place>,
+    /// It stood still and gave its turn to another.
+    yielded: bool,
     outlook: Option<Outlook>,
 }
 
@@ -237,8 +239,11 @@ impl Tracker {
     /// When to call [`expire`](Self::expire) next.
     pub fn deadline(&self) -> Option<Time> {
         let stalls = self.walks.iter().filter_map(|cid| self.stalls_at(cid));
-        let yields = self.walks.iter().filter_map(|cid| self.yields_at(cid));
+        // Of interest only to those who wait for their turn.
+        let waiting = self.walks.iter().filter(|_| self.queue.len() > 0);
+        let yields = waiting.filter_map(|cid| self.next_yield(cid));
         let waits = self.waits.first().map(|(at, _)| *at);
+        let waits = waits.filter(|at| *at < Time::MAX);
         let all = [waits, self.held, self.draw.deadline()];
         all.into_iter().flatten().chain(stalls).chain(yields).min()
     }
@@ -258,6 +263,12 @@ impl Tracker {
         }
         if self.held.is_some_and(|until| until <= now) {
             self.held = None;
+        }
+        for cid in &self.walks {
+            let yields = self.yields_at(cid).is_some_and(|at| at <= now);
+            if let Some(entry) = self.ops.get_mut(cid) {
+                entry.yielded |= yields;
+            }
         }
         self.fill(now);
     }

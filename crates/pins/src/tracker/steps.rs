@@ -138,6 +138,7 @@ impl Tracker {
             entry.op.cause = None;
             entry.op.lacks = None;
             entry.outlook = None;
+            entry.yielded = false;
         }
         entry.op.progress = progress;
     }
@@ -302,6 +303,7 @@ impl Tracker {
         let entry = Entry {
             op,
             place: None,
+            yielded: false,
             outlook: None,
         };
         self.ops.insert(target.cid, entry);
@@ -359,7 +361,7 @@ impl Tracker {
         entry.op.moved = now;
         entry.outlook = None;
         self.walks.remove(&cid);
-        // Those that only somebody can recover are the last to give way to nobody: they wait at the end of time.
+        // One that only somebody can recover waits at the end of time.
         self.waits.insert((again.unwrap_or(Time::MAX), cid));
         self.counts.failed += 1;
         if was_walking {
@@ -471,6 +473,7 @@ impl Tracker {
             return;
         };
         entry.place = None;
+        entry.yielded = false;
         entry.op.step(Move::Start);
         entry.op.attempts = entry.op.attempts.saturating_add(1);
         entry.op.cause = None;
@@ -492,16 +495,20 @@ impl Tracker {
         if self.walks.len() >= self.config.walks_standing {
             return false;
         }
-        let moves = |cid: &&Cid| self.yields_at(cid).is_some();
-        let stands = |cid: &Cid| self.yields_at(cid).is_some_and(|at| at <= now);
-        let moving = self.walks.iter().filter(moves).filter(|cid| !stands(cid));
-        moving.count() < self.config.walks
+        let moves = |cid: &&Cid| self.yields_at(cid).is_some_and(|at| at > now);
+        self.walks.iter().filter(moves).count() < self.config.walks
     }
 
     /// When a walk that does not move gives its turn to another.
     pub(super) fn yields_at(&self, cid: &Cid) -> Option<Time> {
         let entry = self.ops.get(cid)?;
         Some(entry.op.moved.saturating_add(self.config.patience))
+    }
+
+    /// The same, if it has not done so yet.
+    pub(super) fn next_yield(&self, cid: &Cid) -> Option<Time> {
+        let has_yielded = self.ops.get(cid)?.yielded;
+        self.yields_at(cid).filter(|_| !has_yielded)
     }
 
     /// When a walk that does not move ends.
