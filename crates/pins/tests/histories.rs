@@ -3,7 +3,7 @@
 
 mod world;
 
-use gemba_pins::{Cid, Input, Status, TrackerConfig};
+use gemba_pins::{Cid, Input, Phase, Status, TrackerConfig};
 use gemba_testkit::{Rng, check, sim_scale};
 use std::collections::{BTreeMap, BTreeSet};
 use world::{Answer, World, cid, second};
@@ -33,7 +33,7 @@ fn is_linearisable(calls: &[Call]) -> bool {
             calls
                 .iter()
                 .enumerate()
-                .filter(move |(n, _)| done & (1 << n) == 0)
+                .filter(move |(n, _)| done & (1_u64 << n) == 0)
         };
         let is_sure = |call: &Call| {
             call.answered
@@ -62,7 +62,7 @@ fn is_linearisable(calls: &[Call]) -> bool {
                 (What::Unpin, _) => Some(false),
                 (What::Read(told), _) => (told == is_in).then_some(is_in),
             };
-            next.is_some_and(|next| search(calls, done | (1 << n), next, failed))
+            next.is_some_and(|next| search(calls, done | (1_u64 << n), next, failed))
         })
     }
     search(calls, 0, false, &mut BTreeSet::new())
@@ -278,6 +278,24 @@ fn s1_10_ten_thousand_random_wishes_and_restarts_leave_no_drift() {
         assert_eq!(world.status(&cid(n)), expected);
     }
     assert!(world.is_silent());
+}
+
+/// In memory is what is not over, and nothing else.
+#[test]
+fn s1_5_operations_are_in_memory_until_they_are_over() {
+    check!(sim_scale(400), |rng| {
+        let mut world = World::new(TrackerConfig::default());
+        for n in 0..50 {
+            world.pin(n, cid(rng.below(20)));
+            for _ in 0..rng.below(10) {
+                world.step(rng);
+                let mut ops = world.tracker.operations();
+                assert!(ops.all(|op| op.phase != Phase::Done));
+            }
+        }
+        assert!(world.settle(rng, second(10_000)));
+        assert!(world.tracker.is_empty() && world.is_silent());
+    });
 }
 
 #[test]
