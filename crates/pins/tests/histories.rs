@@ -323,3 +323,29 @@ fn p8_a_hundred_thousand_cancels_leave_nothing() {
     assert!(world.settle(&mut rng, second(10_000)));
     assert!(world.is_silent());
 }
+
+/// The corpus of the fuzz target, and mutations of it.
+#[test]
+fn pins_script_corpus() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/pins_script");
+    let mut seeds = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let seed = std::fs::read(entry.unwrap().path()).unwrap();
+        seeds += 1;
+        gemba_pins::fuzz::script(&seed);
+        check!(sim_scale(4_000), |rng| {
+            let mut bytes = seed.clone();
+            for _ in 0..=rng.below(40) {
+                let at = rng.index(bytes.len() + 1);
+                let byte = rng.next_u64() as u8;
+                match rng.below(3) {
+                    0 if at < bytes.len() => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    _ => bytes.extend([byte, rng.next_u64() as u8]),
+                }
+            }
+            gemba_pins::fuzz::script(&bytes);
+        });
+    }
+    assert!(seeds >= 3);
+}
