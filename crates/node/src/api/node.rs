@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::extract::{Path, State as Extract};
 use axum::response::Response;
 use axum::{Extension, Json};
-use tokio::time::Instant;
 
 use super::State;
 use super::answer::{self, Lines, typed};

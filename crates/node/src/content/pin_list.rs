@@ -150,15 +150,16 @@ pub fn import(
 ) -> Result<Report, Fail> {
     let mut report = Report::default();
     let outcome = read_all(source, &mut report, take);
-    outcome.map_err(|stop| match stop {
-        Stop::Fail(fail) => fail,
-        Stop::List(error) => {
+    match outcome {
+        Ok(()) => Ok(report),
+        Err(Stop::Fail(fail)) => Err(fail),
+        Err(Stop::List(error)) => {
             let before = report.added + report.kept + report.named + report.widened;
-            Fail::new(Code::Usage, error).hint(format!(
+            Err(Fail::new(Code::Usage, error).hint(format!(
                 "the {before} pins of the lines before it were taken; put the line right and import the list once more, which takes nothing away"
-            ))
+            )))
         }
-    })
+    }
 }
 
 enum Stop {

@@ -82,7 +82,8 @@ impl TrackerConfig {
         self
     }
 
-    /// No block for so long, and nobody who could be asked has it: the try ends. Default 15 s.
+    /// No block for so long, and nobody who could be asked has it: the try ends. Where others wait for their turn, after
+    /// [`patience`](Self::patience) already. Default 15 s.
     #[must_use]
     pub fn denied_stall(mut self, time: Time) -> Self {
         self.denied_stall = time;

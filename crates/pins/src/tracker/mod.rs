@@ -197,6 +197,8 @@ pub struct Tracker {
 struct Entry {
     op: Operation,
     place: Option<Place>,
+    /// Blocks of this try.
+    walked: u64,
     /// It stood still and gave its turn to another.
     yielded: bool,
     outlook: Option<Outlook>,

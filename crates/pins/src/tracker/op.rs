@@ -122,6 +122,8 @@ pub struct Operation {
     pub progress: Progress,
     /// Somebody asked for it in person.
     pub recent: bool,
+    /// It failed for no fault of its own: nothing can be begun, or stored.
+    pub rests: bool,
 }
 
 impl Operation {

@@ -133,7 +133,8 @@ impl Tracker {
         let Some(entry) = self.walking(ticket) else {
             return;
         };
-        if progress.blocks_done > entry.op.progress.blocks_done {
+        if progress.blocks_done > entry.walked {
+            entry.walked = progress.blocks_done;
             entry.op.moved = now;
             entry.op.cause = None;
             entry.op.lacks = None;
@@ -187,7 +188,10 @@ impl Tracker {
         let told = self.waits.len();
         let again = now.saturating_add(self.config.rest);
         match cause {
-            Some(cause) => self.fail(ticket.cid, cause, None, Some(again), now),
+            Some(cause) => {
+                entry.op.rests = true;
+                self.fail(ticket.cid, cause, None, Some(again), now);
+            }
             None => {
                 self.walks.remove(&ticket.cid);
                 self.enqueue(ticket.cid, Move::PutBack, now);
@@ -204,6 +208,7 @@ impl Tracker {
         for cid in std::mem::take(&mut self.walks) {
             if let Some(entry) = self.ops.get_mut(&cid) {
                 entry.op.attempts -= 1;
+                entry.op.rests = true;
                 self.fail(cid, cause.to_owned(), None, Some(again), now);
             }
         }
@@ -299,10 +304,12 @@ impl Tracker {
             lacks: None,
             progress: Progress::default(),
             recent,
+            rests: false,
         };
         let entry = Entry {
             op,
             place: None,
+            walked: 0,
             yielded: false,
             outlook: None,
         };
@@ -478,7 +485,8 @@ impl Tracker {
         entry.op.attempts = entry.op.attempts.saturating_add(1);
         entry.op.cause = None;
         entry.op.lacks = None;
-        entry.op.progress = Progress::default();
+        entry.op.rests = false;
+        entry.walked = 0;
         entry.op.moved = now;
         let target = Target {
             cid,
@@ -515,6 +523,8 @@ impl Tracker {
     pub(super) fn stalls_at(&self, cid: &Cid) -> Option<Time> {
         let entry = self.ops.get(cid)?;
         let patience = match entry.outlook {
+            // It keeps nobody waiting for what nobody has.
+            Some(Outlook::Denied) if self.queue.len() > 0 => self.config.patience,
             Some(Outlook::Denied) => self.config.denied_stall,
             Some(Outlook::Silent) => self.config.stall,
             Some(Outlook::Busy) | None => self.config.busy_stall,

@@ -603,7 +603,7 @@ impl Pins {
     fn log(&self, cid: &Cid) {
         if let Some(op) = self.tracker.operation(cid)
             && op.phase == Phase::Failed
-            && op.attempts > 0
+            && !op.rests
         {
             let cause = op.cause.as_deref().unwrap_or_default();
             tracing::warn!(%cid, %cause, attempts = op.attempts, "an operation does not advance; it is tried again");
@@ -738,7 +738,7 @@ impl Pins {
     /// Pins that ended with a cause of their own, for `status`.
     pub fn troubles(&self, now: Duration) -> Vec<Trouble> {
         // The disk is named once in `status`, not once a pin.
-        let own = self.failed().filter(|op| op.attempts > 0);
+        let own = self.failed().filter(|op| !op.rests);
         let told = own.filter_map(|op| {
             Some(Trouble {
                 address: op.ticket.cid.to_string(),
