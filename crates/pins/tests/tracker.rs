@@ -108,7 +108,7 @@ fn s1_4_there_is_no_word_without_an_operation_or_a_record() {
     word(&tracker);
     let missing: Vec<_> = Status::ALL
         .iter()
-        .filter(|status| !seen.contains(status))
+        .filter(|status| !seen.contains(*status))
         .collect();
     // A removal never waits for its turn.
     assert_eq!(missing, [&Status::UnpinQueued]);
@@ -358,7 +358,7 @@ fn what_somebody_waits_for_goes_first_but_the_others_do_not_starve() {
     let recent: BTreeSet<_> = (0..100).map(cid).collect();
     let first = order[1..101]
         .iter()
-        .filter(|root| recent.contains(root))
+        .filter(|root| recent.contains(*root))
         .count();
     assert!((70..=80).contains(&first), "{first} of the first hundred");
 }
