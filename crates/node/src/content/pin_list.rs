@@ -17,7 +17,7 @@ const FORM: u32 = 1;
 /// Longest line, in bytes: a name of 255 bytes takes at most 1,530 in JSON.
 const LINE: usize = 4096;
 /// Pins that are handed on at once.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 
 /// The first line.
 #[derive(Serialize, Deserialize)]

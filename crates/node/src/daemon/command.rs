@@ -59,7 +59,7 @@ pub enum Command {
     Cancel(Cid, Reply<Result<(), Fail>>),
     /// Release the first of two pins, if the second is whole.
     Replace(Cid, Cid, Reply<Result<(), Fail>>),
-    /// Want what a list names, as far as it is not wanted; at most some hundred.
+    /// Want what a list names, as far as it is not wanted; at most about a thousand.
     Import(Vec<gemba_pins::Add>, Reply<Vec<Result<Edited, Fail>>>),
     /// Try again what failed: one, or all. How many operations that are.
     Recover(Option<Cid>, Reply<Result<u64, Fail>>),

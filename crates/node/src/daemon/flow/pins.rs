@@ -453,7 +453,7 @@ impl Pins {
 
     /// Begins, feeds and ends walks, until there is nothing more to do now. True: call again at once.
     pub fn settle(&mut self, ctx: &mut Ctx<'_>) -> bool {
-        self.carry_out(ctx);
+        let _fed_below = self.carry_out(ctx);
         let mut busy = false;
         let mut facts = Vec::new();
         for (ticket, fetch) in self.fetches.values_mut() {
@@ -483,15 +483,17 @@ impl Pins {
         for cid in moved {
             self.show(&cid);
         }
-        self.carry_out(ctx);
-        busy
+        // What begins now is fed at once.
+        let begun = self.carry_out(ctx);
+        busy || begun
     }
 
-    /// What the tracker says.
-    fn carry_out(&mut self, ctx: &mut Ctx<'_>) {
+    /// What the tracker says. True: a walk began.
+    fn carry_out(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let mut begun = false;
         while let Some(output) = self.tracker.poll() {
             match output {
-                Output::Start(ticket, target) => self.start(ticket, &target, ctx),
+                Output::Start(ticket, target) => begun |= self.start(ticket, &target, ctx),
                 Output::Stop(ticket) => {
                     if let Some((_, fetch)) = self.fetches.remove(&ticket.op) {
                         ctx.exchange.close_session(fetch.session);
@@ -518,9 +520,10 @@ impl Pins {
                 Output::Ended(op) => self.on_ended(&op),
             }
         }
+        begun
     }
 
-    fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) {
+    fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) -> bool {
         let under_way: Vec<Cid> = self
             .fetches
             .values()
@@ -531,12 +534,14 @@ impl Pins {
             .leave(ticket.cid, |cid| under_way.contains(cid), ctx.now);
         if leave == Leave::Wait {
             let cause = ctx.disk.words();
-            return self.tell(Input::NotNow(ticket, cause), ctx.now);
+            self.tell(Input::NotNow(ticket, cause), ctx.now);
+            return false;
         }
         let options = SessionOptions::default().with_root(ticket.cid);
         // Refused only while readers hold all sessions.
         let Ok(session) = ctx.exchange.open_session(options) else {
-            return self.tell(Input::NotNow(ticket, None), ctx.now);
+            self.tell(Input::NotNow(ticket, None), ctx.now);
+            return false;
         };
         let window = if leave == Leave::Try {
             TRIAL_WINDOW
@@ -546,6 +551,7 @@ impl Pins {
         let (id, key) = (FetchId(ticket.op.0), self.visited_key);
         let fetch = Fetch::start(id, ticket.cid, target.reach, session, key, window, ctx.now);
         self.fetches.insert(ticket.op, (ticket, fetch));
+        true
     }
 
     /// Its last word goes to whoever follows it.
@@ -665,7 +671,7 @@ impl Pins {
     pub fn on_disk_refused(&mut self, ctx: &mut Ctx<'_>) {
         if let Some(cause) = ctx.disk.words() {
             self.tell(Input::Rest(cause), ctx.now);
-            self.carry_out(ctx);
+            let _begun = self.carry_out(ctx);
         }
     }
 
