@@ -341,30 +341,31 @@ impl Pins {
         };
         match after {
             After::Pinned(reply) => {
-                let view = next().map(|edited| self.on_edited(&edited, true, now));
-                let view = view.and_then(|view| view.ok_or_else(|| Fail::internal("no pin")));
+                let view = next().and_then(|edited| {
+                    self.on_edited(&edited, true, now);
+                    let pin = edited.after;
+                    pin.map(|pin| self.view_of(&pin))
+                        .ok_or_else(|| Fail::internal("a pin without a record"))
+                });
                 let _gone = reply.send(view);
             }
             After::Changed(reply) => {
-                let done = next().map(|edited| drop(self.on_edited(&edited, false, now)));
+                let done = next().map(|edited| self.on_edited(&edited, false, now));
                 let _gone = reply.send(done);
             }
             After::Listed(reply, count) => {
                 let outcomes: Vec<_> = (0..count).map(|_| next()).collect();
                 for edited in outcomes.iter().flatten() {
-                    if edited.before.as_ref().map(|pin| pin.id)
-                        != edited.after.as_ref().map(|pin| pin.id)
-                    {
-                        let _view = self.on_edited(edited, false, now);
-                    }
+                    self.on_edited(edited, false, now);
                 }
                 let _gone = reply.send(outcomes);
             }
             After::Completed(ticket) => self.on_completed(ticket, next(), now),
             After::Removed(ticket) => self.on_removed(ticket, next(), now),
             After::Struck(count, reply) => {
-                for edited in (0..count).filter_map(|_| next().ok()).collect::<Vec<_>>() {
-                    let _view = self.on_edited(&edited, false, now);
+                let struck: Vec<_> = (0..count).filter_map(|_| next().ok()).collect();
+                for edited in &struck {
+                    self.on_edited(edited, false, now);
                 }
                 if let Some(reply) = reply {
                     let _gone = reply.send(());
@@ -373,22 +374,18 @@ impl Pins {
         }
     }
 
-    /// A record is durable: work for it begins, and whoever follows it is told.
-    fn on_edited(&mut self, edited: &Edited, recent: bool, now: Duration) -> Option<View> {
-        let Some(pin) = &edited.after else {
-            if edited.before.is_some() {
-                self.tell(Input::Gone(edited.cid), now);
+    /// A record is durable: work for it begins.
+    fn on_edited(&mut self, edited: &Edited, recent: bool, now: Duration) {
+        match &edited.after {
+            Some(pin) => {
+                if let Some(view) = self.views.get(&pin.cid) {
+                    view.send_modify(|view| view.name = name_of(pin));
+                }
+                self.wanted(pin, recent, now);
             }
-            return None;
-        };
-        if pin.complete {
-            if let Some(view) = self.views.get(&pin.cid) {
-                view.send_modify(|view| view.name = name_of(pin));
-            }
-            return Some(watch::channel(told(pin, None)).1);
+            None if edited.before.is_some() => self.tell(Input::Gone(edited.cid), now),
+            None => {}
         }
-        self.wanted(pin, recent, now);
-        Some(self.view_of(pin))
     }
 
     fn on_completed(&mut self, ticket: Ticket, outcome: Result<Edited, Fail>, now: Duration) {
@@ -425,12 +422,16 @@ impl Pins {
         }
     }
 
-    /// Follows a pin that is wanted and not whole.
+    /// Follows a pin. One that is whole and needs nothing stays as it is told now.
     fn view_of(&mut self, pin: &Pin) -> View {
-        let now = told(pin, self.op(&pin.cid));
+        let op = self.op(&pin.cid);
+        let (told, is_over) = (told(pin, op), pin.complete && op.is_none());
+        if is_over {
+            return watch::channel(told).1;
+        }
         let view = self.views.entry(pin.cid);
-        let view = view.or_insert_with(|| watch::channel(now.clone()).0);
-        view.send_modify(|view| *view = now);
+        let view = view.or_insert_with(|| watch::channel(told.clone()).0);
+        view.send_modify(|view| *view = told);
         view.subscribe()
     }
 
@@ -439,12 +440,8 @@ impl Pins {
     /// # Errors
     /// [`Code::NotFound`]; the disk's.
     pub fn watch(&mut self, cid: &Cid) -> Result<View, Fail> {
-        let pin = self.rows()?.get(cid)?;
-        match pin {
+        match self.rows()?.get(cid)? {
             None => Err(crate::meta::pin_fail(gemba_pins::PinError::NotPinned(*cid))),
-            Some(pin) if pin.complete && self.tracker.operation(cid).is_none() => {
-                Ok(watch::channel(told(&pin, None)).1)
-            }
             Some(pin) => Ok(self.view_of(&pin)),
         }
     }
