@@ -181,12 +181,11 @@ impl Tracker {
     }
 
     fn on_not_now(&mut self, ticket: Ticket, cause: Option<String>, now: Time) {
-        let told = self.waits.len();
+        let (told, again) = (self.waits.len(), now.saturating_add(self.config.rest));
         let Some(entry) = self.walking(ticket) else {
             return;
         };
         entry.op.attempts -= 1;
-        let again = now.saturating_add(self.config.rest);
         match cause {
             Some(cause) => {
                 entry.op.rests = true;
