@@ -18,8 +18,6 @@ use crate::error::{Code, Fail};
 type Node = Extract<Arc<State>>;
 type OfCall = Extension<Arc<Call>>;
 
-/// Progress lines come no faster than this.
-const PROGRESS: Duration = Duration::from_millis(100);
 /// Between two pings of one request.
 const PING_PAUSE: Duration = Duration::from_millis(200);
 /// Pings of one request at most.

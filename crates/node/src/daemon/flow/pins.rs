@@ -187,7 +187,8 @@ impl Pins {
     /// Pins that miss a block are not whole any more; they are made whole again from the swarm.
     pub fn strike_out(&mut self, roots: Vec<Cid>, reply: Reply<()>, now: Duration) {
         if roots.is_empty() {
-            return drop(reply.send(()));
+            let _gone = reply.send(());
+            return;
         }
         let mut edits: Vec<PinEdit> = roots
             .into_iter()
