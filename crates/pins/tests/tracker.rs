@@ -344,8 +344,12 @@ fn what_somebody_waits_for_goes_first_but_the_others_do_not_starve() {
         tracker.handle(wanted(n, true), second(0)).unwrap();
     }
     let mut order = Vec::new();
-    while let Some(op) = tracker.operations().find(|op| op.phase == Phase::Running) {
-        let ticket = op.ticket;
+    let running = |tracker: &Tracker| {
+        let mut ops = tracker.operations();
+        ops.find(|op| op.phase == Phase::Running)
+            .map(|op| op.ticket)
+    };
+    while let Some(ticket) = running(&tracker) {
         order.push(ticket.cid);
         tracker
             .handle(Input::Whole(ticket, Progress::default()), second(0))
