@@ -474,16 +474,21 @@ impl Pins {
                 }
             }
         }
+        self.tell_all(facts, ctx.now);
+        // What begins now is fed at once.
+        let begun = self.carry_out(ctx);
+        busy || begun
+    }
+
+    /// Facts of walks, and what whoever follows these sees of them.
+    fn tell_all(&mut self, facts: Vec<Input>, now: Duration) {
         let moved: Vec<Cid> = facts.iter().filter_map(concerned).collect();
         for fact in facts {
-            self.tell(fact, ctx.now);
+            self.tell(fact, now);
         }
         for cid in moved {
             self.show(&cid);
         }
-        // What begins now is fed at once.
-        let begun = self.carry_out(ctx);
-        busy || begun
     }
 
     /// What the tracker says. True: a walk began.
@@ -629,9 +634,7 @@ impl Pins {
                 lacks: fetch.lacks(),
             });
         }
-        for fact in facts {
-            self.tell(fact, ctx.now);
-        }
+        self.tell_all(facts, ctx.now);
         self.tracker.expire(ctx.now);
         // Whoever followed them is gone.
         self.views.retain(|_, view| view.receiver_count() > 0);
