@@ -68,6 +68,16 @@ impl Daemon {
             .output()
             .unwrap();
         assert!(init.status.success(), "{init:?}");
+        Self::again(binary, home, name)
+    }
+
+    /// Starts a daemon on a repository that is there.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn again(binary: &Path, home: &Path, name: &str) -> Self {
+        let repo = home.join(name);
         let mut child = Command::new(binary)
             .args(["--repo", repo.to_str().unwrap(), "daemon", "--no-mdns"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0", "--api", "127.0.0.1:0"])

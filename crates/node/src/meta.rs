@@ -5,11 +5,12 @@
 //! redb trusts its file: where bytes were changed by a disk or a person it may panic instead of failing. Every call into it is marked
 //! (`marked`), so that the program can end with the cause and the way out ([`fail_of_panic`]) instead of a stack trace.
 
+mod pins;
+
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use gemba_pins::{Change, DesiredSet};
 use gemba_store::ScrubPoint;
 use redb::backends::InMemoryBackend;
 use redb::{
@@ -19,6 +20,8 @@ use redb::{
 
 use crate::error::{Code, Fail};
 use crate::repo::Access;
+
+pub use pins::{Edited, PinEdit, PinRows, pin_fail};
 
 const FILE: &str = "meta.redb";
 const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins");
@@ -88,7 +91,12 @@ pub struct Meta {
 
 enum Db {
     /// `None` after a failed write: redb takes no more of them then, so the file is opened anew for the next one.
-    Write(Mutex<Option<Database>>),
+    Write {
+        /// Behind an `Arc`, so that nobody who begins to read waits for a write to end.
+        held: Mutex<Option<Arc<Database>>>,
+        /// One writer at a time: when a write failed, nobody else has the old database.
+        writing: Mutex<()>,
+    },
     Read(ReadOnlyDatabase),
     /// A reader's copy, repaired in memory: the file is the business of the next writer.
     Copy(Database),
@@ -112,7 +120,13 @@ impl Meta {
             db: Db::write(builder().create(&path).map_err(|e| broken(&path, e))?),
             path,
         };
-        meta.write(|_| Ok(()))?;
+        meta.transact(|transaction| {
+            transaction
+                .open_table(PINS)
+                .map(drop)
+                .map_err(|e| meta.fail(e))
+        })?;
+        meta.list_pins()?;
         crate::files::sync_parent(&meta.path)
     }
 
@@ -124,66 +138,11 @@ impl Meta {
     pub fn open(dir: &Path, access: Access) -> Result<Self, Fail> {
         let path = dir.join(FILE);
         let db = marked(&path, || open_db(&path, access))?;
-        Ok(Self { path, db })
-    }
-
-    /// All pins.
-    ///
-    /// # Errors
-    /// A record that cannot be read; nothing is skipped, for a pin that is overlooked is a pin whose blocks are collected.
-    pub fn pins(&self) -> Result<DesiredSet, Fail> {
-        marked(&self.path, || self.read_pins())
-    }
-
-    fn read_pins(&self) -> Result<DesiredSet, Fail> {
-        let table = match self.begin_read()?.open_table(PINS) {
-            Ok(table) => table,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(DesiredSet::new()),
-            Err(e) => return Err(self.fail(e)),
-        };
-        let mut failed = None;
-        let rows = table
-            .iter()
-            .map_err(|e| self.fail(e))?
-            .map_while(|row| match row {
-                Ok((key, value)) => Some((key.value().to_vec(), value.value().to_vec())),
-                Err(e) => {
-                    failed = Some(self.fail(e));
-                    None
-                }
-            });
-        let set = DesiredSet::load(rows);
-        match failed {
-            Some(fail) => Err(fail),
-            None => set.map_err(|e| record_fail(&self.path, &e)),
+        let meta = Self { path, db };
+        if access == Access::Write {
+            meta.list_pins()?;
         }
-    }
-
-    /// Writes a planned change. It is durable when this returns; apply it to the set in memory then, not before.
-    ///
-    /// # Errors
-    /// The disk refuses, or the database was opened to read.
-    pub fn apply(&self, change: &Change) -> Result<(), Fail> {
-        self.apply_all(std::slice::from_ref(change))
-    }
-
-    /// Writes several changes in one transaction.
-    ///
-    /// # Errors
-    /// As [`Meta::apply`]; none of them is there then.
-    pub fn apply_all(&self, changes: &[Change]) -> Result<(), Fail> {
-        self.write(|table| {
-            for change in changes {
-                match change.record() {
-                    Some(record) => table
-                        .insert(change.key().as_slice(), record.as_slice())
-                        .map(drop),
-                    None => table.remove(change.key().as_slice()).map(drop),
-                }
-                .map_err(|e| self.fail(e))?;
-            }
-            Ok(())
-        })
+        Ok(meta)
     }
 
     /// All rows of a table: key and value.
@@ -303,34 +262,26 @@ impl Meta {
         })
     }
 
-    fn write(
-        &self,
-        edit: impl FnOnce(&mut redb::Table<'_, &[u8], &[u8]>) -> Result<(), Fail>,
-    ) -> Result<(), Fail> {
-        self.transact(|transaction| {
-            edit(&mut transaction.open_table(PINS).map_err(|e| self.fail(e))?)
-        })
-    }
-
     /// All of `edit` or nothing of it, durable when it returns.
-    fn transact(
+    fn transact<T>(
         &self,
-        edit: impl FnOnce(&redb::WriteTransaction) -> Result<(), Fail>,
-    ) -> Result<(), Fail> {
-        let Db::Write(db) = &self.db else {
+        edit: impl FnOnce(&redb::WriteTransaction) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
+        let Db::Write { held, writing } = &self.db else {
             return Err(Fail::new(Code::Failure, "the metadata was opened to read"));
         };
         marked(&self.path, || {
-            let mut held = db.lock().unwrap_or_else(PoisonError::into_inner);
-            let written = self.opened(&mut held).and_then(|db| {
+            let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = self.opened(held).and_then(|db| {
                 let mut transaction = db.begin_write().map_err(|e| self.fail(e))?;
                 transaction.set_two_phase_commit(true);
                 transaction.set_quick_repair(true);
-                edit(&transaction)?;
-                transaction.commit().map_err(|e| self.fail(e))
+                let outcome = edit(&transaction)?;
+                transaction.commit().map_err(|e| self.fail(e))?;
+                Ok(outcome)
             });
             if written.is_err() {
-                *held = None;
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
             written
         })
@@ -339,10 +290,7 @@ impl Meta {
     /// Only inside of [`marked`].
     fn begin_read(&self) -> Result<redb::ReadTransaction, Fail> {
         match &self.db {
-            Db::Write(db) => {
-                let mut held = db.lock().unwrap_or_else(PoisonError::into_inner);
-                self.opened(&mut held)?.begin_read()
-            }
+            Db::Write { held, .. } => self.opened(held)?.begin_read(),
             Db::Copy(db) => db.begin_read(),
             Db::Read(db) => db.begin_read(),
             Db::Closed => return Err(Fail::internal("the metadata is closed")),
@@ -351,14 +299,15 @@ impl Meta {
     }
 
     /// The database, opened anew if the last write failed.
-    fn opened<'d>(&self, held: &'d mut Option<Database>) -> Result<&'d Database, Fail> {
-        let db = match held.take() {
-            Some(db) => db,
-            None => builder()
-                .open(&self.path)
-                .map_err(|e| broken(&self.path, e))?,
-        };
-        Ok(held.insert(db))
+    fn opened(&self, held: &Mutex<Option<Arc<Database>>>) -> Result<Arc<Database>, Fail> {
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(db) = held.as_ref() {
+            return Ok(Arc::clone(db));
+        }
+        let opened = builder().open(&self.path);
+        let db = Arc::new(opened.map_err(|e| broken(&self.path, e))?);
+        *held = Some(Arc::clone(&db));
+        Ok(db)
     }
 
     fn fail(&self, error: impl Into<redb::Error>) -> Fail {
@@ -368,7 +317,10 @@ impl Meta {
 
 impl Db {
     fn write(db: Database) -> Self {
-        Self::Write(Mutex::new(Some(db)))
+        Self::Write {
+            held: Mutex::new(Some(Arc::new(db))),
+            writing: Mutex::default(),
+        }
     }
 }
 
@@ -510,20 +462,21 @@ mod tests {
     use super::*;
     use gemba_pins::{Add, Kind};
 
-    fn add(set: &mut DesiredSet, meta: &Meta, content: &'static str) -> cid::Cid {
+    fn add(meta: &Meta, content: &'static str) -> cid::Cid {
         let cid = *gemba_block::Block::raw(content).unwrap().cid();
-        let change = set
-            .add(Add {
-                cid,
-                kind: Kind::Recursive,
-                name: None,
-                now_ms: 5,
-            })
-            .unwrap()
-            .unwrap();
-        meta.apply(&change).unwrap();
-        set.apply(change).unwrap();
+        let add = Add {
+            cid,
+            kind: Kind::Recursive,
+            name: None,
+            now_ms: 5,
+        };
+        meta.edit_one(PinEdit::Own(add)).unwrap();
         cid
+    }
+
+    fn roots(meta: &Meta) -> Vec<cid::Cid> {
+        let pins = meta.pins().unwrap();
+        pins.iter().map(|pin| pin.unwrap().cid).collect()
     }
 
     #[test]
@@ -531,24 +484,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Meta::create(dir.path()).unwrap();
         let meta = Meta::open(dir.path(), Access::Write).unwrap();
-        let mut set = meta.pins().unwrap();
-        let (a, b) = (add(&mut set, &meta, "a"), add(&mut set, &meta, "b"));
-        let gone = set.remove(&b).unwrap();
-        meta.apply(&gone).unwrap();
+        let (a, b) = (add(&meta, "a"), add(&meta, "b"));
+        let gone = PinEdit::Release(b, None);
+        meta.edit_one(gone.clone()).unwrap();
         drop(meta);
         let one = Meta::open(dir.path(), Access::Read).unwrap();
         let two = Meta::open(dir.path(), Access::Read).unwrap();
         for meta in [&one, &two] {
-            assert_eq!(
-                meta.pins()
-                    .unwrap()
-                    .iter()
-                    .map(|pin| pin.cid)
-                    .collect::<Vec<_>>(),
-                [a]
-            );
+            assert_eq!(roots(meta), [a]);
         }
-        assert_eq!(one.apply(&gone).unwrap_err().code, Code::Failure);
+        assert_eq!(one.edit_one(gone).unwrap_err().code, Code::Failure);
     }
 
     #[test]
@@ -588,14 +533,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Meta::create(dir.path()).unwrap();
         let meta = Meta::open(dir.path(), Access::Write).unwrap();
-        let mut set = meta.pins().unwrap();
-        let pinned = add(&mut set, &meta, "a");
+        let pinned = add(&meta, "a");
         let after = tempfile::tempdir().unwrap();
         std::fs::copy(dir.path().join(FILE), after.path().join(FILE)).unwrap();
         drop(meta);
         for access in [Access::Read, Access::Write] {
-            let set = Meta::open(after.path(), access).unwrap().pins().unwrap();
-            assert_eq!(set.iter().map(|pin| pin.cid).collect::<Vec<_>>(), [pinned]);
+            assert_eq!(roots(&Meta::open(after.path(), access).unwrap()), [pinned]);
         }
     }
 }

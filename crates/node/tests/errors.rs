@@ -125,6 +125,7 @@ fn s0_58_each_fault_has_its_own_text_and_stands_in_the_catalogue() {
         full,
         messages,
         names,
+        pins,
         constructed,
     ];
     let said: Vec<Said> = std::thread::scope(|scope| {
@@ -308,6 +309,32 @@ fn a_pattern_fits_only_its_own_texts() {
     assert!(fits("… has no entry …", "bafy has no entry \"x\""));
     assert!(fits("plain", "plain") && !fits("plain", "plainer"));
     assert!(fits("ends with …", "ends with ä") && !fits("ends with …", "ends with "));
+}
+
+fn pins(said: &mut Scene) {
+    const OTHER: &str = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+    let node = Node::new();
+    said.command("pin-no-daemon", &node, &["pin", "cancel", OTHER]);
+    for (fault, list) in [
+        ("pin-list-header", "{}\n"),
+        ("pin-list-newer", "{\"gemba_pins\":2}\n"),
+        (
+            "pin-list-line",
+            "{\"gemba_pins\":1}\n{\"cid\":\"x\",\"kind\":\"direct\",\"since_ms\":0}\n",
+        ),
+    ] {
+        node.write("list", list);
+        said.command(fault, &node, &["pin", "import", "list"]);
+    }
+    said.command("kubo-address", &node, &["pin", "import", "--kubo", "kubo"]);
+    // Nothing listens on a port that was just given back.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    said.command("kubo-silent", &node, &["pin", "import", "--kubo", &url]);
+    let daemon = Daemon::start(&node, &[]);
+    said.command("pin-no-operation", &node, &["pin", "cancel", OTHER]);
+    drop(daemon);
 }
 
 fn names(said: &mut Scene) {

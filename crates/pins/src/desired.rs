@@ -31,6 +31,17 @@ pub struct Pin {
     pub id: u64,
     /// Wall clock at the time of adding, in milliseconds since 1970: for display, never for order.
     pub since_ms: u64,
+    /// How large it was found to be when it became complete, if that was told: so nobody has to walk it again to know.
+    pub size: Option<Size>,
+}
+
+/// What a complete pin holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Distinct blocks.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How far a pin reaches.
@@ -70,6 +81,8 @@ pub enum Edit {
     Complete {
         /// The pin the work was started for.
         id: u64,
+        /// How large it is, if that was counted.
+        size: Option<Size>,
     },
     /// A block of it is no longer there, or is damaged.
     Incomplete,
@@ -145,7 +158,7 @@ impl DesiredSet {
     /// # Errors
     /// [`PinError::NotPinned`] and [`PinError::Superseded`]: the pin was removed or replaced meanwhile, and the result is void.
     pub fn complete(&mut self, cid: &Cid, id: u64) -> Result<Option<Change>, PinError> {
-        self.plan(*cid, Edit::Complete { id })
+        self.plan(*cid, Edit::Complete { id, size: None })
     }
 
     /// Plans to strike out completeness, because a block was found damaged or was removed by force. `None`: it was not complete.
@@ -258,7 +271,7 @@ impl Edit {
                 there()?;
                 None
             }
-            Self::Complete { id } => {
+            Self::Complete { id, size } => {
                 let pin = there()?;
                 if pin.id != id {
                     return Err(PinError::Superseded {
@@ -270,6 +283,7 @@ impl Edit {
                 Some(Pin {
                     complete: true,
                     lacks: false,
+                    size: size.or(pin.size),
                     ..pin.clone()
                 })
             }
@@ -277,6 +291,7 @@ impl Edit {
                 let pin = there()?;
                 Some(Pin {
                     complete: false,
+                    size: None,
                     lacks: pin.complete || pin.lacks,
                     ..pin.clone()
                 })
@@ -301,6 +316,7 @@ fn added(cid: Cid, add: Add, current: Option<&Pin>, fresh_id: u64) -> Result<Pin
             lacks: false,
             id: fresh_id,
             since_ms: add.now_ms,
+            size: None,
         });
     };
     let name = add.name.or_else(|| pin.name.clone());
@@ -314,6 +330,7 @@ fn added(cid: Cid, add: Add, current: Option<&Pin>, fresh_id: u64) -> Result<Pin
             lacks: false,
             id: fresh_id,
             since_ms: add.now_ms,
+            size: None,
         }),
         (Kind::Recursive, Kind::Recursive) | (Kind::Direct, Kind::Direct) => Ok(Pin {
             name,

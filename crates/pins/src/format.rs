@@ -1,25 +1,28 @@
 //! The persisted record of one pin (`specs/pins.md`).
 //!
-//! The key is the root's CID in binary. The value, version 1:
+//! The key is the root's CID in binary. The value, version 1, and version 2 where the size is known:
 //!
 //! | field | bytes |
 //! |---|---|
-//! | version | 1 byte, `01` |
+//! | version | 1 byte, `01` or `02` |
 //! | flags | 1 byte: bit 0 direct, bit 1 complete, bit 2 was complete and lacks a block since, the others 0 |
 //! | id | unsigned LEB128, shortest form |
 //! | since | unsigned LEB128, shortest form: milliseconds since 1970 |
+//! | size | version 2 alone: blocks, then bytes, each unsigned LEB128 in its shortest form |
 //! | name | 1 byte length, 0 for none, then UTF-8 |
 //!
 //! One value has one encoding (PIN-4), so records compare as bytes.
 
 use crate::{
-    desired::{Kind, Name, Pin},
+    desired::{Kind, Name, Pin, Size},
     error::RecordError,
 };
 use cid::Cid;
 
-/// The version this program writes, and the newest it reads.
-pub const RECORD_VERSION: u8 = 1;
+/// The newest version this program writes and reads.
+pub const RECORD_VERSION: u8 = 2;
+/// The version of a record without a size.
+const UNSIZED: u8 = 1;
 
 const FLAG_DIRECT: u8 = 1;
 const FLAG_COMPLETE: u8 = 2;
@@ -45,7 +48,7 @@ pub fn decode_key(key: &[u8]) -> Result<Cid, RecordError> {
 /// The value of the record of a pin.
 pub fn encode_record(pin: &Pin) -> Vec<u8> {
     let name = pin.name.as_ref().map_or("", Name::as_str);
-    let mut out = Vec::with_capacity(2 + 10 + 10 + 1 + name.len());
+    let mut out = Vec::with_capacity(2 + 4 * 10 + 1 + name.len());
     let direct = if pin.kind == Kind::Direct {
         FLAG_DIRECT
     } else {
@@ -57,9 +60,19 @@ pub fn encode_record(pin: &Pin) -> Vec<u8> {
     } else {
         0
     };
-    out.extend([RECORD_VERSION, direct | complete | lacks]);
+    let size = pin.size.filter(|_| pin.complete);
+    let version = if size.is_some() {
+        RECORD_VERSION
+    } else {
+        UNSIZED
+    };
+    out.extend([version, direct | complete | lacks]);
     put_varint(&mut out, pin.id);
     put_varint(&mut out, pin.since_ms);
+    if let Some(size) = size {
+        put_varint(&mut out, size.blocks);
+        put_varint(&mut out, size.bytes);
+    }
     out.push(u8::try_from(name.len()).expect("a Name has at most 255 bytes"));
     out.extend(name.as_bytes());
     out
@@ -71,11 +84,11 @@ pub fn encode_record(pin: &Pin) -> Vec<u8> {
 /// [`RecordError`]; a newer version is told apart from damage.
 pub fn decode_record(cid: Cid, value: &[u8]) -> Result<Pin, RecordError> {
     let mut input = value;
-    match take_byte(&mut input, "version")? {
+    let version = match take_byte(&mut input, "version")? {
         0 => return Err(RecordError::Invalid("version")),
-        RECORD_VERSION => {}
+        version @ UNSIZED..=RECORD_VERSION => version,
         found => return Err(RecordError::Newer { found }),
-    }
+    };
     let flags = take_byte(&mut input, "flags")?;
     let both = FLAG_COMPLETE | FLAG_LACKS;
     if flags & !(FLAG_DIRECT | both) != 0 || flags & both == both {
@@ -83,6 +96,14 @@ pub fn decode_record(cid: Cid, value: &[u8]) -> Result<Pin, RecordError> {
     }
     let id = take_varint(&mut input, "id")?;
     let since_ms = take_varint(&mut input, "since")?;
+    let size = match version {
+        UNSIZED => None,
+        _ if flags & FLAG_COMPLETE == 0 => return Err(RecordError::Invalid("flags")),
+        _ => Some(Size {
+            blocks: take_varint(&mut input, "size")?,
+            bytes: take_varint(&mut input, "size")?,
+        }),
+    };
     let name = take_name(&mut input)?;
     if !input.is_empty() {
         return Err(RecordError::Trailing(input.len()));
@@ -100,6 +121,7 @@ pub fn decode_record(cid: Cid, value: &[u8]) -> Result<Pin, RecordError> {
         lacks: flags & FLAG_LACKS != 0,
         id,
         since_ms,
+        size,
     })
 }
 

@@ -276,7 +276,7 @@ fn an_edit_is_a_function_of_the_one_pin_it_concerns() {
         .unwrap();
     let pin = change.after().unwrap().clone();
     assert_eq!((pin.id, pin.complete), (41, false));
-    let change = Edit::Complete { id: 41 }
+    let change = Edit::Complete { id: 41, size: None }
         .plan(cid(1), Some(&pin), 42)
         .unwrap()
         .unwrap();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use gemba_pins::{
-    DesiredSet, Kind, Name, Pin, RECORD_VERSION, RecordError, decode_key, decode_record,
+    DesiredSet, Kind, Name, Pin, RECORD_VERSION, RecordError, Size, decode_key, decode_record,
     encode_key, encode_record,
 };
 use gemba_testkit::{Rng, check, dag::fake_cid, sim_scale};
@@ -41,6 +41,10 @@ fn random_pin(rng: &mut Rng) -> Pin {
         lacks: !complete && rng.coin(),
         id: rng.next_u64() >> bits,
         since_ms: rng.next_u64() >> bits,
+        size: (complete && rng.coin()).then(|| Size {
+            blocks: rng.next_u64() >> bits,
+            bytes: rng.next_u64(),
+        }),
     }
 }
 
@@ -64,7 +68,7 @@ fn pin_4_the_vectors_are_read_and_written_as_the_spec_says() {
         let set = loaded.unwrap();
         let pin = set.iter().next().unwrap();
         let said = format!(
-            "{} {} {} id {} since {} name {:?}",
+            "{} {} {} id {} since {}{} name {:?}",
             pin.cid,
             pin.kind,
             match (pin.complete, pin.lacks) {
@@ -74,6 +78,10 @@ fn pin_4_the_vectors_are_read_and_written_as_the_spec_says() {
             },
             pin.id,
             pin.since_ms,
+            pin.size
+                .map_or(String::new(), |Size { blocks, bytes }| format!(
+                    " size {blocks} {bytes}"
+                )),
             pin.name.as_ref().map_or("", Name::as_str)
         );
         assert_eq!(said, meaning);

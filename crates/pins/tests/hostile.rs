@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use gemba_pins::{
-    Add, Cid, DesiredSet, Kind, MissingCause, Name, Pin, PinError, State, Walk, WalkConfig,
+    Add, Cid, DesiredSet, Kind, MissingCause, Name, Pin, PinError, Size, State, Walk, WalkConfig,
     WalkError, decode_key, decode_record, encode_key, encode_record,
 };
 use gemba_testkit::alloc::{CountingAlloc, measure};
@@ -162,6 +162,10 @@ fn a_record_with_any_byte_changed_is_refused_or_written_back_as_it_is() {
         lacks: false,
         id: u64::MAX,
         since_ms: 1 << 63,
+        size: Some(Size {
+            blocks: 300,
+            bytes: u64::MAX,
+        }),
     };
     let (key, record) = (encode_key(&pin.cid), encode_record(&pin));
     assert_eq!(decode_record(pin.cid, &record), Ok(pin.clone()));
@@ -199,6 +203,7 @@ fn a_set_whose_ids_are_used_up_gives_none_twice() {
         lacks: false,
         id,
         since_ms: u64::MAX,
+        size: None,
     };
     let add = |n| Add {
         cid: fake_cid(RAW, n),

@@ -111,7 +111,7 @@ impl State {
 }
 
 /// The request's body as a blocking reader, until the call is over. What breaks it off is the client's doing.
-fn body_reader(body: Body, call: Arc<Call>) -> impl Read + Send {
+pub(super) fn body_reader(body: Body, call: Arc<Call>) -> impl Read + Send {
     let broken = |e: axum::Error| {
         Fail::new(
             Code::Usage,
@@ -246,7 +246,7 @@ pub(super) async fn block_rm(
     let cid = parse_cid(&cid)?;
     // Before the pins are asked for: whoever pins the block after that touches it, and what is touched under a guard stays.
     let guard = state.store.guard();
-    let pins = state.handle.ask(Command::DesiredSet).await?;
+    let pins = state.handle.ask(Command::DesiredSet).await??;
     let removing = Arc::clone(&state);
     blocking(&removing, move || {
         let removed = content::blocks::remove(&state.store, &pins, &cid);
@@ -299,8 +299,8 @@ fn forget_damaged(state: &State, report: &gemba_store::VerifyReport) -> Result<u
         .store
         .delete_many(&damaged)
         .map_err(|e| crate::repo::store_fail(&e))?;
-    let pins = state.handle.ask_blocking(Command::DesiredSet)?;
-    let struck = content::pins::not_whole(&state.store, &pins);
+    let pins = state.handle.ask_blocking(Command::DesiredSet)??;
+    let struck = content::pins::not_whole(&state.store, &pins)?;
     let count = struck.len() as u64;
     state
         .handle

@@ -9,6 +9,7 @@ mod calls;
 mod content;
 mod names;
 mod node;
+mod pins;
 mod pubsub;
 mod server;
 mod space;
@@ -140,8 +141,15 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/shutdown", post(node::shutdown))
         .route("/v1/failures/{request}", get(node::failure))
         .route("/v1/waiting/{request}", get(node::waiting))
-        .route("/v1/pins", get(node::pins).post(node::pin))
-        .route("/v1/pins/{cid}", get(node::pin_status).delete(node::unpin))
+        .route("/v1/pins", get(pins::list).post(pins::pin))
+        .route("/v1/pins/ops", get(pins::ops))
+        .route("/v1/pins/export", get(pins::export))
+        .route("/v1/pins/recover", post(pins::recover_all))
+        .route("/v1/pins/{cid}", get(pins::status).delete(pins::unpin))
+        .route("/v1/pins/{cid}/wait", get(pins::wait))
+        .route("/v1/pins/{cid}/cancel", post(pins::cancel))
+        .route("/v1/pins/{cid}/recover", post(pins::recover_one))
+        .route("/v1/pins/{cid}/update", post(pins::update))
         .route("/v1/block", axum::routing::put(content::block_put))
         .route(
             "/v1/block/{cid}",
@@ -194,6 +202,10 @@ pub fn router(state: Arc<State>) -> Router {
         .route(
             "/v1/add",
             post(content::add).layer(DefaultBodyLimit::disable()),
+        )
+        .route(
+            "/v1/pins/import",
+            post(pins::import).layer(DefaultBodyLimit::disable()),
         )
         .route(
             "/v1/dag/import",

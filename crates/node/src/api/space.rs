@@ -60,8 +60,8 @@ pub(super) async fn gc(
 
 impl State {
     /// What ought to be here, as it is now.
-    fn desired(&self) -> Result<gemba_pins::DesiredSet, Fail> {
-        self.handle.ask_blocking(Command::DesiredSet)
+    fn desired(&self) -> Result<crate::meta::PinRows, Fail> {
+        self.handle.ask_blocking(Command::DesiredSet)?
     }
 
     /// A pin that lacks a block is not whole: it is fetched again.

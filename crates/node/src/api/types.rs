@@ -644,7 +644,7 @@ pub struct PinRequest {
 pub struct PinStatus {
     /// The root.
     pub cid: String,
-    /// `pinned`, `pinning`, `pin_queued`, `pin_error`, `unpinned`.
+    /// `pinned`, `pinning`, `pin_queued`, `pin_error`, `unpinned`, `unpinning`, `unpin_queued`, `unpin_error`.
     pub status: String,
     /// `recursive` or `direct`.
     pub kind: String,
@@ -664,6 +664,86 @@ pub struct PinStatus {
     pub attempts: u32,
     /// Why it does not advance; null while it does.
     pub cause: Option<String>,
+}
+
+/// Something that is being done about a pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinOp {
+    /// The root.
+    pub cid: String,
+    /// `pin` or `unpin`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `queued`, `running` or `failed`.
+    pub phase: String,
+    /// As in [`PinStatus`].
+    pub status: String,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Since it came into being, in seconds.
+    pub age_s: u64,
+    /// Since the last block, or since it failed, in seconds.
+    pub still_s: u64,
+    /// Why it does not advance.
+    pub cause: Option<String>,
+    /// Until the next try; null if it runs, or waits for its turn, or for somebody who recovers it.
+    pub retry_in_s: Option<u64>,
+    /// Blocks that are durable here.
+    pub blocks_done: u64,
+    /// Their bytes.
+    pub bytes_done: u64,
+    /// Of these, fetched by this try.
+    pub blocks_fetched: u64,
+    /// Their bytes.
+    pub bytes_fetched: u64,
+    /// Blocks known to belong to it and not yet here.
+    pub blocks_pending: u64,
+}
+
+impl PinOp {
+    /// As it is at this moment of the daemon.
+    #[must_use]
+    pub fn of(op: &gemba_pins::Operation, now: std::time::Duration) -> Self {
+        Self {
+            cid: op.ticket.cid.to_string(),
+            kind: op.kind.as_str().to_owned(),
+            phase: op.phase.as_str().to_owned(),
+            status: op.status().as_str().to_owned(),
+            attempts: op.attempts,
+            age_s: now.saturating_sub(op.since).as_secs(),
+            still_s: now.saturating_sub(op.moved).as_secs(),
+            cause: op.cause.clone(),
+            retry_in_s: op.retry_at.map(|at| at.saturating_sub(now).as_secs()),
+            blocks_done: op.progress.blocks_done,
+            bytes_done: op.progress.bytes_done,
+            blocks_fetched: op.progress.blocks_fetched,
+            bytes_fetched: op.progress.bytes_fetched,
+            blocks_pending: op.progress.pending,
+        }
+    }
+}
+
+/// `pin update`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PinUpdate {
+    /// The newer root.
+    pub to: String,
+    /// Its label; without one it has that of the older.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The older one stays pinned.
+    #[serde(default)]
+    pub keep: bool,
+    /// Give up waiting after so many seconds; both stay pinned.
+    #[serde(default)]
+    pub timeout_s: Option<f64>,
+}
+
+/// Answer of `pin recover`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Recovered {
+    /// Operations that are tried again now.
+    pub recovered: u64,
 }
 
 /// Answer of commands that say only that they were done.

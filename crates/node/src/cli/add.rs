@@ -143,7 +143,7 @@ fn offline(context: &Context, args: &Args, progress: &Progress) -> Result<(), Fa
         let name = args.name.as_deref().map(pins::parse_name).transpose()?;
         let (root, left_out) = add_here(context, args, &paths, Some(&puts), progress)?;
         if args.pin {
-            pins::record_whole(&meta, root.cid, gemba_pins::Kind::Recursive, name)?;
+            pins::record_whole(&meta, (root.cid, gemba_pins::Kind::Recursive), name, None)?;
         }
         show_root(context, args, (&root).into(), &left_out, progress)?;
     }

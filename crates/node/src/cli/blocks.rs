@@ -260,7 +260,8 @@ fn remove(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
         })?,
         None => {
             let repo = context.repo(Access::Write)?;
-            let (store, set) = (repo.store()?, repo.meta()?.pins()?);
+            let (store, meta) = (repo.store()?, repo.meta()?);
+            let set = meta.pins()?;
             cids.iter()
                 .try_for_each(|cid| blocks::remove(&store, &set, cid))?;
         }

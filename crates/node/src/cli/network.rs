@@ -161,8 +161,9 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
     let repo = context.repo(Access::Read)?;
     let store = repo.store()?;
     let stat = store.stat();
-    let pins = repo.meta()?.pins()?;
-    let whole = pins.iter().filter(|pin| pin.complete).count() as u64;
+    let meta = repo.meta()?;
+    let pins = meta.pins()?;
+    let (all, open) = (pins.len()?, pins.open_len()?);
     let network = repo.network(false);
     Ok(Status {
         id: repo.identity()?.public().to_peer_id().to_string(),
@@ -194,8 +195,8 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
             .chain(crate::repo::unreadable_packs(&store))
             .collect(),
         pins: PinCounts {
-            pinned: whole,
-            queued: pins.len() as u64 - whole,
+            pinned: all.saturating_sub(open),
+            queued: open,
             ..PinCounts::default()
         },
         rss_bytes: 0,

@@ -1,5 +1,9 @@
 //! `gemba pin`
 
+mod lists;
+mod ops;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cid::Cid;
@@ -57,6 +61,53 @@ pub enum Command {
         /// The root
         cid: String,
     },
+    /// List what is being done: what is fetched, waits for its turn, or failed and is tried again
+    Ops,
+    /// Wait until pins are whole, past tries that fail
+    Wait {
+        /// The roots
+        #[arg(required = true)]
+        cids: Vec<String>,
+    },
+    /// End what is being done: a pin that is not whole is given up
+    Cancel {
+        /// The roots
+        #[arg(required = true)]
+        cids: Vec<String>,
+    },
+    /// Try again now what failed, without waiting for what comes of it
+    Recover {
+        /// The roots; all that failed without them
+        cids: Vec<String>,
+    },
+    /// Replace a pin by a newer version: only the difference is fetched, and the older one is released when the newer is whole
+    Update {
+        /// The root that is pinned
+        old: String,
+        /// The newer root: a `CID`, or a `NAME`
+        new: String,
+        /// Name of the pin, if it is to have another
+        #[arg(long)]
+        name: Option<String>,
+        /// The older one stays pinned
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Write all pins as text
+    Export {
+        /// Where to; standard output without it
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Pin what a list names. What is pinned stays
+    Import {
+        /// What `gemba pin export` wrote; standard input without it
+        #[arg(conflicts_with = "kubo")]
+        file: Option<PathBuf>,
+        /// The pins of a Kubo, by its RPC, such as http://127.0.0.1:5001
+        #[arg(long, value_name = "URL")]
+        kubo: Option<String>,
+    },
 }
 
 /// Runs one of them.
@@ -74,16 +125,29 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
             let cid = into_content(context, cid)?;
             add(context, parse_cid(&cid)?, name.as_deref(), kind)
         }
-        Command::Rm { cids } => {
-            let cids = cids
-                .iter()
-                .map(|cid| parse_cid(cid))
-                .collect::<Result<Vec<_>, _>>()?;
-            remove(context, &cids)
-        }
+        Command::Rm { cids } => remove(context, &parsed(cids)?),
         Command::Ls { name, quiet } => list(context, name.as_deref(), *quiet),
         Command::Status { cid } => status(context, parse_cid(cid)?),
+        Command::Ops => ops::list(context),
+        Command::Wait { cids } => ops::wait(context, &parsed(cids)?),
+        Command::Cancel { cids } => ops::cancel(context, &parsed(cids)?),
+        Command::Recover { cids } => ops::recover(context, &parsed(cids)?),
+        Command::Update {
+            old,
+            new,
+            name,
+            keep,
+        } => {
+            let (old, new) = (parse_cid(old)?, into_content(context, new)?);
+            ops::update(context, old, parse_cid(&new)?, (name.clone(), *keep))
+        }
+        Command::Export { output } => lists::export(context, output.as_deref()),
+        Command::Import { file, kubo } => lists::import(context, file.as_deref(), kubo.as_deref()),
     }
+}
+
+fn parsed(cids: &[String]) -> Result<Vec<Cid>, Fail> {
+    cids.iter().map(|cid| parse_cid(cid)).collect()
 }
 
 fn add(context: &Context, cid: Cid, name: Option<&str>, kind: Kind) -> Result<(), Fail> {
@@ -120,19 +184,34 @@ fn add_through(
         kind: Some(kind.as_str().to_owned()),
         timeout_s: context.timeout.map(|limit| limit.as_secs_f64()),
     };
-    let progress = Progress::bytes("pinning", None);
+    follow(
+        context,
+        daemon,
+        "pinning",
+        (Method::POST, "/v1/pins"),
+        Some(&request),
+    )
+}
+
+/// Shows the lines that follow a pin until it is whole.
+fn follow<B: serde::Serialize>(
+    context: &Context,
+    daemon: Daemon,
+    doing: &'static str,
+    (method, path): (Method, &str),
+    body: Option<&B>,
+) -> Result<PinStatus, Fail> {
+    let progress = Progress::bytes(doing, None);
     // The daemon says better than a clock here why it is not done.
     let limit = context.timeout.map(|limit| limit + GRACE);
     session::talk_within(limit, daemon, async |client| {
-        let mut lines = client
-            .lines::<_, PinStatus>(Method::POST, "/v1/pins", Some(&request))
-            .await?;
+        let mut lines = client.lines::<B, PinStatus>(method, path, body).await?;
         let mut last = None;
         while let Some(line) = lines.next().await {
             let at = line?;
             progress.set(at.bytes_done);
             progress.say(format!(
-                "pinning {} of {} known so far{}",
+                "{doing} {} of {} known so far{}",
                 at.blocks_done,
                 text::blocks(at.blocks_done + at.blocks_pending),
                 at.cause
@@ -176,35 +255,33 @@ fn remove(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
 
 fn list(context: &Context, name: Option<&str>, quiet: bool) -> Result<(), Fail> {
     let Some(daemon) = context.daemon()? else {
-        let set = context.repo(Access::Read)?.meta()?.pins()?;
-        let wanted = |pin: &&Pin| {
-            name.is_none_or(|name| pin.name.as_ref().is_some_and(|own| own.as_str() == name))
-        };
-        return set.iter().filter(wanted).try_for_each(|pin| {
+        let meta = context.repo(Access::Read)?.meta()?;
+        let pins = meta.pins()?;
+        let one = |pin: &Pin| {
             let status = if pin.complete { "pinned" } else { "pin_queued" };
             let own = pin.name.as_ref().map(|name| name.as_str());
-            show(
-                context,
-                quiet,
-                &pin.cid.to_string(),
-                (pin.kind.as_str(), own, status),
-            )
-        });
+            let root = pin.cid.to_string();
+            show(context, quiet, &root, (pin.kind.as_str(), own, status))
+        };
+        return match name {
+            None => pins.iter().try_for_each(|pin| one(&pin?)),
+            Some(name) => pins
+                .named(name)?
+                .iter()
+                .filter_map(|root| pins.get(root).transpose())
+                .try_for_each(|pin| one(&pin?)),
+        };
     };
+    let query: Vec<(&str, &str)> = name.map(|name| ("name", name)).into_iter().collect();
+    let path = session::url("/v1/pins", &query);
     context.talk(daemon, async |client| {
         let mut lines = client
-            .lines::<(), PinStatus>(Method::GET, "/v1/pins", None)
+            .lines::<(), PinStatus>(Method::GET, &path, None)
             .await?;
         while let Some(line) = lines.next().await {
             let pin = line?;
-            if name.is_none_or(|name| pin.name.as_deref() == Some(name)) {
-                show(
-                    context,
-                    quiet,
-                    &pin.cid,
-                    (&pin.kind, pin.name.as_deref(), &pin.status),
-                )?;
-            }
+            let told = (pin.kind.as_str(), pin.name.as_deref(), pin.status.as_str());
+            show(context, quiet, &pin.cid, told)?;
         }
         Ok(())
     })
@@ -257,8 +334,8 @@ fn status(context: &Context, cid: Cid) -> Result<(), Fail> {
 
 /// Derived from the desired set and the store, as every status is (S1.12).
 pub(super) fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> {
-    let set = repo.meta()?.pins()?;
-    let pin = set.get(cid).ok_or_else(|| {
+    let pin = repo.meta()?.pins()?.get(cid)?;
+    let pin = pin.ok_or_else(|| {
         Fail::new(Code::NotFound, format!("{cid} is not pinned"))
             .hint("`gemba pin ls` lists the pins")
     })?;
@@ -278,7 +355,7 @@ pub(super) fn offline_status(repo: &Repo, cid: &Cid) -> Result<PinStatus, Fail> 
             ("pin_queued", Some(cause))
         }
     };
-    Ok(status_of(pin, status, presence.progress, cause))
+    Ok(status_of(&pin, status, presence.progress, cause))
 }
 
 /// The status words of the JSON, which are IPFS Cluster's, in plain ones.

@@ -2,11 +2,11 @@
 
 use cid::Cid;
 use gemba_block::{Block, Bytes, MhCode, codec};
-use gemba_pins::DesiredSet;
 use gemba_store::Store;
 
 use super::room::Puts;
 use crate::error::{Code, Fail};
+use crate::meta::PinRows;
 use crate::repo::store_fail;
 
 /// The block of `data` under a codec and a hash by name; codec `v0` makes a CIDv0.
@@ -75,7 +75,7 @@ pub fn size(store: &Store, cid: &Cid) -> Result<u64, Fail> {
 ///
 /// # Errors
 /// [`Code::NotFound`]; [`Code::Conflict`] if a pin needs it, or if it is being added or fetched.
-pub fn remove(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<(), Fail> {
+pub fn remove(store: &Store, pins: &PinRows, cid: &Cid) -> Result<(), Fail> {
     size(store, cid)?;
     if let Some(holder) = super::pins::holder_of(store, pins, cid)? {
         return Err(

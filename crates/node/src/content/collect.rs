@@ -13,11 +13,12 @@ use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher, RandomState};
 
 use cid::Cid;
 use gemba_block::{Block, codec, links};
-use gemba_pins::{DesiredSet, Kind, Pin};
+use gemba_pins::{Kind, Pin};
 use gemba_store::{Aim, Collection, Mark, Store, StoreError};
 
 use crate::api::types::{CollectPhase, Collected};
 use crate::error::{Code, Fail};
+use crate::meta::PinRows;
 use crate::repo::store_fail;
 
 /// Blocks that are read for their links between two looks at who else wants something.
@@ -86,7 +87,7 @@ impl From<Fail> for Stop {
 /// See [`Stop`]; the failure of `between` ends it, too.
 pub fn collect(
     store: &Store,
-    pins: impl FnOnce() -> Result<DesiredSet, Fail>,
+    pins: impl FnOnce() -> Result<PinRows, Fail>,
     extent: Extent,
     between: &mut Between<'_>,
 ) -> Result<Collected, Stop> {
@@ -95,7 +96,7 @@ pub fn collect(
     let mut report = Collected {
         phase: CollectPhase::Mark,
         dry_run: extent == Extent::Nothing,
-        pins: pins.len() as u64,
+        pins: pins.len()?,
         ..Collected::default()
     };
     mark(&collection, &pins, &mut report, between)?;
@@ -168,7 +169,7 @@ pub fn compact(
 
 fn mark(
     collection: &Collection,
-    pins: &DesiredSet,
+    pins: &PinRows,
     report: &mut Collected,
     between: &mut Between<'_>,
 ) -> Result<(), Stop> {
@@ -181,11 +182,15 @@ fn mark(
         between,
     };
     // The whole ones first: what they share with others is asked for in earnest.
-    let (whole, under_way): (Vec<&Pin>, Vec<&Pin>) = pins.iter().partition(|pin| was_whole(pin));
-    whole
-        .into_iter()
-        .chain(under_way)
-        .try_for_each(|pin| marking.pin(pin))
+    for is_first in [true, false] {
+        for pin in pins.iter() {
+            let pin = pin?;
+            if was_whole(&pin) == is_first {
+                marking.pin(&pin)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The walk over what pins reach.
@@ -380,7 +385,7 @@ mod tests {
     }
 
     fn run(store: &Store, set: &DesiredSet, extent: Extent) -> Result<Collected, Stop> {
-        collect(store, || Ok(set.clone()), extent, &mut |_, _| Ok(()))
+        collect(store, || Ok(set.clone().into()), extent, &mut |_, _| Ok(()))
     }
 
     /// The same bytes pinned as raw, and met as a node of another pin: the links count, whichever came first.

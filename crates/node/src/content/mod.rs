@@ -9,6 +9,8 @@ pub mod car;
 pub mod collect;
 pub mod dag;
 pub mod folder;
+pub mod kubo_pins;
+pub mod pin_list;
 pub mod pins;
 pub mod read;
 pub mod room;

@@ -6,12 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cid::Cid;
 use gemba_block::{Block, codec};
 use gemba_pins::{
-    Add, DesiredSet, Kind, MissingCause, Name, Pin, PinError, Progress, State, Walk, WalkConfig,
+    Add, Edit, Kind, MissingCause, Name, Pin, Progress, Size, State, Walk, WalkConfig,
 };
 use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
-use crate::meta::Meta;
+use crate::meta::{Meta, PinEdit, PinRows};
 use crate::repo::store_fail;
 
 /// Missing blocks that are counted before a walk gives up.
@@ -120,34 +120,22 @@ fn links_into(walk: &mut Walk, block: &Block, size: u64) -> Result<(), Fail> {
 ///
 /// # Errors
 /// [`Code::Conflict`] if it contradicts a pin that is there; the disk's.
-pub fn record_whole(meta: &Meta, root: Cid, kind: Kind, name: Option<Name>) -> Result<Pin, Fail> {
-    let mut set = meta.pins()?;
-    let wish = set
-        .add(Add {
-            cid: root,
-            kind,
-            name,
-            now_ms: now_ms(),
-        })
-        .map_err(pin_fail)?;
-    let mut changes = Vec::new();
-    if let Some(change) = wish {
-        set.apply(change.clone())
-            .map_err(|e| Fail::new(Code::Failure, e))?;
-        changes.push(change);
-    }
-    let id = set.get(&root).map_or(0, |pin| pin.id);
-    if let Some(change) = set.complete(&root, id).map_err(pin_fail)? {
-        set.apply(change.clone())
-            .map_err(|e| Fail::new(Code::Failure, e))?;
-        changes.push(change);
-    }
+pub fn record_whole(
+    meta: &Meta,
+    (root, kind): (Cid, Kind),
+    name: Option<Name>,
+    size: Option<Size>,
+) -> Result<Pin, Fail> {
     // One transaction: the pin is never seen as wanted and not whole.
-    if !changes.is_empty() {
-        meta.apply_all(&changes)?;
-    }
-    set.get(&root)
-        .cloned()
+    let add = Add {
+        cid: root,
+        kind,
+        name,
+        now_ms: now_ms(),
+    };
+    let edited = meta.edit_one(PinEdit::Whole(add, size))?;
+    edited
+        .after
         .ok_or_else(|| Fail::internal("the pin vanished while it was written"))
 }
 
@@ -171,7 +159,12 @@ pub fn add(
     if !presence.is_whole() {
         return Err(missing_fail(&root, &presence));
     }
-    Ok((record_whole(meta, root, kind, name)?, presence.progress))
+    let size = Size {
+        blocks: presence.progress.blocks_done,
+        bytes: presence.progress.bytes_done,
+    };
+    let pin = record_whole(meta, (root, kind), name, Some(size))?;
+    Ok((pin, presence.progress))
 }
 
 fn missing_fail(root: &Cid, presence: &Presence) -> Fail {
@@ -195,26 +188,43 @@ fn missing_fail(root: &Cid, presence: &Presence) -> Fail {
     ))
 }
 
+/// Kind and name of the pin that takes the place of this one.
+///
+/// # Errors
+/// [`Code::Usage`] for a name that is none.
+pub fn updated(older: &Pin, name: Option<String>) -> Result<(Kind, Option<String>), Fail> {
+    if let Some(name) = name {
+        parse_name(&name)?;
+        return Ok((older.kind, Some(name)));
+    }
+    let own = older.name.as_ref().map(Name::as_str);
+    // The label of a follow is that follow's.
+    let own = own.filter(|name| !crate::names::follows::is_label(name));
+    Ok((older.kind, own.map(str::to_owned)))
+}
+
 /// Removes a pin. The blocks stay until they are collected.
 ///
 /// # Errors
 /// [`Code::NotFound`].
 pub fn remove(meta: &Meta, root: &Cid) -> Result<(), Fail> {
-    let mut set = meta.pins()?;
-    let change = set.remove(root).map_err(pin_fail)?;
-    meta.apply(&change)
+    meta.edit_one(PinEdit::Release(*root, None)).map(drop)
 }
 
 /// The pins that say that they are whole and miss a block, or have one that cannot be read.
-#[must_use]
-pub fn not_whole(store: &Store, pins: &DesiredSet) -> Vec<Cid> {
-    pins.iter()
-        .filter(|pin| pin.complete)
-        .filter(|pin| {
-            !presence(store, &pin.cid, pin.kind).is_ok_and(|presence| presence.is_whole())
-        })
-        .map(|pin| pin.cid)
-        .collect()
+///
+/// # Errors
+/// The pins cannot be read.
+pub fn not_whole(store: &Store, pins: &PinRows) -> Result<Vec<Cid>, Fail> {
+    let mut lacking = Vec::new();
+    for pin in pins.iter() {
+        let pin = pin?;
+        let is_whole = || presence(store, &pin.cid, pin.kind).is_ok_and(|here| here.is_whole());
+        if pin.complete && !is_whole() {
+            lacking.push(pin.cid);
+        }
+    }
+    Ok(lacking)
 }
 
 /// Strikes out the completeness of pins that miss a block; how many there were.
@@ -222,25 +232,24 @@ pub fn not_whole(store: &Store, pins: &DesiredSet) -> Vec<Cid> {
 /// # Errors
 /// The disk's.
 pub fn strike_out(store: &Store, meta: &Meta) -> Result<u64, Fail> {
-    let mut set = meta.pins()?;
-    let mut changes = Vec::new();
-    for root in not_whole(store, &set) {
-        changes.extend(set.incomplete(&root).map_err(pin_fail)?);
+    let roots = not_whole(store, &meta.pins()?)?;
+    let struck = |root: &Cid| PinEdit::Plain(*root, Edit::Incomplete);
+    let edits: Vec<PinEdit> = roots.iter().map(struck).collect();
+    if !edits.is_empty() {
+        meta.edit(&edits)?;
     }
-    if !changes.is_empty() {
-        meta.apply_all(&changes)?;
-    }
-    Ok(changes.len() as u64)
+    Ok(edits.len() as u64)
 }
 
 /// A pin that needs this block, if there is one.
 ///
 /// # Errors
 /// The store's.
-pub fn holder_of(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<Option<Cid>, Fail> {
+pub fn holder_of(store: &Store, pins: &PinRows, cid: &Cid) -> Result<Option<Cid>, Fail> {
     // What one pin visited, the next need not visit again: a DAG seen without the block cannot hold it.
     let mut seen = HashSet::new();
     for pin in pins.iter() {
+        let pin = pin?;
         let mut open = vec![pin.cid];
         while let Some(next) = open.pop() {
             if next.hash() == cid.hash() {
@@ -261,16 +270,6 @@ pub fn holder_of(store: &Store, pins: &DesiredSet, cid: &Cid) -> Result<Option<C
     Ok(None)
 }
 
-/// A pin operation that cannot be.
-pub fn pin_fail(error: PinError) -> Fail {
-    match error {
-        PinError::NotPinned(_) => {
-            Fail::new(Code::NotFound, error).hint("`gemba pin ls` lists the pins")
-        }
-        _ => Fail::new(Code::Conflict, error),
-    }
-}
-
 /// The name of a pin as people type it.
 ///
 /// # Errors
@@ -280,7 +279,8 @@ pub fn parse_name(text: &str) -> Result<Name, Fail> {
     Name::new(text).map_err(|e| Fail::new(Code::Usage, e))
 }
 
-fn now_ms() -> u64 {
+/// For display only, never for order.
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

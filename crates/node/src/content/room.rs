@@ -8,13 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use gemba_block::Block;
-use gemba_pins::DesiredSet;
 use gemba_store::{Aim, PutReport, Store, StoreError};
 
 use super::collect::{Between, Extent, Stop, collect, compact, thorough};
 use crate::api::types::Collected;
 use crate::error::{Code, Fail};
-use crate::meta::Meta;
+use crate::meta::{Meta, PinRows};
 use crate::repo::store_fail;
 use crate::text;
 
@@ -197,7 +196,7 @@ pub fn room(store: &Store) -> u64 {
 pub fn relieve(
     store: &Store,
     target: u64,
-    pins: impl FnOnce() -> Result<DesiredSet, Fail>,
+    pins: impl FnOnce() -> Result<PinRows, Fail>,
     between: &mut Between<'_>,
 ) -> Result<Collected, Stop> {
     let enough = |store: &Store| store.stat().disk_bytes <= target;
@@ -227,7 +226,7 @@ pub fn relieve(
 pub fn make(
     store: &Store,
     needed: u64,
-    pins: impl Fn() -> Result<DesiredSet, Fail>,
+    pins: impl Fn() -> Result<PinRows, Fail>,
     between: &mut Between<'_>,
 ) -> Result<Collected, Stop> {
     let stat = store.stat();

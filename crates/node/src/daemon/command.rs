@@ -4,18 +4,18 @@ use bytes::Bytes;
 use cid::Cid;
 use gemba_pins::Kind;
 use multiaddr::Multiaddr;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Wait, ending};
-use crate::api::types::{
-    Connected, Id, Peer, PinStatus, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits,
-};
+use super::flow::pins::View;
+use crate::api::types::{Connected, Id, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits};
 use crate::error::Fail;
+use crate::meta::{Edited, PinRows};
 
 /// Commands that may wait for the loop; callers wait beyond it.
 pub(super) const QUEUE: usize = 256;
 
-/// Most pins in one answer: a million of them must not stand in memory at once.
+/// Most pins or operations in one answer: a million of them must not stand in memory at once.
 pub const PAGE: usize = 1024;
 
 /// How the loop answers: once.
@@ -49,22 +49,37 @@ pub enum Command {
         /// A label.
         name: Option<String>,
         /// Follows the operation.
-        reply: Reply<Result<watch::Receiver<PinStatus>, Fail>>,
+        reply: Reply<Result<View, Fail>>,
     },
     /// Want it no longer.
     Unpin(Cid, Reply<Result<(), Fail>>),
     /// What a request waits for, in words.
     Waits(Wait, Reply<Waits>),
-    /// Pins behind this one (from the first without it), in the order of their CIDs; at most [`PAGE`].
-    Pins(Option<Cid>, Reply<Vec<PinStatus>>),
+    /// End what is being done about a root: a pin that is not whole is given up.
+    Cancel(Cid, Reply<Result<(), Fail>>),
+    /// Release the first of two pins, if the second is whole.
+    Replace(Cid, Cid, Reply<Result<(), Fail>>),
+    /// Want what a list names, as far as it is not wanted; at most about a thousand.
+    Import(Vec<gemba_pins::Add>, Reply<Vec<Result<Edited, Fail>>>),
+    /// Try again what failed: one, or all. How many operations that are.
+    Recover(Option<Cid>, Reply<Result<u64, Fail>>),
+    /// Follow a pin, whatever it is.
+    WatchPin(Cid, Reply<Result<View, Fail>>),
+    /// Operations behind this one, in the order of their roots, at most [`PAGE`]; and what time it is.
+    Ops(
+        Option<Cid>,
+        Reply<(Vec<gemba_pins::Operation>, std::time::Duration)>,
+    ),
+    /// A pin that is whole was counted.
+    Measured(Cid, u64, gemba_pins::Size, Reply<Result<(), Fail>>),
+    /// What is being done about these roots.
+    OpsOf(Vec<Cid>, Reply<Vec<Option<gemba_pins::Operation>>>),
     /// Blocks of these pins are gone: they are not whole any more and are made whole again.
     Struck(Vec<Cid>, Reply<()>),
     /// As [`Command::Struck`], by a scrub, which has deleted every damaged block.
     Scrubbed(Vec<Cid>, Reply<()>),
-    /// A copy of the desired set.
-    DesiredSet(Reply<gemba_pins::DesiredSet>),
-    /// One pin.
-    PinStatus(Cid, Reply<Option<PinStatus>>),
+    /// The desired set, as it is now.
+    DesiredSet(Reply<Result<PinRows, Fail>>),
     /// Opens a session for a reader whose blocks may have to be fetched; with how long its caller waits, if he said so.
     OpenReader(Option<std::time::Duration>, Reply<Result<ReaderId, Fail>>),
     /// Blocks the reader will want soon.

@@ -295,7 +295,7 @@ impl House {
         let report = relieve(
             &self.store,
             target,
-            || self.handle.ask_blocking(Command::DesiredSet),
+            || self.handle.ask_blocking(Command::DesiredSet)?,
             &mut self.between(URGENT),
         )?;
         self.note(&report);
@@ -339,7 +339,7 @@ impl House {
     }
 
     fn make(&self, needed: u64) -> Result<Collected, Stop> {
-        let pins = || self.handle.ask_blocking(Command::DesiredSet);
+        let pins = || self.handle.ask_blocking(Command::DesiredSet)?;
         let mut between = self.between(URGENT);
         make(&self.store, needed, pins, &mut |report, bytes| {
             self.room.tell(doing(report));

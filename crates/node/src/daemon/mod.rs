@@ -179,10 +179,11 @@ fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
     let report = store.open_report();
     let lost = report.damage.len() + report.ambiguous.len() + report.unreadable.len();
     let pins = meta.pins()?;
-    let rootless = pins
-        .iter()
-        .filter(|pin| pin.complete && !store.has(&pin.cid))
-        .count();
+    let mut rootless = 0_u64;
+    for pin in pins.iter() {
+        let pin = pin?;
+        rootless += u64::from(pin.complete && !store.has(&pin.cid));
+    }
     let packs = store.stat().packs;
     let lost_packs = meta.packs()?.saturating_sub(packs);
     if lost == 0 && rootless == 0 && lost_packs == 0 {

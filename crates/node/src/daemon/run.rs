@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::call::Wait;
-use super::command::{Command, Reply};
+use super::command::{Command, PAGE, Reply};
 use super::dial;
 use super::flow::disk::Disk;
 use super::flow::follow::Follows;
@@ -41,8 +41,9 @@ use crate::api::types::{
 };
 use crate::content::room::{Puts, Refusal};
 use crate::error::{Code, Fail};
-use crate::meta::Meta;
+use crate::meta::{Meta, PinEdit};
 use crate::metrics::{Figures, resident_memory};
+use crate::names::follows;
 use crate::repo::Layout;
 
 /// Answers of the disk threads that may wait for the loop; the threads wait beyond it.
@@ -136,12 +137,7 @@ impl Node {
         let mut visited_key = [0; 16];
         getrandom::fill(&mut visited_key)
             .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
-        let pins = Pins::new(
-            meta.pins()?,
-            Arc::clone(&meta),
-            persisted_sender,
-            visited_key,
-        );
+        let pins = Pins::new(Arc::clone(&meta), persisted_sender, visited_key);
         Ok(Self {
             swarm,
             store,
@@ -281,7 +277,8 @@ impl Node {
             Action::Swarm(event) => self.on_swarm(event),
             Action::Done(done) => self.on_done(done),
             Action::Persisted(persisted) => {
-                self.with_pins(|pins, ctx| pins.on_persisted(persisted, ctx));
+                let now = self.now();
+                self.pins.on_persisted(persisted, now);
             }
             Action::Names(fact) => {
                 let now = self.now();
@@ -380,8 +377,8 @@ impl Node {
             return false;
         };
         let is_whole = |root| {
-            let pin = self.pins.desired().get(&root);
-            pin.is_some_and(|pin| pin.complete)
+            let pin = self.pins.rows().and_then(|rows| rows.get(&root));
+            pin.is_ok_and(|pin| pin.is_some_and(|pin| pin.complete))
         };
         if !self.names.is_own(&newest.name)
             || self.follows.contains(&newest.name)
@@ -406,42 +403,43 @@ impl Node {
         cid: cid::Cid,
         kind: gemba_pins::Kind,
         name: Option<String>,
-        reply: Reply<Result<tokio::sync::watch::Receiver<crate::api::types::PinStatus>, Fail>>,
+        reply: Reply<Result<super::flow::pins::View, Fail>>,
     ) {
         if let Some(Err(fail)) = name.as_deref().map(crate::names::follows::check_pin_name) {
             return drop(reply.send(Err(fail)));
         }
-        let label = self
-            .pins
-            .desired()
-            .get(&cid)
-            .and_then(|pin| pin.name.as_ref());
-        let is_ours = label.is_some_and(|label| crate::names::follows::is_label(label.as_str()));
-        // First, so that it is durable before the answer.
-        if is_ours && name.is_none() {
-            let (reply, _nobody) = oneshot::channel();
-            self.pins.rename(cid, None, reply);
-        }
-        self.pins.pin(cid, kind, name, reply);
+        let now = self.now();
+        self.pins.pin((cid, kind), name, reply, now);
     }
 
     /// Unpins what somebody pinned; what a follow needs stays under the label of that follow.
     fn unpin(&mut self, cid: cid::Cid, reply: Reply<Result<(), Fail>>) {
-        use crate::names::follows;
-        let label = self.pins.desired().get(&cid).map(|pin| pin.name.clone());
-        match (self.follows.holder(&cid), label) {
-            (Some(name), Some(Some(label))) if follows::is_label(label.as_str()) => {
-                let fail = Fail::new(
-                    Code::Conflict,
-                    format!("{cid} is kept because {name} is followed"),
-                );
-                drop(reply.send(Err(fail.hint(format!(
-                    "`gemba name follow rm {name}` releases all of its versions; --keep of `gemba name follow add` says how many are kept"
-                )))));
-            }
-            (Some(name), Some(_)) => self.pins.rename(cid, Some(follows::label(&name)), reply),
-            _ => self.with_pins(|pins, ctx| pins.unpin(cid, reply, ctx)),
+        let now = self.now();
+        match self.holder(&cid) {
+            None => self.pins.unpin(cid, reply, now),
+            holder => self.pins.change(PinEdit::Release(cid, holder), reply, now),
         }
+    }
+
+    /// Ends what is being done about a root; what a follow needs is not given up that way.
+    fn cancel(&mut self, cid: cid::Cid, reply: Reply<Result<(), Fail>>) {
+        let now = self.now();
+        match self.holder(&cid) {
+            None => self.pins.cancel(cid, reply, now),
+            Some(label) => drop(reply.send(Err(follows::held(&cid, &label)))),
+        }
+    }
+
+    /// Releases the older one of two pins, if the newer one is whole.
+    fn replace(&mut self, old: cid::Cid, new: cid::Cid, reply: Reply<Result<(), Fail>>) {
+        let (now, holder) = (self.now(), self.holder(&old));
+        let edit = PinEdit::Replace(old, new, holder);
+        self.pins.change(edit, reply, now);
+    }
+
+    /// The label of the follow that needs a root, if one does.
+    fn holder(&self, cid: &cid::Cid) -> Option<String> {
+        self.follows.holder(cid).map(|name| follows::label(&name))
     }
 
     /// Ends everything but the disk threads, at once: connections, and with their other ends all who wait for an answer.
@@ -520,7 +518,7 @@ impl Node {
                 self.pins.on_stored(blocks, now);
                 self.with_repair(|repair, ctx| repair.on_stored(cids.iter(), ctx));
                 if self.disk.on_stored(now) {
-                    self.pins.on_disk_takes();
+                    self.pins.on_disk_takes(now);
                 }
             }
             Err(refusal) => {
@@ -604,7 +602,7 @@ impl Node {
                 .behaviour_mut()
                 .exchange
                 .set_lan(peer, is_local(&address));
-            self.pins.try_again();
+            self.pins.try_again(now);
         }
         for waiting in self
             .connecting
@@ -791,14 +789,40 @@ impl Node {
             } => self.pin(cid, kind, name, reply),
             Command::Unpin(cid, reply) => self.unpin(cid, reply),
             Command::Waits(wait, reply) => drop(reply.send(self.waits(&wait))),
-            Command::Pins(after, reply) => drop(reply.send(self.pins.list(after.as_ref()))),
-            Command::Struck(roots, reply) => self.pins.strike_out(roots, reply),
+            Command::Cancel(cid, reply) => self.cancel(cid, reply),
+            Command::Replace(old, new, reply) => self.replace(old, new, reply),
+            Command::Import(adds, reply) => {
+                let now = self.now();
+                self.pins.import(adds, reply, now);
+            }
+            Command::Recover(one, reply) => {
+                let now = self.now();
+                let _gone = reply.send(self.pins.recover(one, now));
+            }
+            Command::WatchPin(cid, reply) => drop(reply.send(self.pins.watch(&cid))),
+            Command::Ops(after, reply) => {
+                let ops = self.pins.ops(after.as_ref(), PAGE);
+                let _gone = reply.send((ops, self.now()));
+            }
+            Command::Measured(cid, id, size, reply) => {
+                let now = self.now();
+                let edit = PinEdit::Measured(cid, id, size);
+                self.pins.change(edit, reply, now);
+            }
+            Command::OpsOf(cids, reply) => {
+                let ops = cids.iter().map(|cid| self.pins.op(cid).cloned());
+                let _gone = reply.send(ops.collect());
+            }
+            Command::Struck(roots, reply) => {
+                let now = self.now();
+                self.pins.strike_out(roots, reply, now);
+            }
             Command::Scrubbed(roots, reply) => {
                 self.with_repair(Repair::on_scrubbed);
-                self.pins.strike_out(roots, reply);
+                let now = self.now();
+                self.pins.strike_out(roots, reply, now);
             }
-            Command::DesiredSet(reply) => drop(reply.send(self.pins.desired().clone())),
-            Command::PinStatus(cid, reply) => drop(reply.send(self.pins.status(&cid))),
+            Command::DesiredSet(reply) => drop(reply.send(self.pins.rows())),
             Command::OpenReader(patience, reply) => {
                 let opened = self.with_readers(|readers, ctx| readers.open(patience, ctx));
                 let _gone = reply.send(opened);
@@ -1372,6 +1396,21 @@ impl Node {
                 ),
             ],
         };
+        let tracked = self.pins.tracked();
+        figures.counters.extend(
+            [
+                ("begun", "Operations of pins that began", tracked.begun),
+                ("done", "That came to their end", tracked.done),
+                ("cancelled", "That were given up before", tracked.cancelled),
+                ("failed", "Tries that ended with a cause", tracked.failed),
+                (
+                    "put_back",
+                    "That gave way to others and wait in the desired set",
+                    tracked.put_back,
+                ),
+            ]
+            .map(|(name, what, count)| (format!("pin_operations_{name}"), what, None, count)),
+        );
         let refused = self.swarm.behaviour().limits.count();
         figures
             .counters

@@ -22,7 +22,7 @@ pub const KEEP: usize = 2;
 /// Most versions that can be kept.
 pub const MOST_KEPT: usize = 100;
 /// What the labels of pins begin with that belong to a follow.
-const LABEL: &str = "follow:";
+pub const LABEL: &str = "follow:";
 
 /// A version that is here, or on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,6 +272,19 @@ pub fn label(name: &Name) -> String {
 pub fn is_label(label: &str) -> bool {
     let name = label.strip_prefix(LABEL).map(str::parse::<Name>);
     matches!(name, Some(Ok(name)) if self::label(&name) == label)
+}
+
+/// Why a pin under the label of a follow cannot be taken away.
+#[must_use]
+pub fn held(cid: &Cid, label: &str) -> Fail {
+    let name = label.strip_prefix(LABEL).unwrap_or(label);
+    let fail = Fail::new(
+        Code::Conflict,
+        format!("{cid} is kept because {name} is followed"),
+    );
+    fail.hint(format!(
+        "`gemba name follow rm {name}` releases all of its versions; --keep of `gemba name follow add` says how many are kept"
+    ))
 }
 
 /// Refuses such a label for a pin that somebody makes himself: it would be released when nothing is followed that needs it.

@@ -79,7 +79,11 @@ impl Book {
         let Ok(root) = super::root_of(&version.value) else {
             return Ok(());
         };
-        let is_whole = self.meta.pins()?.get(&root).is_some_and(|pin| pin.complete);
+        let is_whole = self
+            .meta
+            .pins()?
+            .get(&root)?
+            .is_some_and(|pin| pin.complete);
         if is_whole && self.followed(&name)?.is_none() {
             self.run(Command::Complete {
                 name,

@@ -44,8 +44,6 @@ pub struct Fetch {
     pub advanced: Duration,
     /// What the exchange last said of a block that nobody seems to have: the block, and how many were asked.
     pub unavailable: Option<(Cid, usize)>,
-    /// What it waits for, in words, when that takes a while.
-    pub told: Option<String>,
 }
 
 impl Fetch {
@@ -72,7 +70,6 @@ impl Fetch {
             walk,
             advanced: now,
             unavailable: None,
-            told: None,
         }
     }
 
@@ -190,7 +187,6 @@ impl Fetch {
         if self.walk.progress().blocks_done > before {
             self.advanced = now;
             self.unavailable = None;
-            self.told = None;
         }
     }
 
@@ -207,7 +203,6 @@ impl Fetch {
         if self.walk.progress().blocks_done > before {
             self.advanced = ctx.now;
             self.unavailable = None;
-            self.told = None;
         }
     }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use cid::Cid;
 use gemba_names::{Command, Done, Event, Name};
-use gemba_pins::Kind;
 use tokio::sync::{oneshot, watch};
 
 use super::Ctx;
@@ -255,25 +254,27 @@ impl Follows {
             }
         }
         if std::mem::take(&mut self.sweep) {
-            self.release(pins, ctx);
+            self.release(pins, ctx.now);
         }
         moved
     }
 
     /// Releases the pins of follows that no row needs any more.
-    fn release(&self, pins: &mut Pins, ctx: &mut Ctx<'_>) {
+    fn release(&self, pins: &mut Pins, now: Duration) {
         let needed = follows::needed(self.open.values().map(|open| &open.follow));
-        let labelled = |label: Option<&str>| label.is_some_and(follows::is_label);
-        let idle: BTreeSet<Cid> = pins
-            .desired()
-            .iter()
-            .filter(|pin| labelled(pin.name.as_ref().map(|name| name.as_str())))
-            .map(|pin| pin.cid)
-            .filter(|root| !needed.contains(root))
+        let labelled = pins.rows().and_then(|rows| rows.named_like(follows::LABEL));
+        let labelled = labelled.unwrap_or_else(|fail| {
+            tracing::error!(error = %fail, "the pins of follows could not be read; what none needs stays for now");
+            Vec::new()
+        });
+        let idle: BTreeSet<Cid> = labelled
+            .into_iter()
+            .filter(|(label, root)| follows::is_label(label) && !needed.contains(root))
+            .map(|(_, root)| root)
             .collect();
         for root in idle {
             let (reply, _nobody) = oneshot::channel();
-            pins.unpin(root, reply, ctx);
+            pins.unpin(root, reply, now);
         }
     }
 
@@ -422,7 +423,7 @@ impl Open {
             let _gone = reply.send(Ok(told.clone()));
         }
         match &self.follow.target {
-            Some(target) => Next::Step(Step::Pinning(pin(name, target.root, pins))),
+            Some(target) => Next::Step(Step::Pinning(pin(name, target.root, pins, now))),
             None => Next::LetGo(Step::Idle),
         }
     }
@@ -486,11 +487,10 @@ fn pin(
     name: &Name,
     root: Cid,
     pins: &mut Pins,
+    now: Duration,
 ) -> oneshot::Receiver<Result<watch::Receiver<PinStatus>, Fail>> {
     let (reply, wish) = oneshot::channel();
-    let is_pinned = pins.desired().get(&root).is_some();
-    let label = (!is_pinned).then(|| label(name));
-    pins.pin(root, Kind::Recursive, label, reply);
+    pins.pin_followed(root, label(name), reply, now);
     wish
 }
 

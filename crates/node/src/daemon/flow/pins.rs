@@ -1,8 +1,8 @@
-//! The pins of this device: the desired set, persisted before it is told, and the operations that make it true.
+//! The pins of this device: wishes are persisted before they are told, and the tracker's operations make them true.
 //!
-//! Only what is in flight is in memory beside the set. A pin is `pinned` when its completeness is on disk, which is written
-//! after its last block is durable. What cannot advance ends with a cause, stays wanted and is tried again: after a pause,
-//! and at once when a peer connects.
+//! [`gemba_pins::Tracker`] decides what is begun, ended, tried again and when; here its outputs become walks, sessions and edits, and what these
+//! come to goes back as inputs. The desired set is in its table on disk and never in memory. Edits go there in the order in which they were
+//! asked for, as many as wait in one transaction; so does the tracker's look at what is not whole, which thus sees what was wanted before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,499 +10,653 @@ use std::time::Duration;
 
 use cid::Cid;
 use gemba_exchange::SessionOptions;
-use gemba_pins::{Add, Change, DesiredSet, Edit, Kind, Name, Pin};
+use gemba_pins::{
+    Add, Edit, Input, Kind, Name, OpId, OpKind, Operation, Outlook, Output, Phase, Pin, Progress,
+    Size, Status, Target, Ticket, TrackError, Tracker, TrackerConfig,
+};
 use tokio::sync::{mpsc, watch};
 
 use super::Ctx;
 use super::disk::{Leave, TRIAL_WINDOW};
 use super::fetch::{Fetch, FetchId, Standing, WINDOW};
 use crate::api::types::{PinCounts, PinStatus, Trouble};
-use crate::daemon::command::{PAGE, Reply};
+use crate::daemon::command::Reply;
 use crate::daemon::work::{LinkTrouble, StoredBlock};
 use crate::error::{Code, Fail};
-use crate::meta::Meta;
+use crate::meta::{Edited, Meta, PinEdit, PinRows};
 
-/// Walks that run at the same time; more would only share the same line.
-const RUNNING: usize = 4;
 /// Edits that may wait for the disk; beyond it callers are refused.
 const EDITS: usize = 4096;
-/// Operations whose last word is remembered.
-const FINISHED: usize = 4096;
-/// No block for so long, and no byte of anything: the operation ends with a cause.
-const STALL: Duration = Duration::from_secs(60);
-/// No block for so long, though bytes arrive, on a slow line for others perhaps.
-const LONG_STALL: Duration = Duration::from_secs(300);
-/// The same when every connected peer has said that it has not got the block.
-const NOBODY_HAS_IT: Duration = Duration::from_secs(15);
+/// Edits of one transaction.
+const BATCH: usize = 512;
 /// A wait that is longer than this is told to whoever follows the operation.
 const PATIENT: Duration = Duration::from_secs(3);
 /// Pins in error that `status` names one by one; the others are in its count.
 const TROUBLES: usize = 16;
-/// How often a pin that rests because of the disk asks whether it may go on.
-const REST: Duration = Duration::from_secs(1);
-/// First pause before the next try; doubles up to the last.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// Longest pause before the next try.
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// The answer of the thread that persists.
 pub struct Persisted {
-    change: Option<Change>,
-    outcome: Result<(), Fail>,
-    after: After,
+    outcomes: Result<Vec<Result<Edited, Fail>>, Fail>,
+    afters: Vec<After>,
+    drawn: Option<Result<(Vec<Pin>, bool), Fail>>,
 }
+
+/// Follows a pin.
+pub type View = watch::Receiver<PinStatus>;
 
 /// What follows an edit.
 enum After {
-    Pinned(Cid, Reply<Result<watch::Receiver<PinStatus>, Fail>>),
-    Unpinned(Cid, Reply<Result<(), Fail>>),
-    Renamed(Cid, Reply<Result<(), Fail>>),
-    Completed(Cid),
-    /// The reply follows the last one of its list.
-    Struck(Cid, Option<Reply<()>>),
-}
-
-struct Op {
-    pin_id: u64,
-    kind: Kind,
-    phase: Phase,
-    attempts: u32,
-    /// When the cause of the last end was seen, and the block that was waited for.
-    ended: Option<(Duration, Option<Cid>)>,
-    view: watch::Sender<PinStatus>,
-}
-
-enum Phase {
-    Queued,
-    Running(Box<Fetch>),
-    /// Whole; the record is on its way to the disk.
-    Completing,
-    /// Ended with a cause; tried again at that time.
-    Waiting(Duration),
+    Pinned(Reply<Result<View, Fail>>),
+    /// A change that the tracker has no part in, unless something is to be fetched.
+    Changed(Reply<Result<(), Fail>>),
+    Listed(Reply<Vec<Result<Edited, Fail>>>, usize),
+    Completed(Ticket),
+    Removed(Ticket),
+    /// So many; the reply follows the last one of its list.
+    Struck(usize, Option<Reply<()>>),
 }
 
 /// See the module's text.
 pub struct Pins {
-    set: DesiredSet,
     meta: Arc<Meta>,
     answers: mpsc::Sender<Persisted>,
-    edits: VecDeque<(Cid, Edit, After)>,
+    tracker: Tracker,
+    fetches: BTreeMap<OpId, (Ticket, Fetch)>,
+    /// Those whom somebody follows.
+    views: BTreeMap<Cid, watch::Sender<PinStatus>>,
+    /// Who waits for a removal.
+    removals: BTreeMap<OpId, Vec<Reply<Result<(), Fail>>>>,
+    edits: VecDeque<(Vec<PinEdit>, After)>,
+    draw: Option<(Option<Cid>, usize)>,
     persisting: bool,
-    ops: BTreeMap<Cid, Op>,
-    /// The last word of operations that made a pin whole in this process; older ones are counted when asked for.
-    finished: BTreeMap<Cid, PinStatus>,
-    next_fetch: u64,
     visited_key: [u8; 16],
 }
 
 impl Pins {
-    /// The persisted set; every pin that is not complete is queued.
-    pub fn new(
-        set: DesiredSet,
-        meta: Arc<Meta>,
-        answers: mpsc::Sender<Persisted>,
-        visited_key: [u8; 16],
-    ) -> Self {
-        let mut pins = Self {
-            ops: BTreeMap::new(),
-            finished: BTreeMap::new(),
+    /// Everything that is not whole is drawn from the table.
+    pub fn new(meta: Arc<Meta>, answers: mpsc::Sender<Persisted>, visited_key: [u8; 16]) -> Self {
+        Self {
             meta,
             answers,
+            tracker: Tracker::new(TrackerConfig::default()),
+            fetches: BTreeMap::new(),
+            views: BTreeMap::new(),
+            removals: BTreeMap::new(),
             edits: VecDeque::new(),
+            draw: None,
             persisting: false,
-            next_fetch: 0,
             visited_key,
-            set,
-        };
-        let open: Vec<Pin> = pins.set.incomplete_pins().cloned().collect();
-        for pin in open {
-            pins.queue(&pin);
         }
-        pins
     }
 
-    /// Wants a DAG. The reply follows when the wish is durable.
+    // What is wanted.
+
+    /// Somebody wants a DAG. The reply follows when the wish is durable.
     pub fn pin(
         &mut self,
-        cid: Cid,
-        kind: Kind,
+        (cid, kind): (Cid, Kind),
         name: Option<String>,
-        reply: Reply<Result<watch::Receiver<PinStatus>, Fail>>,
+        reply: Reply<Result<View, Fail>>,
+        now: Duration,
     ) {
-        let name = match name.map(Name::new).transpose() {
-            Ok(name) => name,
-            Err(e) => return drop(reply.send(Err(Fail::new(Code::Usage, e)))),
-        };
-        let add = Add {
-            cid,
-            kind,
-            name,
-            now_ms: wall_clock_ms(),
-        };
-        self.edit(cid, Edit::Add(add), After::Pinned(cid, reply));
+        match added(cid, kind, name) {
+            Ok(add) => self.want(PinEdit::Own(add), cid, reply, now),
+            Err(fail) => drop(reply.send(Err(fail))),
+        }
     }
 
-    /// Gives a pin another name, or none. The reply follows when that is durable.
-    pub fn rename(&mut self, cid: Cid, name: Option<String>, reply: Reply<Result<(), Fail>>) {
-        match name.map(Name::new).transpose() {
-            Ok(name) => self.edit(cid, Edit::Rename(name), After::Renamed(cid, reply)),
-            Err(e) => drop(reply.send(Err(Fail::new(Code::Usage, e)))),
+    /// A follow does. What somebody pinned already keeps its name.
+    pub fn pin_followed(
+        &mut self,
+        cid: Cid,
+        label: String,
+        reply: Reply<Result<View, Fail>>,
+        now: Duration,
+    ) {
+        match added(cid, Kind::Recursive, Some(label)) {
+            Ok(add) => self.want(PinEdit::Followed(add), cid, reply, now),
+            Err(fail) => drop(reply.send(Err(fail))),
         }
+    }
+
+    fn want(&mut self, edit: PinEdit, cid: Cid, reply: Reply<Result<View, Fail>>, now: Duration) {
+        self.tell(Input::Pin(cid), now);
+        self.edit(vec![edit], After::Pinned(reply), now);
+    }
+
+    /// Wants what a list names, as far as it is not wanted already. At most some hundred at a time.
+    pub fn import(
+        &mut self,
+        adds: Vec<Add>,
+        reply: Reply<Vec<Result<Edited, Fail>>>,
+        now: Duration,
+    ) {
+        for add in &adds {
+            self.tell(Input::Pin(add.cid), now);
+        }
+        let count = adds.len();
+        let edits = adds.into_iter().map(PinEdit::Listed).collect();
+        self.edit(edits, After::Listed(reply, count), now);
     }
 
     /// Wants it no longer; a running fetch ends at once.
-    pub fn unpin(&mut self, cid: Cid, reply: Reply<Result<(), Fail>>, ctx: &mut Ctx<'_>) {
-        self.end_op(&cid, ctx, "unpinned", None);
-        self.edit(cid, Edit::Remove, After::Unpinned(cid, reply));
+    pub fn unpin(&mut self, cid: Cid, reply: Reply<Result<(), Fail>>, now: Duration) {
+        match self.tracker.handle(Input::Unpin(cid), now) {
+            Ok(()) => self.wait_for_removal(cid, reply),
+            Err(e) => drop(reply.send(Err(refused(&e)))),
+        }
     }
 
-    fn edit(&mut self, cid: Cid, edit: Edit, after: After) {
-        if self.edits.len() >= EDITS {
-            return refuse(
-                after,
-                &Fail::new(Code::Conflict, "too many pin changes wait for the disk")
-                    .hint("try again in a moment"),
-            );
+    /// Ends what is being done about it. What was whole before is not given up that way.
+    pub fn cancel(&mut self, cid: Cid, reply: Reply<Result<(), Fail>>, now: Duration) {
+        let op = self.tracker.operation(&cid).map(|op| op.kind);
+        if op == Some(OpKind::Pin) {
+            match self.rows().and_then(|rows| rows.get(&cid)) {
+                Ok(Some(pin)) if pin.lacks => {
+                    let cause = format!(
+                        "{cid} was whole and lacks a block that is fetched again; to cancel that would give it up"
+                    );
+                    return drop(
+                        reply.send(Err(Fail::new(Code::Conflict, cause)
+                            .hint(format!("`gemba pin rm {cid}` gives it up")))),
+                    );
+                }
+                Ok(_) => {}
+                Err(fail) => return drop(reply.send(Err(fail))),
+            }
         }
-        self.edits.push_back((cid, edit, after));
+        match self.tracker.handle(Input::Cancel(cid), now) {
+            Ok(()) if op == Some(OpKind::Pin) => self.wait_for_removal(cid, reply),
+            Ok(()) => drop(reply.send(Ok(()))),
+            Err(e) => drop(reply.send(Err(refused(&e)))),
+        }
+    }
+
+    fn wait_for_removal(&mut self, cid: Cid, reply: Reply<Result<(), Fail>>) {
+        match self.tracker.operation(&cid) {
+            Some(op) => self.removals.entry(op.ticket.op).or_default().push(reply),
+            None => drop(reply.send(Err(Fail::internal("a removal without an operation")))),
+        }
+    }
+
+    /// A change of the record alone; the reply follows when it is durable.
+    pub fn change(&mut self, edit: PinEdit, reply: Reply<Result<(), Fail>>, now: Duration) {
+        self.edit(vec![edit], After::Changed(reply), now);
+    }
+
+    /// Pins that miss a block are not whole any more; they are made whole again from the swarm.
+    pub fn strike_out(&mut self, roots: Vec<Cid>, reply: Reply<()>, now: Duration) {
+        if roots.is_empty() {
+            let _gone = reply.send(());
+            return;
+        }
+        let mut edits: Vec<PinEdit> = roots
+            .into_iter()
+            .map(|root| PinEdit::Plain(root, Edit::Incomplete))
+            .collect();
+        while edits.len() > BATCH {
+            let rest = edits.split_off(edits.len() - BATCH);
+            self.edit(rest, After::Struck(BATCH, None), now);
+        }
+        let count = edits.len();
+        self.edit(edits, After::Struck(count, Some(reply)), now);
+    }
+
+    /// Tries again what failed: one, or all. How many operations that are.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]: it is not wanted.
+    pub fn recover(&mut self, one: Option<Cid>, now: Duration) -> Result<u64, Fail> {
+        let Some(cid) = one else {
+            let failed = self.failed().count() as u64;
+            self.tell(Input::Recover(None), now);
+            return Ok(failed);
+        };
+        if self.tracker.operation(&cid).is_some() {
+            let failed = self.failed().any(|op| op.ticket.cid == cid);
+            self.tell(Input::Recover(Some(cid)), now);
+            return Ok(u64::from(failed));
+        }
+        match self.rows()?.get(&cid)? {
+            None => Err(crate::meta::pin_fail(gemba_pins::PinError::NotPinned(cid))),
+            Some(pin) => {
+                self.wanted(&pin, true, now);
+                Ok(u64::from(!pin.complete))
+            }
+        }
+    }
+
+    fn failed(&self) -> impl Iterator<Item = &Operation> {
+        let all = self.tracker.operations();
+        all.filter(|op| op.phase == Phase::Failed)
+    }
+
+    fn wanted(&mut self, pin: &Pin, recent: bool, now: Duration) {
+        if !pin.complete {
+            let target = target(pin);
+            self.tell(Input::Wanted { target, recent }, now);
+        }
+    }
+
+    /// Facts are never refused.
+    fn tell(&mut self, input: Input, now: Duration) {
+        let outcome = self.tracker.handle(input, now);
+        debug_assert!(outcome.is_ok());
+    }
+
+    // What is persisted.
+
+    fn edit(&mut self, edits: Vec<PinEdit>, after: After, now: Duration) {
+        // What the tracker asks for is bounded by its operations.
+        let is_own = matches!(after, After::Completed(_) | After::Removed(_));
+        if self.edits.len() >= EDITS && !is_own {
+            let fail = Fail::new(Code::Conflict, "too many pin changes wait for the disk")
+                .hint("try again in a moment");
+            let mut refused = std::iter::repeat_with(|| Err(fail.clone()));
+            return self.follow_up(after, &mut refused, now);
+        }
+        self.edits.push_back((edits, after));
         self.persist_next();
     }
 
-    /// One edit at a time goes to the disk: each is planned against what the one before it made true.
+    /// One transaction at a time, with what waits; a look at the table is the last of it.
     fn persist_next(&mut self) {
-        while !self.persisting {
-            let Some((cid, edit, after)) = self.edits.pop_front() else {
-                return;
-            };
-            let change = match plan(&mut self.set, cid, edit) {
-                Ok(change) => change,
-                Err(e) => {
-                    refuse(after, &pin_fail(&e));
-                    continue;
-                }
-            };
-            self.persisting = true;
-            let (meta, answers) = (Arc::clone(&self.meta), self.answers.clone());
-            tokio::task::spawn_blocking(move || {
-                let outcome = change.as_ref().map_or(Ok(()), |change| meta.apply(change));
-                let _loop_ended = answers.blocking_send(Persisted {
-                    change,
-                    outcome,
-                    after,
-                });
-            });
+        if self.persisting || (self.edits.is_empty() && self.draw.is_none()) {
+            return;
         }
+        let (mut edits, mut afters) = (Vec::new(), Vec::new());
+        while let Some((next, _)) = self.edits.front()
+            && (edits.is_empty() || edits.len() + next.len() <= BATCH)
+            && let Some((next, after)) = self.edits.pop_front()
+        {
+            edits.extend(next);
+            afters.push(after);
+        }
+        // Only behind everything that was wanted before it.
+        let draw = self.draw.take_if(|_| self.edits.is_empty());
+        self.persisting = true;
+        let (meta, answers) = (Arc::clone(&self.meta), self.answers.clone());
+        tokio::task::spawn_blocking(move || {
+            let outcomes = match edits.is_empty() {
+                true => Ok(Vec::new()),
+                false => meta.edit(&edits),
+            };
+            let drawn = draw.map(|(after, at_most)| {
+                let rows = meta.pins()?;
+                rows.open_page(after.as_ref(), at_most)
+            });
+            let _loop_ended = answers.blocking_send(Persisted {
+                outcomes,
+                afters,
+                drawn,
+            });
+        });
     }
 
-    /// An edit is durable, or was refused by the disk.
-    pub fn on_persisted(&mut self, persisted: Persisted, ctx: &mut Ctx<'_>) {
+    /// Edits are durable, or were refused.
+    pub fn on_persisted(&mut self, persisted: Persisted, now: Duration) {
         self.persisting = false;
         let Persisted {
-            change,
-            outcome,
-            after,
+            outcomes,
+            afters,
+            drawn,
         } = persisted;
-        match outcome {
-            Err(fail) => self.not_persisted(after, &fail, ctx),
-            Ok(()) => {
-                if let Some(change) = change
-                    && let Err(stale) = self.set.apply(change)
-                {
-                    tracing::error!(error = %stale, "the pin set changed while an edit was on its way to the disk");
+        match outcomes {
+            Ok(outcomes) => {
+                let mut outcomes = outcomes.into_iter();
+                for after in afters {
+                    self.follow_up(after, &mut outcomes, now);
                 }
-                self.follow_up(after, ctx);
+            }
+            Err(fail) => {
+                tracing::error!(error = %fail, "changes of the pins could not be made durable");
+                let mut refused = std::iter::repeat_with(|| Err(fail.clone()));
+                for after in afters {
+                    self.follow_up(after, &mut refused, now);
+                }
+            }
+        }
+        match drawn {
+            None => {}
+            Some(Ok((pins, more))) => {
+                let targets = pins.iter().map(target).collect();
+                self.tell(Input::Drawn { targets, more }, now);
+            }
+            Some(Err(fail)) => {
+                tracing::error!(error = %fail, "the pins could not be read");
+                self.tell(Input::NotDrawn, now);
             }
         }
         self.persist_next();
     }
 
-    fn not_persisted(&mut self, after: After, fail: &Fail, ctx: &mut Ctx<'_>) {
-        tracing::error!(error = %fail, "a change of the pins could not be made durable");
-        if let After::Completed(cid) = &after {
-            self.pause(*cid, fail.cause.clone(), ctx);
-        }
-        refuse(after, fail);
-    }
-
-    fn follow_up(&mut self, after: After, ctx: &mut Ctx<'_>) {
+    fn follow_up(
+        &mut self,
+        after: After,
+        outcomes: &mut dyn Iterator<Item = Result<Edited, Fail>>,
+        now: Duration,
+    ) {
+        let mut next = || {
+            let missing = || Err(Fail::internal("an edit without an outcome"));
+            outcomes.next().unwrap_or_else(missing)
+        };
         match after {
-            After::Pinned(cid, reply) => {
-                let Some(pin) = self.set.get(&cid).cloned() else {
-                    return;
-                };
-                let _gone = reply.send(Ok(self.view_of(&pin)));
+            After::Pinned(reply) => {
+                let view = next().and_then(|edited| {
+                    self.on_edited(&edited, true, now);
+                    let pin = edited.after;
+                    pin.map(|pin| self.view_of(&pin))
+                        .ok_or_else(|| Fail::internal("a pin without a record"))
+                });
+                let _gone = reply.send(view);
             }
-            After::Unpinned(cid, reply) => {
-                self.finished.remove(&cid);
-                self.end_op(&cid, ctx, "unpinned", None);
-                let _gone = reply.send(Ok(()));
+            After::Changed(reply) => {
+                let done = next().map(|edited| self.on_edited(&edited, false, now));
+                let _gone = reply.send(done);
             }
-            After::Renamed(cid, reply) => {
-                self.show_name(&cid);
-                let _gone = reply.send(Ok(()));
+            After::Listed(reply, count) => {
+                let outcomes: Vec<_> = (0..count).map(|_| next()).collect();
+                for edited in outcomes.iter().flatten() {
+                    self.on_edited(edited, false, now);
+                }
+                let _gone = reply.send(outcomes);
             }
-            After::Struck(cid, reply) => {
-                self.finished.remove(&cid);
-                if let Some(pin) = self.set.get(&cid).cloned()
-                    && !pin.complete
-                    && !self.ops.contains_key(&cid)
-                {
-                    self.queue(&pin);
+            After::Completed(ticket) => self.on_completed(ticket, next(), now),
+            After::Removed(ticket) => self.on_removed(ticket, next(), now),
+            After::Struck(count, reply) => {
+                let struck: Vec<_> = (0..count).filter_map(|_| next().ok()).collect();
+                for edited in &struck {
+                    self.on_edited(edited, false, now);
                 }
                 if let Some(reply) = reply {
                     let _gone = reply.send(());
                 }
             }
-            After::Completed(cid) => {
-                if let Some(op) = self.ops.remove(&cid) {
-                    self.remember(&cid, &op);
-                    op.view.send_modify(|view| view.status = "pinned".into());
-                    tracing::info!(%cid, "pinned: every block is durable");
+        }
+    }
+
+    /// A record is durable: work for it begins.
+    fn on_edited(&mut self, edited: &Edited, recent: bool, now: Duration) {
+        match &edited.after {
+            Some(pin) => {
+                if let Some(view) = self.views.get(&pin.cid) {
+                    view.send_modify(|view| view.name = name_of(pin));
+                }
+                self.wanted(pin, recent, now);
+            }
+            None if edited.before.is_some() => self.tell(Input::Gone(edited.cid), now),
+            None => {}
+        }
+    }
+
+    fn on_completed(&mut self, ticket: Ticket, outcome: Result<Edited, Fail>, now: Duration) {
+        match outcome {
+            Ok(_) => self.tell(Input::Recorded(ticket, Ok(())), now),
+            // It was unpinned or widened meanwhile: whoever did that has told the tracker.
+            Err(fail) if matches!(fail.code, Code::NotFound | Code::Conflict) => {
+                let is_current = |op: &Operation| op.ticket == ticket;
+                if self.tracker.operation(&ticket.cid).is_some_and(is_current) {
+                    self.tell(Input::Gone(ticket.cid), now);
                 }
             }
+            Err(fail) => self.tell(Input::Recorded(ticket, Err(fail.cause)), now),
         }
     }
 
-    /// What is told of a pin has its name in it.
-    fn show_name(&mut self, cid: &Cid) {
-        let pin = self.set.get(cid);
-        let name = pin.and_then(|pin| pin.name.as_ref());
-        let name = name.map(|name| name.as_str().to_owned());
-        if let Some(last) = self.finished.get_mut(cid) {
-            last.name.clone_from(&name);
+    fn on_removed(&mut self, ticket: Ticket, outcome: Result<Edited, Fail>, now: Duration) {
+        let replies = self.removals.remove(&ticket.op).unwrap_or_default();
+        let done = outcome.map(drop);
+        for reply in replies {
+            let _gone = reply.send(done.clone());
         }
-        if let Some(op) = self.ops.get(cid) {
-            op.view.send_modify(|view| view.name = name);
-        }
-    }
-
-    fn remember(&mut self, cid: &Cid, op: &Op) {
-        if self.finished.len() >= FINISHED {
-            self.finished.pop_first();
-        }
-        let mut last = op.view.borrow().clone();
-        last.status = "pinned".into();
-        last.cause = None;
-        self.finished.insert(*cid, last);
-    }
-
-    fn whole(&self, pin: &Pin) -> PinStatus {
-        self.finished
-            .get(&pin.cid)
-            .cloned()
-            .unwrap_or_else(|| status_of(pin, "pinned"))
-    }
-
-    /// The view that follows a pin; starts its operation if it is not whole.
-    fn view_of(&mut self, pin: &Pin) -> watch::Receiver<PinStatus> {
-        if pin.complete {
-            return watch::channel(self.whole(pin)).1;
-        }
-        if let Some(op) = self.ops.get_mut(&pin.cid) {
-            if op.pin_id == pin.id {
-                if matches!(op.phase, Phase::Waiting(_)) {
-                    op.phase = Phase::Queued;
-                    op.view
-                        .send_modify(|view| view.status = "pin_queued".into());
-                }
-                return op.view.subscribe();
+        match done {
+            Ok(()) => {
+                self.tell(Input::Recorded(ticket, Ok(())), now);
             }
-            self.ops.remove(&pin.cid);
+            Err(fail) if fail.code == Code::NotFound => {
+                let is_current = |op: &Operation| op.ticket == ticket;
+                if self.tracker.operation(&ticket.cid).is_some_and(is_current) {
+                    self.tell(Input::Gone(ticket.cid), now);
+                }
+            }
+            Err(fail) => self.tell(Input::Recorded(ticket, Err(fail.cause)), now),
         }
-        self.queue(pin)
     }
 
-    fn queue(&mut self, pin: &Pin) -> watch::Receiver<PinStatus> {
-        let (view, receiver) = watch::channel(status_of(pin, "pin_queued"));
-        let op = Op {
-            pin_id: pin.id,
-            kind: pin.kind,
-            phase: Phase::Queued,
-            attempts: 0,
-            ended: None,
-            view,
-        };
-        self.ops.insert(pin.cid, op);
-        receiver
+    /// Follows a pin. One that is whole and needs nothing stays as it is told now.
+    fn view_of(&mut self, pin: &Pin) -> View {
+        let op = self.op(&pin.cid);
+        let (told, is_over) = (told(pin, op), pin.complete && op.is_none());
+        if is_over {
+            return watch::channel(told).1;
+        }
+        let view = self.views.entry(pin.cid);
+        let view = view.or_insert_with(|| watch::channel(told.clone()).0);
+        view.send_modify(|view| *view = told);
+        view.subscribe()
     }
 
-    /// Starts what may start, asks for what is needed, ends what is whole or stands still. True: call again at once.
+    /// Follows a pin, whatever it is.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`]; the disk's.
+    pub fn watch(&mut self, cid: &Cid) -> Result<View, Fail> {
+        match self.rows()?.get(cid)? {
+            None => Err(crate::meta::pin_fail(gemba_pins::PinError::NotPinned(*cid))),
+            Some(pin) => Ok(self.view_of(&pin)),
+        }
+    }
+
+    // What is done.
+
+    /// Begins, feeds and ends walks, until there is nothing more to do now. True: call again at once.
     pub fn settle(&mut self, ctx: &mut Ctx<'_>) -> bool {
-        self.start_queued(ctx);
+        let _fed_below = self.carry_out(ctx);
         let mut busy = false;
-        let mut ended = Vec::new();
-        for (cid, op) in &mut self.ops {
-            let Phase::Running(fetch) = &mut op.phase else {
-                continue;
-            };
+        let mut facts = Vec::new();
+        for (ticket, fetch) in self.fetches.values_mut() {
             let standing = fetch.pump(ctx);
-            show(op);
+            let op = self.tracker.operation(&ticket.cid);
+            if op.is_some_and(|op| op.progress != fetch.progress()) {
+                facts.push(Input::Progress(*ticket, fetch.progress()));
+            }
             match standing {
+                // Said at once, before anybody's patience is at its end.
+                Standing::Waiting if op.is_some_and(|op| op.cause.is_none()) => {
+                    facts.extend(denied(*ticket, fetch));
+                }
                 Standing::Waiting => {}
                 Standing::Busy => busy = true,
-                ended_now => ended.push((*cid, ended_now)),
+                Standing::Whole => facts.push(Input::Whole(*ticket, fetch.progress())),
+                Standing::Refused(cause) => {
+                    tracing::warn!(cid = %ticket.cid, %cause, "this DAG cannot be pinned");
+                    facts.push(Input::Refused(*ticket, cause));
+                }
             }
         }
-        for (cid, standing) in ended {
-            self.end(cid, standing, ctx);
-        }
-        busy
+        self.tell_all(facts, ctx.now);
+        // What begins now is fed at once.
+        let begun = self.carry_out(ctx);
+        busy || begun
     }
 
-    fn end(&mut self, cid: Cid, standing: Standing, ctx: &mut Ctx<'_>) {
-        let Some(op) = self.ops.get_mut(&cid) else {
-            return;
-        };
-        if let Phase::Running(fetch) = &op.phase {
-            ctx.exchange.close_session(fetch.session);
+    /// Facts of walks, and what whoever follows these sees of them.
+    fn tell_all(&mut self, facts: Vec<Input>, now: Duration) {
+        let moved: Vec<Cid> = facts.iter().filter_map(concerned).collect();
+        for fact in facts {
+            self.tell(fact, now);
         }
-        match standing {
-            Standing::Refused(cause) => {
-                tracing::warn!(%cid, %cause, "this DAG cannot be pinned");
-                op.phase = Phase::Waiting(Duration::MAX);
-                op.ended = Some((ctx.now, None));
-                fail_view(op, cause);
-            }
-            _ => {
-                op.phase = Phase::Completing;
-                let id = op.pin_id;
-                self.edit(cid, Edit::Complete { id }, After::Completed(cid));
-            }
+        for cid in moved {
+            self.show(&cid);
         }
     }
 
-    fn start_queued(&mut self, ctx: &mut Ctx<'_>) {
-        let running = self
-            .ops
+    /// What the tracker says. True: a walk began.
+    fn carry_out(&mut self, ctx: &mut Ctx<'_>) -> bool {
+        let mut begun = false;
+        while let Some(output) = self.tracker.poll() {
+            match output {
+                Output::Start(ticket, target) => begun |= self.start(ticket, &target, ctx),
+                Output::Stop(ticket) => {
+                    if let Some((_, fetch)) = self.fetches.remove(&ticket.op) {
+                        ctx.exchange.close_session(fetch.session);
+                    }
+                }
+                Output::Complete(ticket, id) => {
+                    let op = self.tracker.operation(&ticket.cid);
+                    let size = op.map(|op| size(&op.progress));
+                    let edit = PinEdit::Plain(ticket.cid, Edit::Complete { id, size });
+                    self.edit(vec![edit], After::Completed(ticket), ctx.now);
+                }
+                Output::Remove(ticket) => {
+                    let edit = PinEdit::Release(ticket.cid, None);
+                    self.edit(vec![edit], After::Removed(ticket), ctx.now);
+                }
+                Output::Draw(after, at_most) => {
+                    self.draw = Some((after, at_most));
+                    self.persist_next();
+                }
+                Output::Changed(cid) => {
+                    self.log(&cid);
+                    self.show(&cid);
+                }
+                Output::Ended(op) => self.on_ended(&op),
+            }
+        }
+        begun
+    }
+
+    fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) -> bool {
+        let under_way: Vec<Cid> = self
+            .fetches
             .values()
-            .filter(|op| matches!(op.phase, Phase::Running(_)))
-            .count();
-        let mut room = RUNNING.saturating_sub(running);
-        let mut under_way: Vec<Cid> = self
-            .ops
-            .iter()
-            .filter(|(_, op)| matches!(op.phase, Phase::Running(_)))
-            .map(|(cid, _)| *cid)
+            .map(|(ticket, _)| ticket.cid)
             .collect();
-        for (cid, op) in &mut self.ops {
-            let due = match op.phase {
-                Phase::Queued => true,
-                Phase::Waiting(at) => at <= ctx.now,
-                _ => false,
-            };
-            if room == 0 || !due {
-                continue;
-            }
-            let leave = ctx.disk.leave(*cid, |cid| under_way.contains(cid), ctx.now);
-            if leave == Leave::Wait {
-                rest(op, ctx);
-                continue;
-            }
-            // Refused only while readers hold all sessions; tried again on the next tick.
-            let Ok(session) = ctx
-                .exchange
-                .open_session(SessionOptions::default().with_root(*cid))
-            else {
-                return;
-            };
-            room -= 1;
-            under_way.push(*cid);
-            self.next_fetch += 1;
-            op.attempts += 1;
-            let fetch = Fetch::start(
-                FetchId(self.next_fetch),
-                *cid,
-                op.kind,
-                session,
-                self.visited_key,
-                if leave == Leave::Try {
-                    TRIAL_WINDOW
-                } else {
-                    WINDOW
-                },
-                ctx.now,
-            );
-            op.phase = Phase::Running(Box::new(fetch));
-            op.view.send_modify(|view| {
-                view.status = "pinning".into();
-                view.attempts = op.attempts;
-            });
+        let leave = ctx
+            .disk
+            .leave(ticket.cid, |cid| under_way.contains(cid), ctx.now);
+        if leave == Leave::Wait {
+            let cause = ctx.disk.words();
+            self.tell(Input::NotNow(ticket, cause), ctx.now);
+            return false;
         }
+        let options = SessionOptions::default().with_root(ticket.cid);
+        // Refused only while readers hold all sessions.
+        let Ok(session) = ctx.exchange.open_session(options) else {
+            self.tell(Input::NotNow(ticket, None), ctx.now);
+            return false;
+        };
+        let window = if leave == Leave::Try {
+            TRIAL_WINDOW
+        } else {
+            WINDOW
+        };
+        let (id, key) = (FetchId(ticket.op.0), self.visited_key);
+        let fetch = Fetch::start(id, ticket.cid, target.reach, session, key, window, ctx.now);
+        self.fetches.insert(ticket.op, (ticket, fetch));
+        true
     }
 
-    /// Ends what stood still too long. Called on the loop's tick.
-    pub fn expire(&mut self, ctx: &mut Ctx<'_>) {
-        let still: Vec<(Cid, String)> = self
-            .ops
-            .iter()
-            .filter_map(|(cid, op)| Some((*cid, stalled(op, ctx)?)))
-            .collect();
-        for (cid, cause) in still {
-            tracing::warn!(%cid, %cause, "pinning does not advance; it stays wanted and is tried again");
-            self.pause(cid, cause, ctx);
-        }
-        for op in self.ops.values_mut() {
-            if let Phase::Running(fetch) = &mut op.phase {
-                fetch.retry_missing();
-                let waits = ctx.now.saturating_sub(fetch.advanced) >= PATIENT;
-                fetch.told = waits.then(|| fetch.cause(ctx));
+    /// Its last word goes to whoever follows it.
+    fn on_ended(&mut self, op: &Operation) {
+        let cid = op.ticket.cid;
+        if let Some(waiting) = self.removals.remove(&op.ticket.op) {
+            // It went by another way before the disk came to this one.
+            for reply in waiting {
+                let _gone = reply.send(Ok(()));
             }
         }
-    }
-
-    fn pause(&mut self, cid: Cid, cause: String, ctx: &mut Ctx<'_>) {
-        let Some(op) = self.ops.get_mut(&cid) else {
+        let is_done = op.phase == Phase::Done;
+        if op.kind == OpKind::Pin && is_done {
+            tracing::info!(%cid, "pinned: every block is durable");
+        }
+        let Some(view) = self.views.get(&cid) else {
             return;
         };
-        let mut lacks = None;
-        if let Phase::Running(fetch) = &op.phase {
-            lacks = fetch.lacks();
-            ctx.exchange.close_session(fetch.session);
-        }
-        op.ended = Some((ctx.now, lacks));
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << op.attempts.min(6))
-            .min(LONGEST_PAUSE);
-        op.phase = Phase::Waiting(ctx.now.saturating_add(pause));
-        fail_view(op, cause);
+        let status = match (op.kind, is_done) {
+            (OpKind::Pin, true) => Status::Pinned,
+            // Another pin of the root took its place.
+            (OpKind::Pin, false) if self.is_pinning(&cid) => return self.show(&cid),
+            (OpKind::Pin, false) | (OpKind::Unpin, true) => Status::Unpinned,
+            // The pin is there again.
+            (OpKind::Unpin, false) => return,
+        };
+        view.send_modify(|view| {
+            fill(view, op);
+            view.status = status.as_str().to_owned();
+            view.cause = None;
+        });
+        self.views.remove(&cid);
     }
 
-    fn end_op(&mut self, cid: &Cid, ctx: &mut Ctx<'_>, status: &str, cause: Option<String>) {
-        let Some(op) = self.ops.remove(cid) else {
+    fn is_pinning(&self, cid: &Cid) -> bool {
+        let op = self.tracker.operation(cid);
+        op.is_some_and(|op| op.kind == OpKind::Pin)
+    }
+
+    fn show(&self, cid: &Cid) {
+        let Some(view) = self.views.get(cid) else {
             return;
         };
-        if let Phase::Running(fetch) = &op.phase {
-            ctx.exchange.close_session(fetch.session);
-        }
-        op.view.send_modify(|view| {
-            view.status = status.into();
-            view.cause = cause;
+        let op = self.tracker.operation(cid);
+        view.send_if_modified(|view| {
+            let before = view.clone();
+            match op {
+                Some(op) => fill(view, op),
+                None => view.status = Status::PinQueued.as_str().to_owned(),
+            }
+            *view != before
         });
     }
 
-    /// A new peer may have what the others had not.
-    pub fn try_again(&mut self) {
-        for op in self.ops.values_mut() {
-            requeue(op);
+    fn log(&self, cid: &Cid) {
+        if let Some(op) = self.tracker.operation(cid)
+            && op.phase == Phase::Failed
+            && !op.rests
+        {
+            let cause = op.cause.as_deref().unwrap_or_default();
+            tracing::warn!(%cid, %cause, attempts = op.attempts, "an operation does not advance; it is tried again");
         }
     }
 
+    /// Tells the tracker what keeps those that stand still, and ends what stood too long. Called on the loop's tick.
+    pub fn expire(&mut self, ctx: &mut Ctx<'_>) {
+        let mut facts = Vec::new();
+        for (ticket, fetch) in self.fetches.values_mut() {
+            fetch.retry_missing();
+            if ctx.now.saturating_sub(fetch.advanced) < PATIENT {
+                continue;
+            }
+            facts.push(Input::Standing {
+                ticket: *ticket,
+                outlook: outlook(fetch, ctx),
+                cause: fetch.cause(ctx),
+                lacks: fetch.lacks(),
+            });
+        }
+        self.tell_all(facts, ctx.now);
+        self.tracker.expire(ctx.now);
+        // Whoever followed them is gone.
+        self.views.retain(|_, view| view.receiver_count() > 0);
+    }
+
+    /// A new peer may have what the others had not.
+    pub fn try_again(&mut self, now: Duration) {
+        self.tell(Input::Nudge, now);
+    }
+
     /// The disk takes blocks again: who rested goes on, and who tried goes on in full.
-    pub fn on_disk_takes(&mut self) {
-        self.try_again();
+    pub fn on_disk_takes(&mut self, now: Duration) {
+        self.try_again(now);
         self.running().for_each(Fetch::open_window);
     }
 
     /// Blocks were stored by others on this device: walks that wait for them go on, pins that ended for want of one begin anew.
     pub fn on_put(&mut self, cids: &[Cid], ctx: &mut Ctx<'_>) {
-        for op in self.ops.values_mut() {
-            let lacked = op.ended.and_then(|(_, lacks)| lacks);
-            match &mut op.phase {
-                Phase::Running(fetch) => cids.iter().for_each(|cid| fetch.on_put(cid, ctx)),
-                Phase::Waiting(_) if lacked.is_some_and(|cid| cids.contains(&cid)) => requeue(op),
-                _ => {}
-            }
+        for (_, fetch) in self.fetches.values_mut() {
+            cids.iter().for_each(|cid| fetch.on_put(cid, ctx));
         }
+        self.tell(Input::Here(cids.to_vec()), ctx.now);
     }
 
     /// A batch is durable.
@@ -516,17 +670,16 @@ impl Pins {
 
     /// The disk takes no blocks: whatever is being fetched rests at once, for every byte more would be lost.
     pub fn on_disk_refused(&mut self, ctx: &mut Ctx<'_>) {
-        for op in self.ops.values_mut() {
-            if matches!(op.phase, Phase::Running(_)) {
-                rest(op, ctx);
-            }
+        if let Some(cause) = ctx.disk.words() {
+            self.tell(Input::Rest(cause), ctx.now);
+            let _begun = self.carry_out(ctx);
         }
     }
 
     /// Whether one waits for its turn or its next try.
     pub fn rests(&self) -> bool {
-        let waits = |op: &Op| matches!(op.phase, Phase::Queued | Phase::Waiting(_));
-        self.ops.values().any(waits)
+        let waits = |op: &Operation| matches!(op.phase, Phase::Queued | Phase::Failed);
+        self.tracker.operations().any(waits)
     }
 
     /// A loader read the links of a block for a walk.
@@ -537,7 +690,7 @@ impl Pins {
         answer: Result<(u64, Vec<Cid>), LinkTrouble>,
         ctx: &mut Ctx<'_>,
     ) {
-        if let Some(fetch) = self.running().find(|fetch| fetch.id == id) {
+        if let Some((_, fetch)) = self.fetches.get_mut(&OpId(id.0)) {
             fetch.on_links(cid, answer, ctx);
         }
     }
@@ -550,73 +703,59 @@ impl Pins {
     }
 
     fn running(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.ops.values_mut().filter_map(|op| match &mut op.phase {
-            Phase::Running(fetch) => Some(&mut **fetch),
-            _ => None,
-        })
+        self.fetches.values_mut().map(|(_, fetch)| fetch)
     }
 
-    /// Pins that miss a block are not whole any more; they are made whole again from the swarm.
-    pub fn strike_out(&mut self, mut roots: Vec<Cid>, reply: Reply<()>) {
-        let Some(last) = roots.pop() else {
-            let _gone = reply.send(());
-            return;
-        };
-        for root in roots {
-            self.edit(root, Edit::Incomplete, After::Struck(root, None));
-        }
-        self.edit(last, Edit::Incomplete, After::Struck(last, Some(reply)));
+    // What is told.
+
+    /// What ought to be here, as it is on disk at this moment.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn rows(&self) -> Result<PinRows, Fail> {
+        self.meta.pins()
     }
 
-    /// What ought to be here.
-    pub fn desired(&self) -> &DesiredSet {
-        &self.set
+    /// What is being done about a root.
+    pub fn op(&self, cid: &Cid) -> Option<&Operation> {
+        self.tracker.operation(cid)
     }
 
-    /// One pin; `None` if it is not wanted.
+    /// One pin; `None` if it is not wanted, or if the disk does not tell.
     pub fn status(&self, cid: &Cid) -> Option<PinStatus> {
-        let pin = self.set.get(cid)?;
-        Some(
-            self.ops
-                .get(cid)
-                .map_or_else(|| self.whole(pin), |op| op.view.borrow().clone()),
-        )
+        let pin = self.rows().and_then(|rows| rows.get(cid)).ok()??;
+        Some(told(&pin, self.op(cid)))
+    }
+
+    /// Operations behind this one, at most so many.
+    pub fn ops(&self, after: Option<&Cid>, at_most: usize) -> Vec<Operation> {
+        let ops = self.tracker.operations_after(after);
+        ops.take(at_most).cloned().collect()
     }
 
     /// The block that a pin's operation waits for first, or ended for want of.
     pub fn lacks(&self, root: &Cid) -> Option<Cid> {
-        let op = self.ops.get(root)?;
-        match &op.phase {
-            Phase::Running(fetch) => fetch.lacks(),
-            _ => op.ended?.1,
+        let op = self.tracker.operation(root)?;
+        match self.fetches.get(&op.ticket.op) {
+            Some((_, fetch)) => fetch.lacks(),
+            None => op.lacks,
         }
-    }
-
-    /// Pins behind `after` in the order of their CIDs, at most a page of them.
-    pub fn list(&self, after: Option<&Cid>) -> Vec<PinStatus> {
-        self.set
-            .iter_after(after)
-            .take(PAGE)
-            .filter_map(|pin| self.status(&pin.cid))
-            .collect()
     }
 
     /// Pins that ended with a cause of their own, for `status`.
     pub fn troubles(&self, now: Duration) -> Vec<Trouble> {
-        let told = self.ops.iter().filter_map(|(cid, op)| {
-            let Phase::Waiting(at) = op.phase else {
-                return None;
-            };
-            let (ended, _) = op.ended?;
+        // The disk is named once in `status`, not once a pin.
+        let own = self.failed().filter(|op| !op.rests);
+        let told = own.filter_map(|op| {
             Some(Trouble {
-                address: cid.to_string(),
+                address: op.ticket.cid.to_string(),
                 peer: None,
                 direction: "local".to_owned(),
-                kind: "pin".to_owned(),
-                cause: op.view.borrow().cause.clone()?,
-                age_s: now.saturating_sub(ended).as_secs(),
+                kind: op.kind.as_str().to_owned(),
+                cause: op.cause.clone()?,
+                age_s: now.saturating_sub(op.moved).as_secs(),
                 count: u64::from(op.attempts),
-                retry_in_s: (at != Duration::MAX).then(|| at.saturating_sub(now).as_secs()),
+                retry_in_s: op.retry_at.map(|at| at.saturating_sub(now).as_secs()),
             })
         });
         told.take(TROUBLES).collect()
@@ -624,157 +763,131 @@ impl Pins {
 
     /// Pins by state.
     pub fn counts(&self) -> PinCounts {
+        let lengths = self
+            .rows()
+            .and_then(|rows| Ok((rows.len()?, rows.open_len()?)));
+        let (all, open) = lengths.unwrap_or_else(|fail| {
+            tracing::error!(error = %fail, "the pins could not be counted");
+            (0, 0)
+        });
         let mut counts = PinCounts {
-            pinned: (self.set.len() - self.ops.len().min(self.set.len())) as u64,
+            pinned: all.saturating_sub(open),
             ..PinCounts::default()
         };
-        for op in self.ops.values() {
+        let pins = self.tracker.operations();
+        for op in pins.filter(|op| op.kind == OpKind::Pin) {
             match op.phase {
-                Phase::Queued => counts.queued += 1,
-                Phase::Running(_) | Phase::Completing => counts.pinning += 1,
-                Phase::Waiting(_) => counts.error += 1,
+                Phase::Running => counts.pinning += 1,
+                Phase::Failed => counts.error += 1,
+                Phase::Queued | Phase::Done => {}
             }
         }
+        counts.queued = open.saturating_sub(counts.pinning + counts.error);
         counts
     }
-}
 
-/// The cause, if the operation stood still for too long.
-fn stalled(op: &Op, ctx: &Ctx<'_>) -> Option<String> {
-    let Phase::Running(fetch) = &op.phase else {
-        return None;
-    };
-    let still = ctx.now.saturating_sub(fetch.advanced);
-    let late = if fetch.unavailable.is_some() || ctx.peers == 0 {
-        still >= NOBODY_HAS_IT
-    } else {
-        let silent = ctx
-            .exchange
-            .silence()
-            .is_none_or(|silence| silence >= STALL);
-        still >= LONG_STALL || (still >= STALL && silent)
-    };
-    late.then(|| fetch.cause(ctx))
-}
-
-/// Puts an operation to rest because the disk takes no blocks. That is no attempt that failed.
-fn rest(op: &mut Op, ctx: &mut Ctx<'_>) {
-    let was_running = if let Phase::Running(fetch) = &op.phase {
-        ctx.exchange.close_session(fetch.session);
-        true
-    } else {
-        false
-    };
-    let again = ctx.now.saturating_add(REST);
-    let told = matches!(op.phase, Phase::Waiting(_)) && !was_running;
-    op.phase = Phase::Waiting(again);
-    if !told && let Some(cause) = ctx.disk.words() {
-        // The disk is named once in `status`, not once a pin.
-        op.ended = None;
-        fail_view(op, cause);
+    /// What the tracker counted, for `/metrics`.
+    pub fn tracked(&self) -> gemba_pins::Counts {
+        self.tracker.counts()
     }
 }
 
-/// An operation that waits for its next try has it now.
-fn requeue(op: &mut Op) {
-    if matches!(op.phase, Phase::Waiting(at) if at != Duration::MAX) {
-        op.phase = Phase::Queued;
-        op.view
-            .send_modify(|view| view.status = "pin_queued".into());
-    }
-}
-
-fn show(op: &Op) {
-    let Phase::Running(fetch) = &op.phase else {
-        return;
-    };
-    let progress = fetch.progress();
-    op.view.send_if_modified(|view| {
-        let cause = fetch.told.clone().or_else(|| {
-            fetch
-                .unavailable
-                .map(|(cid, asked)| format!("so far {}", crate::text::nobody_has(&cid, asked)))
-        });
-        let changed = view.blocks_done != progress.blocks_done
-            || view.blocks_pending != progress.pending
-            || view.cause != cause;
-        view.blocks_done = progress.blocks_done;
-        view.bytes_done = progress.bytes_done;
-        view.blocks_fetched = progress.blocks_fetched;
-        view.bytes_fetched = progress.bytes_fetched;
-        view.blocks_pending = progress.pending;
-        view.cause = cause;
-        changed
-    });
-}
-
-fn fail_view(op: &Op, cause: String) {
-    op.view.send_modify(|view| {
-        view.status = "pin_error".into();
-        view.attempts = op.attempts;
-        view.cause = Some(cause);
-    });
-}
-
-fn status_of(pin: &Pin, status: &str) -> PinStatus {
-    PinStatus {
+/// A pin as it is told: by what is being done about it, else by its record.
+pub fn told(pin: &Pin, op: Option<&Operation>) -> PinStatus {
+    let mut status = PinStatus {
         cid: pin.cid.to_string(),
-        status: status.to_owned(),
+        status: Status::of(Some(pin), op).as_str().to_owned(),
         kind: pin.kind.as_str().to_owned(),
-        name: pin.name.as_ref().map(|name| name.as_str().to_owned()),
-        blocks_done: 0,
-        bytes_done: 0,
+        name: name_of(pin),
+        blocks_done: pin.size.map_or(0, |size| size.blocks),
+        bytes_done: pin.size.map_or(0, |size| size.bytes),
         blocks_fetched: 0,
         bytes_fetched: 0,
         blocks_pending: 0,
         attempts: 0,
         cause: None,
-    }
-}
-
-fn refuse(after: After, fail: &Fail) {
-    match after {
-        After::Pinned(_, reply) => drop(reply.send(Err(fail.clone()))),
-        After::Unpinned(_, reply) | After::Renamed(_, reply) => drop(reply.send(Err(fail.clone()))),
-        After::Struck(_, reply) => {
-            if let Some(reply) = reply {
-                let _gone = reply.send(());
-            }
-        }
-        After::Completed(cid) => {
-            tracing::debug!(%cid, error = %fail, "a pin went away before it was whole");
-        }
-    }
-}
-
-fn pin_fail(error: &gemba_pins::PinError) -> Fail {
-    use gemba_pins::PinError as E;
-    let code = match error {
-        E::NotPinned(_) => Code::NotFound,
-        _ => Code::Conflict,
     };
-    Fail::new(code, error)
+    if let Some(op) = op {
+        fill(&mut status, op);
+    }
+    status
 }
 
-/// For display only, never for order.
-fn wall_clock_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+fn name_of(pin: &Pin) -> Option<String> {
+    pin.name.as_ref().map(|name| name.as_str().to_owned())
+}
+
+fn fill(status: &mut PinStatus, op: &Operation) {
+    status.status = op.status().as_str().to_owned();
+    status.attempts = op.attempts;
+    status.cause.clone_from(&op.cause);
+    let progress = &op.progress;
+    status.blocks_done = progress.blocks_done;
+    status.bytes_done = progress.bytes_done;
+    status.blocks_fetched = progress.blocks_fetched;
+    status.bytes_fetched = progress.bytes_fetched;
+    status.blocks_pending = progress.pending;
+}
+
+fn size(progress: &Progress) -> Size {
+    Size {
+        blocks: progress.blocks_done,
+        bytes: progress.bytes_done,
+    }
+}
+
+/// What keeps a walk that stands still.
+fn outlook(fetch: &Fetch, ctx: &Ctx<'_>) -> Outlook {
+    if fetch.unavailable.is_some() || ctx.peers == 0 {
+        return Outlook::Denied;
+    }
+    let silent = |silence: Duration| silence >= ctx.now.saturating_sub(fetch.advanced);
+    if ctx.exchange.silence().is_none_or(silent) {
+        Outlook::Silent
+    } else {
+        Outlook::Busy
+    }
+}
+
+fn concerned(fact: &Input) -> Option<Cid> {
+    match fact {
+        Input::Progress(ticket, _) | Input::Standing { ticket, .. } => Some(ticket.cid),
+        _ => None,
+    }
+}
+
+fn denied(ticket: Ticket, fetch: &Fetch) -> Option<Input> {
+    let (cid, asked) = fetch.unavailable?;
+    Some(Input::Standing {
+        ticket,
+        outlook: Outlook::Denied,
+        cause: format!("so far {}", crate::text::nobody_has(&cid, asked)),
+        lacks: Some(cid),
     })
 }
 
-/// What an edit means for the set as it is now.
-fn plan(
-    set: &mut DesiredSet,
-    cid: Cid,
-    edit: Edit,
-) -> Result<Option<Change>, gemba_pins::PinError> {
-    match edit {
-        Edit::Add(add) => set.add(add),
-        Edit::Complete { id } => set.complete(&cid, id),
-        Edit::Incomplete => set.incomplete(&cid),
-        Edit::Rename(name) => set.rename(&cid, name),
-        _ => set.remove(&cid).map(Some),
+fn target(pin: &Pin) -> Target {
+    Target {
+        cid: pin.cid,
+        id: pin.id,
+        reach: pin.kind,
+    }
+}
+
+fn added(cid: Cid, kind: Kind, name: Option<String>) -> Result<Add, Fail> {
+    let name = name.map(Name::new).transpose();
+    Ok(Add {
+        cid,
+        kind,
+        name: name.map_err(|e| Fail::new(Code::Usage, e))?,
+        now_ms: crate::content::pins::now_ms(),
+    })
+}
+
+fn refused(error: &TrackError) -> Fail {
+    match error {
+        TrackError::NoOperation(_) => Fail::new(Code::NotFound, error)
+            .hint("`gemba pin ops` lists what is being done; `gemba pin rm` unpins what is whole"),
+        _ => Fail::new(Code::Conflict, error),
     }
 }

@@ -1,0 +1,157 @@
+//! `gemba pin export` and `import`: the pins of a device as text (specs/pins.md §6).
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt as _;
+
+use crate::cli::Context;
+use crate::cli::output::Content;
+use crate::cli::session::{self, Daemon};
+use crate::content::pin_list::{self, Report, Writer};
+use crate::content::{io_fail, kubo_pins};
+use crate::error::Fail;
+use crate::meta::PinEdit;
+use crate::repo::Access;
+use crate::text;
+
+/// Writes the list to a file or to standard output.
+pub(super) fn export(context: &Context, output: Option<&Path>) -> Result<(), Fail> {
+    let target = output.map(Path::to_owned);
+    match context.daemon()? {
+        Some(daemon) => context.talk(daemon, async |client| {
+            let mut list = client.reader("/v1/pins/export").await?;
+            session::blocking(move || {
+                written(target.as_deref(), &mut |out| {
+                    std::io::copy(&mut list, out).map(drop).map_err(io_fail)
+                })
+            })
+            .await
+        }),
+        None => {
+            let meta = context.repo(Access::Read)?.meta()?;
+            let pins = meta.pins()?;
+            written(output, &mut |out| pin_list::export(&pins, out).map(drop))
+        }
+    }
+}
+
+/// A file is there whole or not at all.
+fn written(
+    target: Option<&Path>,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<(), Fail>,
+) -> Result<(), Fail> {
+    let Some(target) = target else {
+        let mut out = Content::new();
+        write(&mut out)?;
+        return out.flush().map_err(io_fail);
+    };
+    let mut beside = target.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = PathBuf::from(beside);
+    let outcome = File::create(&beside)
+        .map_err(|e| Fail::io(&beside, &e))
+        .and_then(|file| {
+            let mut out = BufWriter::new(file);
+            write(&mut out)?;
+            let file = out.into_inner().map_err(|e| Fail::io(&beside, e.error()))?;
+            file.sync_all().map_err(|e| Fail::io(&beside, &e))?;
+            std::fs::rename(&beside, target).map_err(|e| Fail::io(target, &e))
+        });
+    if outcome.is_err() {
+        // It may never have been made.
+        let _gone = std::fs::remove_file(&beside);
+    }
+    outcome
+}
+
+/// Takes a list from a file, standard input or a Kubo.
+pub(super) fn import(
+    context: &Context,
+    file: Option<&Path>,
+    kubo: Option<&str>,
+) -> Result<(), Fail> {
+    let source = Source {
+        file: file.map(Path::to_owned),
+        kubo: kubo.map(str::to_owned),
+    };
+    let report = match context.daemon()? {
+        Some(daemon) => through(context, daemon, source)?,
+        None => here(context, &source)?,
+    };
+    context.out.result(&report, report_text)
+}
+
+fn report_text(report: &Report) -> String {
+    let mut line = format!(
+        "{} added, {} there already",
+        text::count(report.added, "pin", "pins"),
+        report.kept + report.named + report.widened
+    );
+    for (count, what) in [
+        (report.named, "named"),
+        (report.widened, "made recursive"),
+        (
+            report.labels_dropped,
+            "without the label of a followed name",
+        ),
+    ] {
+        if count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    line
+}
+
+fn through(context: &Context, daemon: Daemon, source: Source) -> Result<Report, Fail> {
+    context.talk(daemon, async |client| {
+        let mut answer = client
+            .upload::<Report, _>("/v1/pins/import", move |out| source.copy(out))
+            .await?;
+        match answer.next().await {
+            Some(report) => report,
+            None => Err(session::answer_fail("ended without a report")),
+        }
+    })
+}
+
+/// The pins are wanted from now on; a daemon fetches what they lack.
+fn here(context: &Context, source: &Source) -> Result<Report, Fail> {
+    let meta = context.repo(Access::Write)?.meta()?;
+    let mut take = |adds: Vec<gemba_pins::Add>| {
+        let edits: Vec<PinEdit> = adds.into_iter().map(PinEdit::Listed).collect();
+        meta.edit(&edits)
+    };
+    if source.kubo.is_some() {
+        let mut list = Vec::new();
+        source.copy(&mut list)?;
+        return pin_list::import(&mut list.as_slice(), &mut take);
+    }
+    pin_list::import(&mut BufReader::new(source.open()?), &mut take)
+}
+
+struct Source {
+    file: Option<PathBuf>,
+    kubo: Option<String>,
+}
+
+impl Source {
+    fn open(&self) -> Result<Box<dyn Read>, Fail> {
+        Ok(match &self.file {
+            Some(path) => Box::new(File::open(path).map_err(|e| Fail::io(path, &e))?),
+            None => Box::new(std::io::stdin()),
+        })
+    }
+
+    /// The list as text.
+    fn copy(&self, out: &mut dyn Write) -> Result<(), Fail> {
+        if let Some(url) = &self.kubo {
+            let mut list = Writer::new(out)?;
+            return kubo_pins::read(url, &mut |cid, kind, name| list.pin(cid, kind, name));
+        }
+        std::io::copy(&mut self.open()?, out)
+            .map(drop)
+            .map_err(io_fail)
+    }
+}

@@ -1,0 +1,86 @@
+//! What is desired and not whole and not in memory: drawn from the desired set in batches, in the order of the CIDs, round after round
+//! until a round left nothing behind.
+
+use super::Time;
+use cid::Cid;
+
+/// Where the rounds are.
+#[derive(Debug)]
+pub(super) struct Draw {
+    state: State,
+    /// Something that is not whole was left in the set, or put back to it, since this round began.
+    left_behind: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The next batch begins behind this one.
+    Open(Option<Cid>),
+    /// A batch was asked for.
+    Asked(Option<Cid>),
+    /// The round is over; the next one, if there is need, not before this time.
+    Over(Time),
+}
+
+impl Draw {
+    /// At the start everything that is not whole is in the set alone.
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Open(None),
+            left_behind: false,
+        }
+    }
+
+    /// Another round is needed.
+    pub(super) fn leave_behind(&mut self) {
+        self.left_behind = true;
+    }
+
+    /// The next batch, if one should be asked for.
+    pub(super) fn ask(&mut self, now: Time) -> Option<Option<Cid>> {
+        if let State::Over(next) = self.state
+            && self.left_behind
+            && next <= now
+        {
+            self.left_behind = false;
+            self.state = State::Open(None);
+        }
+        let State::Open(after) = self.state else {
+            return None;
+        };
+        self.state = State::Asked(after);
+        Some(after)
+    }
+
+    /// A batch came and was taken up to this one; `more`: there is more behind it.
+    pub(super) fn on_drawn(&mut self, taken: Option<Cid>, more: bool, next_round: Time) {
+        if let State::Asked(after) = self.state {
+            self.state = if more {
+                State::Open(taken.or(after))
+            } else {
+                State::Over(next_round)
+            };
+        }
+    }
+
+    /// The set could not be read: once more, from the same place, as a new round.
+    pub(super) fn on_failed(&mut self, next: Time) {
+        if matches!(self.state, State::Asked(_)) {
+            self.state = State::Over(next);
+            self.left_behind = true;
+        }
+    }
+
+    /// When the next round is due.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        match self.state {
+            State::Over(next) if self.left_behind => Some(next),
+            _ => None,
+        }
+    }
+
+    /// Whether everything that is not whole is in memory.
+    pub(super) fn is_drained(&self) -> bool {
+        matches!(self.state, State::Over(_)) && !self.left_behind
+    }
+}
