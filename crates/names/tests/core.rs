@@ -4,12 +4,12 @@
 mod common;
 
 use common::{
-    name, wall,
+    key, name, wall,
     world::{Device, peer, signed, version},
 };
 use gemba_names::{
     Alarm, Command, Config, Core, Done, Event, Input, MAX_SEQUENCE, Meta, Output, Publish, Record,
-    Refused, ResolveError, RowError, Source, Verdict, Version,
+    Refused, ResolveError, RowError, Source, Unsigned, Verdict, Version,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -1236,6 +1236,16 @@ fn na_24_fetch_is_kubos() {
     assert!(decode_answer(&[0x12, 9, 1]).is_err() && decode_request(&[0x0a, 1, 1]).is_err());
 }
 
+/// Well-formed, and changed after it was signed.
+fn forged(sequence: u64) -> Vec<u8> {
+    let mut unsigned = Unsigned::new(*b"/ipfs/bafkqaaa", sequence, wall("2027-06-01T00:00:00Z"));
+    unsigned.v1 = false;
+    let mut bytes = unsigned.sign(&key(1)).unwrap().bytes().to_vec();
+    let at = bytes.windows(14).position(|w| w == b"/ipfs/bafkqaaa");
+    bytes[at.unwrap() + 13] = b'b';
+    bytes
+}
+
 /// What a query brings is judged on a worker and written to the disk; only then is it known whom to repair.
 #[test]
 fn na_25_read_repair_waits_for_what_the_query_brought() {
@@ -1243,9 +1253,7 @@ fn na_25_read_repair_waits_for_what_the_query_brought() {
     device.feed(Input::Dht(true));
     assert!(device.drain().contains(&Output::DhtGet(name(1))));
     device.automatic = false;
-    let mut forged = version(9);
-    let last = forged.len() - 1;
-    forged[last] ^= 1;
+    let forged = forged(9);
     device.record(&version(3), Source::Dht(peer(2)));
     device.record(&version(5), Source::Dht(peer(3)));
     device.feed(Input::NoRecord {
@@ -1308,9 +1316,7 @@ fn na_31_a_search_ends_when_the_last_answer_was_judged() {
     device.command(Command::Resolve(name(1))).unwrap();
     device.drain();
     device.automatic = false;
-    let mut forged = version(9);
-    let last = forged.len() - 1;
-    forged[last] ^= 1;
+    let forged = forged(9);
     device.record(&forged, Source::Dht(peer(2)));
     device.feed(Input::DhtDone { name: name(1) });
     assert!(

@@ -1148,6 +1148,7 @@ mod tests {
     fn values_that_cannot_be_are_refused_with_their_name() {
         for (text, said) in [
             ("[network]\nlisten = \"x\"", "list"),
+            ("[network]\ndht = \"auto\"", "server, client, off"),
             ("[network]\nlisten = [\"x\"]", "multiaddr"),
             ("[network]\nmdns = \"yes\"", "true or false"),
             ("[api]\naddress = \"0.0.0.0:1\"", "loopback"),
@@ -1180,6 +1181,24 @@ mod tests {
                 "{text}: {fail}"
             );
         }
+    }
+
+    #[test]
+    fn each_route_of_names_has_a_switch_and_the_dht_three_words() {
+        let defaults = resolve("", &[]).unwrap();
+        let names = &defaults.names;
+        assert!(names.push && names.pubsub && names.dht);
+        assert_eq!(defaults.network.dht, DhtMode::Server);
+        for (word, mode) in [
+            ("server", DhtMode::Server),
+            ("client", DhtMode::Client),
+            ("off", DhtMode::Off),
+        ] {
+            let config = resolve(&format!("[network]\ndht = \"{word}\""), &[]).unwrap();
+            assert_eq!(config.network.dht, mode);
+        }
+        let config = resolve("[names]\npush = false\npubsub = false\ndht = false", &[]).unwrap();
+        assert!(!config.names.push && !config.names.pubsub && !config.names.dht);
     }
 
     #[test]

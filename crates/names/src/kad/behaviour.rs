@@ -19,7 +19,7 @@ use libp2p_identity::PeerId;
 use libp2p_kad::{
     Behaviour as Kad, BucketInserts, Caching, Config as KadConfig, Event as KadEvent,
     GetRecordError, GetRecordOk, Mode as KadMode, PutRecordError, QueryResult, Quorum,
-    Record as Raw, RecordKey, StoreInserts,
+    Record as Raw, RecordKey, RoutingUpdate, StoreInserts,
 };
 use libp2p_swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, StreamProtocol, THandler,
@@ -310,7 +310,10 @@ impl Dht {
         }
         let before = self.addresses(table, peer);
         for address in addresses {
-            self.kad(table).add_address(&peer, address.clone());
+            let update = self.kad(table).add_address(&peer, address.clone());
+            if matches!(update, RoutingUpdate::Success) {
+                self.came(table, peer);
+            }
         }
         let told: Vec<Multiaddr> = addresses
             .iter()
@@ -329,6 +332,11 @@ impl Dht {
             .filter(|entry| *entry.node.key.preimage() == peer)
             .flat_map(|entry| entry.node.value.iter().cloned().collect::<Vec<_>>())
             .collect()
+    }
+
+    fn came(&mut self, table: Table, peer: PeerId) {
+        self.tables.came(table, peer);
+        self.tell_servers();
     }
 
     fn went(&mut self, table: Table, peer: &PeerId) {
@@ -392,15 +400,17 @@ impl Dht {
         self.counters.puts += 1;
         self.set_speaker(None);
         let raw = self.raw(&record);
-        let open = match peers {
+        let asked = match peers {
             Some(peers) => self.put_to(&raw, &peers),
             None => match self.put_where_it_belongs(&raw) {
-                Some(open) => open,
+                Some(asked) => asked,
                 None => return self.fail_put(record, Failed::Refused),
             },
         };
+        let open = asked.iter().map(|(id, _)| *id).collect();
         let put = Put {
             record,
+            asked,
             stored: 0,
             timed_out: false,
         };
@@ -408,7 +418,7 @@ impl Dht {
     }
 
     /// `None` if the own store refuses it. A server keeps it, too; with nobody else known that is all.
-    fn put_where_it_belongs(&mut self, raw: &Raw) -> Option<Vec<Id>> {
+    fn put_where_it_belongs(&mut self, raw: &Raw) -> Option<Vec<(Id, usize)>> {
         if self.config.mode == Mode::Server && self.store.lock().offer(raw.clone()).is_err() {
             return None;
         }
@@ -416,12 +426,12 @@ impl Dht {
         for table in self.open_tables() {
             // All of the twenty servers whose ids are closest to the name, as far as there are so many.
             let id = self.kad(table).put_record(raw.clone(), Quorum::All).ok()?;
-            open.push((table, id));
+            open.push(((table, id), libp2p_kad::K_VALUE.get()));
         }
         Some(open)
     }
 
-    fn put_to(&mut self, raw: &Raw, peers: &[PeerId]) -> Vec<Id> {
+    fn put_to(&mut self, raw: &Raw, peers: &[PeerId]) -> Vec<(Id, usize)> {
         let is_wan_only = |peer: &PeerId| {
             let [lan, wan] =
                 [Table::Lan, Table::Wan].map(|table| self.tables.of(table).contains(peer));
@@ -431,11 +441,12 @@ impl Dht {
         let (wan, lan): (Vec<PeerId>, Vec<PeerId>) = others.partition(is_wan_only);
         let mut open = Vec::new();
         for (table, peers) in [(Table::Lan, lan), (Table::Wan, wan)] {
-            if !peers.is_empty() {
+            let all = peers.len();
+            if all > 0 {
                 let id = self
                     .kad(table)
                     .put_record_to(raw.clone(), peers.into_iter(), Quorum::All);
-                open.push((table, id));
+                open.push(((table, id), all));
             }
         }
         open
@@ -527,8 +538,7 @@ impl Dht {
                 if let Some(old) = old_peer {
                     self.tables.went(table, &old);
                 }
-                self.tables.came(table, peer);
-                self.tell_servers();
+                self.came(table, peer);
                 let excess = addresses.len().saturating_sub(self.config.max_addresses);
                 for address in addresses.iter().take(excess) {
                     self.kad(table).remove_address(&peer, address);
@@ -563,14 +573,12 @@ impl Dht {
             QueryResult::GetRecord(Err(GetRecordError::Timeout { .. })) => {
                 self.searches.on_got(id, [], true);
             }
-            QueryResult::PutRecord(Ok(_)) => {
-                self.searches.on_put(id, libp2p_kad::K_VALUE.get(), false)
-            }
+            QueryResult::PutRecord(Ok(_)) => self.searches.on_put(id, None, false),
             QueryResult::PutRecord(Err(PutRecordError::QuorumFailed { success, .. })) => {
-                self.searches.on_put(id, success.len(), false);
+                self.searches.on_put(id, Some(success.len()), false);
             }
             QueryResult::PutRecord(Err(PutRecordError::Timeout { success, .. })) => {
-                self.searches.on_put(id, success.len(), true);
+                self.searches.on_put(id, Some(success.len()), true);
             }
             // The refreshing of the tables.
             _ => {}

@@ -31,6 +31,8 @@ pub(super) struct Get {
 #[derive(Debug)]
 pub(super) struct Put {
     pub(super) record: Record,
+    /// How many take it where all do, by query.
+    pub(super) asked: Vec<(Id, usize)>,
     /// How many have taken it.
     pub(super) stored: usize,
     pub(super) timed_out: bool,
@@ -125,12 +127,13 @@ impl Searches {
         }
     }
 
-    /// A put has ended.
-    pub(super) fn on_put(&mut self, id: Id, stored: usize, timed_out: bool) {
+    /// A put has ended; without a number, all have taken it.
+    pub(super) fn on_put(&mut self, id: Id, stored: Option<usize>, timed_out: bool) {
         if let Some(search) = self.find(id) {
             search.open.retain(|open| *open != id);
             if let What::Put(put) = &mut search.what {
-                put.stored += stored;
+                let all = put.asked.iter().find(|(asked, _)| *asked == id);
+                put.stored += stored.or(all.map(|(_, all)| *all)).unwrap_or(0);
                 put.timed_out |= timed_out;
             }
         }
