@@ -157,7 +157,7 @@ impl Order {
         Ok(json!({ "bytes": rpc.len(), "payload": payload.len(), "reset": reset }))
     }
 
-    /// Puts records of a name into the DHT at the other side, good and bad ones. Tells which were taken: an answer is one, a reset is a refusal.
+    /// Puts records of a name into the DHT at the other side, good and bad ones. Tells which were taken.
     async fn put_records(&self) -> Outcome<Value> {
         let key = Keypair::ed25519_from_bytes([0x5a; 32])?;
         let (name, other) = (
@@ -562,16 +562,32 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// One PUT_VALUE. Whether it is answered.
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// One PUT_VALUE. Whether it is taken.
 async fn put_record(mut stream: Stream, key: &[u8], record: &[u8]) -> Outcome<bool> {
     let inner = [field(1, key), field(2, record)].concat();
     // Type 0, in so many words: a reader may want it.
     let message = [vec![0x08, 0x00], field(2, key), field(3, &inner)].concat();
     stream.write_all(&framed(&message)).await?;
     stream.flush().await?;
-    let mut byte = [0];
-    let answer = tokio::time::timeout(SOON, stream.read(&mut byte)).await?;
-    Ok(answer.is_ok_and(|read| read == 1))
+    // As Kubo reads it: only the record echoed is a yes; a reset, an end and any other answer are a no.
+    let mut heard = Vec::new();
+    loop {
+        let mut part = [0; 4096];
+        match tokio::time::timeout(SOON, stream.read(&mut part)).await? {
+            Ok(read) if read > 0 => heard.extend_from_slice(&part[..read]),
+            _ => return Ok(false),
+        }
+        if heard.len() >= heard[0].into() && heard[0] < 0x80 && !contains(&heard, record) {
+            return Ok(false);
+        }
+        if contains(&heard, record) {
+            return Ok(true);
+        }
+    }
 }
 
 fn framed(rpc: &[u8]) -> Vec<u8> {

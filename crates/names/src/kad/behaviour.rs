@@ -21,6 +21,7 @@ use libp2p_kad::{
     GetRecordError, GetRecordOk, Mode as KadMode, PutRecordError, QueryResult, Quorum,
     Record as Raw, RecordKey, RoutingUpdate, StoreInserts,
 };
+use libp2p_swarm::derive_prelude::Either;
 use libp2p_swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, StreamProtocol, THandler,
     THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -641,6 +642,20 @@ fn table(local: PeerId, protocol: StreamProtocol, store: &Shared, config: &Confi
     kad
 }
 
+type ToHandler = THandlerInEvent<Kad<Shared>>;
+
+/// A refused put. `libp2p-kad` would close the stream and forget to wake it, so that whoever put waits for his own time-out. The answer that
+/// there are no closer peers is none to a put: Kubo misses its record in it and fails at once, and `libp2p-kad` counts no success.
+fn say_no(event: ToHandler) -> ToHandler {
+    match event {
+        ToHandler::Reset(request_id) => ToHandler::FindNodeRes {
+            closer_peers: Vec::new(),
+            request_id,
+        },
+        other => other,
+    }
+}
+
 impl NetworkBehaviour for Dht {
     type ConnectionHandler = <Both as NetworkBehaviour>::ConnectionHandler;
     type ToSwarm = Event;
@@ -720,7 +735,11 @@ impl NetworkBehaviour for Dht {
                     continue;
                 }
                 Poll::Ready(other) => {
-                    return Poll::Ready(other.map_out(|_| unreachable!("events were taken above")));
+                    let other = other.map_out(|_| unreachable!("events were taken above"));
+                    return Poll::Ready(other.map_in(|event| match event {
+                        Either::Left(event) => Either::Left(say_no(event)),
+                        Either::Right(event) => Either::Right(say_no(event)),
+                    }));
                 }
                 Poll::Pending => {}
             }

@@ -1,6 +1,6 @@
 //! What a server of the DHT keeps: records of names, each verified before it is stored, and who provides what content. Both within bounds.
 //!
-//! `libp2p-kad` asks before it answers: what is refused here is answered with a reset, as Kubo does, so that no publisher counts a refusal as a
+//! `libp2p-kad` asks before it answers: what is refused here is told so to whoever put it, so that no publisher counts a refusal as a
 //! success. That is why the signature is checked here and not on a worker; each peer has a budget of checks.
 
 use crate::{
@@ -434,7 +434,7 @@ impl RecordStore for Shared {
     }
 
     fn put(&mut self, raw: Raw) -> Result<()> {
-        // Either error is a reset to whoever sent it; the cause is counted.
+        // Either error is a no to whoever sent it; the cause is counted.
         self.lock().offer(raw).map_err(|unfit| match unfit {
             Unfit::TooLong => Error::ValueTooLarge,
             _ => Error::MaxRecords,
