@@ -21,6 +21,7 @@ use gemba_gossip::wire::{FrameBuilder, Reader, Received, SIGN_PREFIX, read_lengt
 use gemba_gossip::{
     Behaviour, BehaviourEvent, Buffer, Config, Counters, Delivery, Mode, Seen, Subscription, Topic,
 };
+use gemba_names::{Name, Unsigned};
 use gemba_pnet::{Network, SwarmKey, TransportConfig};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_stream::{Control, IncomingStreams};
@@ -30,6 +31,8 @@ use serde_json::{Value, json};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// Kubo's DHT in a private network.
+const LAN_KAD: StreamProtocol = StreamProtocol::new("/ipfs/lan/kad/1.0.0");
 const V1_2: StreamProtocol = StreamProtocol::new("/meshsub/1.2.0");
 /// For whatever the other side does.
 const SOON: Duration = Duration::from_secs(20);
@@ -93,6 +96,7 @@ impl Order {
             "offer-raw" => self.offer_raw().await,
             "ask" => self.ask().await,
             "reconnect" => self.reconnect().await,
+            "put-records" => self.put_records().await,
             other => Err(format!("no such verb: {other}").into()),
         }
     }
@@ -151,6 +155,49 @@ impl Order {
         let end = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut byte)).await;
         let reset = wrote.is_err() || end.is_ok();
         Ok(json!({ "bytes": rpc.len(), "payload": payload.len(), "reset": reset }))
+    }
+
+    /// Puts records of a name into the DHT at the other side, good and bad ones. Tells which were taken.
+    async fn put_records(&self) -> Outcome<Value> {
+        let key = Keypair::ed25519_from_bytes([0x5a; 32])?;
+        let (name, other) = (
+            Name::of(&key.public()),
+            Name::of(&Keypair::generate_ed25519().public()),
+        );
+        // Of the newer form only, so that the value stands in it once, under the signature.
+        let record = |sequence: u64, end: &str| -> Outcome<Vec<u8>> {
+            let value = format!("/ipfs/bafkqaaa/{sequence}");
+            let mut unsigned = Unsigned::new(value, sequence, end.parse()?);
+            unsigned.v1 = false;
+            Ok(unsigned.sign(&key)?.bytes().to_vec())
+        };
+        let end = "2100-01-01T00:00:00Z";
+        let mut forged = record(9, end)?;
+        let at = forged
+            .windows(14)
+            .position(|w| w == b"/ipfs/bafkqaaa")
+            .ok_or("no value")?;
+        forged[at + 13] = b'b';
+        let puts = [
+            ("good", name, record(5, end)?),
+            ("forged", name, forged),
+            ("lower", name, record(4, end)?),
+            ("expired", name, record(8, "2020-01-01T00:00:00Z")?),
+            ("other key", other, record(9, end)?),
+            ("newer", name, record(6, end)?),
+        ];
+        let mut raw = self.raw(&Keypair::generate_ed25519()).await?;
+        let mut taken = serde_json::Map::new();
+        for (what, name, record) in puts {
+            let stream = raw.control.open_stream(self.peer, LAN_KAD).await?;
+            taken.insert(
+                what.into(),
+                put_record(stream, &name.routing_key(), &record)
+                    .await?
+                    .into(),
+            );
+        }
+        Ok(json!({ "name": name.to_string(), "taken": taken }))
     }
 
     /// A peer without gossip of its own: streams of bytes.
@@ -513,6 +560,34 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     varint(&mut out, bytes.len() as u64);
     out.extend_from_slice(bytes);
     out
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// One PUT_VALUE. Whether it is taken.
+async fn put_record(mut stream: Stream, key: &[u8], record: &[u8]) -> Outcome<bool> {
+    let inner = [field(1, key), field(2, record)].concat();
+    // Type 0, in so many words: a reader may want it.
+    let message = [vec![0x08, 0x00], field(2, key), field(3, &inner)].concat();
+    stream.write_all(&framed(&message)).await?;
+    stream.flush().await?;
+    // As Kubo reads it: only the record echoed is a yes; a reset, an end and any other answer are a no.
+    let mut heard = Vec::new();
+    loop {
+        let mut part = [0; 4096];
+        match tokio::time::timeout(SOON, stream.read(&mut part)).await? {
+            Ok(read) if read > 0 => heard.extend_from_slice(&part[..read]),
+            _ => return Ok(false),
+        }
+        if heard.len() >= heard[0].into() && heard[0] < 0x80 && !contains(&heard, record) {
+            return Ok(false);
+        }
+        if contains(&heard, record) {
+            return Ok(true);
+        }
+    }
 }
 
 fn framed(rpc: &[u8]) -> Vec<u8> {

@@ -28,6 +28,8 @@ const CRATES: &[Crate] = &[
         drivers: &[
             ("behaviour.rs", "the swarm's side"),
             ("handler/", "the connection's side"),
+            ("kad/behaviour.rs", "libp2p-kad in a swarm"),
+            ("kad/tables.rs", "reads addresses and protocol names"),
         ],
     },
     Crate {

@@ -3,10 +3,11 @@
 use crate::{
     error::{RecordError, Refused},
     name::Name,
-    record::Record,
+    record::{Content, Record},
     wall::Wall,
 };
 use libp2p_identity::PeerId;
+use std::ops::Deref;
 
 /// Validates the record stored or offered under `key`: the key is that of a name, the record is signed for it, its life has not ended.
 ///
@@ -55,15 +56,19 @@ pub fn accept_put(
     }
 }
 
-/// Of those who answered, who has to be given the newest record: all with an older one, an invalid one, or none.
-pub fn repair(best: &Record, answers: &[(PeerId, Option<Record>)]) -> Vec<PeerId> {
+/// Of those who answered, who has to be given the newest record: all with an older one, an invalid one (`None`), or none.
+pub fn repair<T: Deref<Target = Content>>(
+    best: &Record,
+    answers: &[(PeerId, Option<T>)],
+) -> Vec<PeerId> {
     answers
         .iter()
-        .filter(|(_, answer)| {
-            answer
-                .as_ref()
-                .is_none_or(|record| record.order(best).is_lt())
-        })
+        .filter(|(_, answer)| answer.as_ref().is_none_or(|answer| is_behind(answer, best)))
         .map(|(peer, _)| *peer)
         .collect()
+}
+
+/// What differs only around the signed data is the same version (clause NA-8).
+fn is_behind(answer: &Content, best: &Record) -> bool {
+    !answer.is_same_version(best) && answer.order(best).is_lt()
 }

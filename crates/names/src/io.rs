@@ -180,6 +180,8 @@ pub enum Input {
     },
     /// Whether the DHT can be asked.
     Dht(bool),
+    /// The DHT has twice as many servers as when it was said last: what was put when there were few belongs to others by now.
+    DhtGrew,
     /// A query of the DHT has ended; its answers came before as `Record` and `NoRecord`.
     DhtDone {
         /// The name.

@@ -11,6 +11,8 @@ pub mod fuzz;
 #[cfg(feature = "swarm")]
 mod handler;
 mod io;
+#[cfg(feature = "kad")]
+pub mod kad;
 mod name;
 mod record;
 mod row;

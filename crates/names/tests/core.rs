@@ -4,14 +4,17 @@
 mod common;
 
 use common::{
-    name, wall,
+    key, name, wall,
     world::{Device, peer, signed, version},
 };
 use gemba_names::{
     Alarm, Command, Config, Core, Done, Event, Input, MAX_SEQUENCE, Meta, Output, Publish, Record,
-    Refused, ResolveError, RowError, Source, Verdict, Version,
+    Refused, ResolveError, RowError, Source, Unsigned, Verdict, Version,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -1231,4 +1234,155 @@ fn na_24_fetch_is_kubos() {
     }
     assert_eq!(decode_answer(&[]), Ok(Answer::Record(vec![])));
     assert!(decode_answer(&[0x12, 9, 1]).is_err() && decode_request(&[0x0a, 1, 1]).is_err());
+}
+
+/// Well-formed, and changed after it was signed.
+fn forged(sequence: u64) -> Vec<u8> {
+    let mut unsigned = Unsigned::new(*b"/ipfs/bafkqaaa", sequence, wall("2027-06-01T00:00:00Z"));
+    unsigned.v1 = false;
+    let mut bytes = unsigned.sign(&key(1)).unwrap().bytes().to_vec();
+    let at = bytes.windows(14).position(|w| w == b"/ipfs/bafkqaaa");
+    bytes[at.unwrap() + 13] = b'b';
+    bytes
+}
+
+/// What a query brings is judged on a worker and written to the disk; only then is it known whom to repair.
+#[test]
+fn na_25_read_repair_waits_for_what_the_query_brought() {
+    let mut device = Device::follower();
+    device.feed(Input::Dht(true));
+    assert!(device.drain().contains(&Output::DhtGet(name(1))));
+    device.automatic = false;
+    let forged = forged(9);
+    device.record(&version(3), Source::Dht(peer(2)));
+    device.record(&version(5), Source::Dht(peer(3)));
+    device.feed(Input::NoRecord {
+        name: name(1),
+        source: Source::Dht(peer(4)),
+    });
+    device.record(&forged, Source::Dht(peer(5)));
+    device.feed(Input::DhtDone { name: name(1) });
+    let is_put = |output: &Output| matches!(output, Output::DhtPut { .. });
+    assert!(!device.drain().iter().any(is_put), "nothing is durable yet");
+    device.automatic = true;
+    while device.step() {}
+    let puts: Vec<Output> = device.drain().into_iter().filter(is_put).collect();
+    let [
+        Output::DhtPut {
+            record,
+            peers: Some(peers),
+        },
+    ] = puts.as_slice()
+    else {
+        panic!("{puts:?}")
+    };
+    assert_eq!(record.sequence(), 5);
+    assert_eq!(
+        peers.iter().copied().collect::<BTreeSet<_>>(),
+        BTreeSet::from([peer(2), peer(4), peer(5)])
+    );
+}
+
+/// Many servers of the DHT that have nothing are one route that has nothing: the others are waited for.
+#[test]
+fn na_31_servers_without_the_record_do_not_end_the_search() {
+    let mut device = Device::new();
+    device.feed(Input::Connected(peer(2)));
+    device.feed(Input::Dht(true));
+    device.command(Command::Resolve(name(1))).unwrap();
+    device.drain();
+    for number in 3..12 {
+        device.feed(Input::NoRecord {
+            name: name(1),
+            source: Source::Dht(peer(number)),
+        });
+    }
+    device.feed(Input::DhtDone { name: name(1) });
+    assert!(
+        !device
+            .drain()
+            .iter()
+            .any(|o| matches!(o, Output::Resolved { .. }))
+    );
+    device.record(&version(4), Source::Peer(peer(2)));
+    assert!(device.drain().iter().any(|o| matches!(o, Output::Resolved { result: Ok(resolved), .. } if resolved.version.sequence == 4)));
+}
+
+/// When all that was asked has answered, a bad record among it included, nobody waits for the time to run out.
+#[test]
+fn na_31_a_search_ends_when_the_last_answer_was_judged() {
+    let mut device = Device::new();
+    device.feed(Input::Dht(true));
+    device.command(Command::Resolve(name(1))).unwrap();
+    device.drain();
+    device.automatic = false;
+    let forged = forged(9);
+    device.record(&forged, Source::Dht(peer(2)));
+    device.feed(Input::DhtDone { name: name(1) });
+    assert!(
+        !device
+            .drain()
+            .iter()
+            .any(|o| matches!(o, Output::Resolved { .. }))
+    );
+    device.automatic = true;
+    while device.step() {}
+    assert!(
+        device
+            .drain()
+            .iter()
+            .any(|o| matches!(o, Output::Resolved { result: Err(_), .. }))
+    );
+}
+
+/// What was put while one server was known is put anew when there are more; and a name that nobody had is looked for again.
+#[test]
+fn na_33_when_the_dht_grows_names_are_put_and_looked_for_anew() {
+    let mut device = Device::publisher();
+    device.publish("/ipfs/bafkqaaa").unwrap();
+    device.feed(Input::Dht(true));
+    device.pass(Duration::from_secs(1));
+    let is_put = |output: &Output| matches!(output, Output::DhtPut { peers: None, .. });
+    assert!(device.drain().iter().any(is_put));
+    device.pass(HOUR);
+    assert!(!device.drain().iter().any(is_put));
+    device.feed(Input::DhtGrew);
+    device.pass(Duration::from_secs(120));
+    assert_eq!(
+        device
+            .drain()
+            .iter()
+            .filter(|output| is_put(output))
+            .count(),
+        1
+    );
+
+    let mut follower = Device::follower();
+    follower.feed(Input::Dht(true));
+    follower.feed(Input::DhtDone { name: name(1) });
+    follower.drain();
+    follower.feed(Input::DhtGrew);
+    assert!(follower.drain().contains(&Output::DhtGet(name(1))));
+}
+
+/// Whoever has neither peers nor neighbours compares a followed name with the DHT.
+#[test]
+fn na_33_where_no_other_route_is_left_the_dht_is_asked() {
+    let mut device = Device::follower();
+    device.feed(Input::Dht(true));
+    device.record(&version(1), Source::Dht(peer(2)));
+    device.feed(Input::DhtDone { name: name(1) });
+    device.pass(Duration::from_secs(120));
+    device.feed(Input::DhtDone { name: name(1) });
+    device.drain();
+    device.pass(Duration::from_secs(400));
+    assert!(device.drain().contains(&Output::DhtGet(name(1))));
+    device.feed(Input::Connected(peer(3)));
+    device.feed(Input::DhtDone { name: name(1) });
+    device.drain();
+    device.pass(HOUR);
+    assert!(
+        !device.drain().contains(&Output::DhtGet(name(1))),
+        "a peer is compared with"
+    );
 }

@@ -75,10 +75,23 @@ pub struct Network {
     pub site: String,
     /// Whether peers are looked for on the local network.
     pub mdns: bool,
+    /// How the node takes part in the DHT.
+    pub dht: DhtMode,
     /// Whether the node may run without a swarm key, open to anyone.
     pub public_network: bool,
     /// Whether the public network is forbidden; `None`: not set.
     pub force_private: Option<bool>,
+}
+
+/// `network.dht`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DhtMode {
+    /// Keeps records for others, and asks.
+    Server,
+    /// Only asks.
+    Client,
+    /// No part.
+    Off,
 }
 
 /// `[api]`
@@ -133,6 +146,12 @@ pub struct Names {
     pub reannounce: Duration,
     /// How often a followed name is compared with two peers.
     pub pull: Duration,
+    /// Whether connected gemba nodes are told, and listened to.
+    pub push: bool,
+    /// Whether topics are.
+    pub pubsub: bool,
+    /// Whether the DHT is.
+    pub dht: bool,
 }
 
 /// `[log]`
@@ -260,6 +279,12 @@ const SETTINGS: &[Setting] = &[
         about: "look for peers on the local network",
     },
     Setting {
+        key: "network.dht",
+        kind: Kind::Text(is_dht),
+        default: || Value::Text("server".into()),
+        about: "how the node takes part in the DHT of its swarm: server (keeps records of names for others), client (only asks: for tablets, and devices that are often away or on a metered line), off",
+    },
+    Setting {
         key: "network.public_network",
         kind: Kind::Bool,
         default: || Value::Bool(false),
@@ -378,6 +403,24 @@ const SETTINGS: &[Setting] = &[
         kind: Kind::Text(is_period),
         default: || Value::Text("5m".into()),
         about: "how often a followed name is compared with two peers, in case a message was lost; notification does not wait for it",
+    },
+    Setting {
+        key: "names.push",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "tell names to connected gemba nodes at once, and be told by them",
+    },
+    Setting {
+        key: "names.pubsub",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "tell names on their topics, as Kubo with Ipns.UsePubsub, and read those of names that are followed; needs pubsub.enabled",
+    },
+    Setting {
+        key: "names.dht",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "put names into the DHT and look for them there, as every Kubo does; needs network.dht",
     },
     Setting {
         key: "log.level",
@@ -506,6 +549,7 @@ impl Config {
                 bootstrap: addresses("network.bootstrap"),
                 site: text("network.site"),
                 mdns: flag("network.mdns").unwrap_or(true),
+                dht: dht(&text("network.dht")).unwrap_or(DhtMode::Server),
                 public_network: flag("network.public_network").unwrap_or(false),
                 force_private: flag("network.force_private"),
             },
@@ -538,6 +582,9 @@ impl Config {
                 resolve_timeout: period(&text("names.resolve_timeout")).unwrap_or(RESOLVE),
                 reannounce: period(&text("names.reannounce")).unwrap_or(REANNOUNCE),
                 pull: period(&text("names.pull")).unwrap_or(PULL),
+                push: flag("names.push").unwrap_or(true),
+                pubsub: flag("names.pubsub").unwrap_or(true),
+                dht: flag("names.dht").unwrap_or(true),
             },
             log: Log {
                 level: text("log.level"),
@@ -832,6 +879,21 @@ fn is_peer_address(text: &str) -> Result<(), String> {
     }
 }
 
+fn dht(text: &str) -> Option<DhtMode> {
+    match text {
+        "server" => Some(DhtMode::Server),
+        "client" => Some(DhtMode::Client),
+        "off" => Some(DhtMode::Off),
+        _ => None,
+    }
+}
+
+fn is_dht(text: &str) -> Result<(), String> {
+    dht(text)
+        .map(|_| ())
+        .ok_or_else(|| "one of server, client, off".into())
+}
+
 fn is_site(text: &str) -> Result<(), String> {
     let fits = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
     if fits {
@@ -1086,6 +1148,7 @@ mod tests {
     fn values_that_cannot_be_are_refused_with_their_name() {
         for (text, said) in [
             ("[network]\nlisten = \"x\"", "list"),
+            ("[network]\ndht = \"auto\"", "server, client, off"),
             ("[network]\nlisten = [\"x\"]", "multiaddr"),
             ("[network]\nmdns = \"yes\"", "true or false"),
             ("[api]\naddress = \"0.0.0.0:1\"", "loopback"),
@@ -1118,6 +1181,24 @@ mod tests {
                 "{text}: {fail}"
             );
         }
+    }
+
+    #[test]
+    fn each_route_of_names_has_a_switch_and_the_dht_three_words() {
+        let defaults = resolve("", &[]).unwrap();
+        let names = &defaults.names;
+        assert!(names.push && names.pubsub && names.dht);
+        assert_eq!(defaults.network.dht, DhtMode::Server);
+        for (word, mode) in [
+            ("server", DhtMode::Server),
+            ("client", DhtMode::Client),
+            ("off", DhtMode::Off),
+        ] {
+            let config = resolve(&format!("[network]\ndht = \"{word}\""), &[]).unwrap();
+            assert_eq!(config.network.dht, mode);
+        }
+        let config = resolve("[names]\npush = false\npubsub = false\ndht = false", &[]).unwrap();
+        assert!(!config.names.push && !config.names.pubsub && !config.names.dht);
     }
 
     #[test]

@@ -569,3 +569,43 @@ fn s0_10_what_is_published_while_cut_off_arrives_when_the_line_is_back() {
         until_complete(swarm.node(device), &name, 1);
     }
 }
+
+/// The DHT alone: a publisher, a server that knows nothing of the name, and a tablet that only asks. No pubsub and no push on any of them.
+#[test]
+fn s0_22_s0_54_a_name_goes_by_the_dht_alone_also_to_a_client() {
+    let mut swarm = Swarm::of(0);
+    for (at, mode) in ["server", "server", "client"].into_iter().enumerate() {
+        swarm.join_with(at > 0, &|node| {
+            for (setting, value) in [
+                ("pubsub.enabled", "false"),
+                ("names.push", "false"),
+                ("network.dht", mode),
+            ] {
+                node.ok(&["config", "set", setting, value]);
+            }
+        });
+    }
+    let (publisher, server, tablet) = (swarm.node(0), swarm.node(1), swarm.node(2));
+    for node in [publisher, server, tablet] {
+        until("a server is known", || {
+            common::status(node)["dht"]["servers"].as_u64() >= Some(1)
+        });
+    }
+    let name = publisher.ok(&["key", "new", "app"]).trim().to_owned();
+    publish(publisher, &["--key", "app", FIRST]);
+    until("the other server keeps it", || {
+        common::status(server)["dht"]["records"] == 1
+    });
+    let resolved = resolve(tablet, &name);
+    assert_eq!(resolved["value"], path(FIRST));
+    assert_eq!(tablet.json(&["name", "inspect", &name])["source"], "dht");
+    // Whoever follows finds it in what he keeps himself, and is told of the next version by the put.
+    let watcher = Watcher::start(server, &[&name]);
+    assert_eq!(watcher.until(1)[0]["value"], path(FIRST));
+    publish(publisher, &["--key", "app", SECOND]);
+    assert_eq!(watcher.until(2)[1]["value"], path(SECOND));
+    let modes = [publisher, server, tablet].map(|node| common::status(node)["dht"]["mode"].clone());
+    assert_eq!(modes, ["server", "server", "client"]);
+    // The tablet is in nobody's table.
+    assert_eq!(common::status(server)["dht"]["servers"], 1);
+}

@@ -10,6 +10,7 @@ mod gemba_killed_in_mid_transfer;
 mod kubo_restarted_in_mid_transfer;
 mod mdns_finds_kubo;
 mod names_both_ways;
+mod names_by_dht;
 mod once_from_kubo;
 mod pin_from_gemba_2000_files;
 mod pin_from_gemba_256_mib;
@@ -57,6 +58,7 @@ pub(crate) static ALL: &[Scenario] = &[
     pubsub_5000_ids::SCENARIO,
     pubsub_reconnects::SCENARIO,
     names_both_ways::SCENARIO,
+    names_by_dht::SCENARIO,
     five_nodes_share_a_folder::SCENARIO,
     once_from_kubo::SCENARIO,
     mdns_finds_kubo::SCENARIO,

@@ -43,16 +43,7 @@ fn play(stage: &Stage) -> Outcome<String> {
 /// Kubo publishes, gemba follows. Returns how many versions came.
 fn follow_kubo(stage: &Stage, kubo: &Kubo, gemba: &Gemba) -> Outcome<usize> {
     stage.step("gemba follows a name of Kubo");
-    let keys = kubo.cli(&["key", "list", "-l", "--ipns-base=base36"])?;
-    let name = keys
-        .lines()
-        .find_map(
-            |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-                [name, "self"] => Some(name.to_owned()),
-                _ => None,
-            },
-        )
-        .context(|| format!("Kubo lists no key `self`: {keys}"))?;
+    let name = self_name(kubo)?;
     let versions = [version(stage, kubo, 1)?, version(stage, kubo, 2)?];
     gemba.json(&["name", "follow", "add", &name])?;
     let watch = gemba.cli_start(&["name", "watch", &name, "--count", "4", "--json"])?;
@@ -102,6 +93,19 @@ fn follow_kubo(stage: &Stage, kubo: &Kubo, gemba: &Gemba) -> Outcome<usize> {
     Ok(versions.len())
 }
 
+/// The name of Kubo's own key.
+pub(super) fn self_name(kubo: &Kubo) -> Outcome<String> {
+    let keys = kubo.cli(&["key", "list", "-l", "--ipns-base=base36"])?;
+    keys.lines()
+        .find_map(
+            |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [name, "self"] => Some(name.to_owned()),
+                _ => None,
+            },
+        )
+        .context(|| format!("Kubo lists no key `self`: {keys}"))
+}
+
 /// gemba publishes, Kubo resolves. Returns how many versions came.
 fn resolve_at_kubo(stage: &Stage, kubo: &Kubo, gemba: &Gemba) -> Outcome<usize> {
     stage.step("Kubo resolves a name of gemba");
@@ -132,7 +136,7 @@ fn resolve_at_kubo(stage: &Stage, kubo: &Kubo, gemba: &Gemba) -> Outcome<usize> 
 }
 
 /// Both hold the same bytes, and say the same of them.
-fn same_record(stage: &Stage, kubo: &Kubo, gemba: &Gemba, name: &str) -> Outcome {
+pub(super) fn same_record(stage: &Stage, kubo: &Kubo, gemba: &Gemba, name: &str) -> Outcome {
     stage.step("both inspect the record");
     let (at_kubo, at_gemba) = (stage.path("kubo.record"), stage.path("gemba.record"));
     let text = |path: &std::path::Path| path.display().to_string();
@@ -179,7 +183,7 @@ fn same_record(stage: &Stage, kubo: &Kubo, gemba: &Gemba, name: &str) -> Outcome
 }
 
 /// A small folder at Kubo; its root.
-fn version(stage: &Stage, kubo: &Kubo, number: usize) -> Outcome<String> {
+pub(super) fn version(stage: &Stage, kubo: &Kubo, number: usize) -> Outcome<String> {
     let folder = stage.path("app");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("version"), format!("version {number}"))?;

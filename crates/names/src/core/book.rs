@@ -70,7 +70,7 @@ impl Core {
         }
         match Candidate::decode(name, bytes) {
             Ok(candidate) => self.on_candidate(candidate, source, token, now),
-            Err(cause) => self.on_invalid(source, token, cause, now),
+            Err(cause) => self.on_invalid(name, source, token, cause, now),
         }
     }
 
@@ -145,8 +145,9 @@ impl Core {
                 self.on_good(record, waited.source, waited.token, now);
             }
             Ok(_) => self.say(waited.token, Verdict::Ignore),
-            Err(cause) => self.on_invalid(waited.source, waited.token, cause, now),
+            Err(cause) => self.on_invalid(waited.name, waited.source, waited.token, cause, now),
         }
+        self.on_settled(waited.name, now);
         self.arm(waited.name, now);
     }
 
@@ -268,8 +269,16 @@ impl Core {
         }
     }
 
-    fn on_invalid(&mut self, source: Source, token: Option<u64>, cause: RecordError, now: Time) {
+    fn on_invalid(
+        &mut self,
+        name: Name,
+        source: Source,
+        token: Option<u64>,
+        cause: RecordError,
+        now: Time,
+    ) {
         self.counters.invalid += 1;
+        self.note(name, source, None);
         self.strike(source, cause, now);
         self.say(token, Verdict::Reject);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// So many at once, and one more each interval.
 #[derive(Debug, Clone)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     most: u32,
     tokens: u32,
     every: Duration,
@@ -13,7 +13,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(most: u32, every: Duration) -> Self {
+    pub(crate) fn new(most: u32, every: Duration) -> Self {
         Self {
             most: most.max(1),
             tokens: most.max(1),
@@ -22,15 +22,22 @@ impl Bucket {
         }
     }
 
-    pub(super) fn per_second(most: u32, per_second: u32) -> Self {
+    pub(crate) fn per_second(most: u32, per_second: u32) -> Self {
         Self::new(most, Duration::from_secs(1) / per_second.max(1))
     }
 
-    pub(super) fn take(&mut self, now: Time) -> bool {
+    pub(crate) fn take(&mut self, now: Time) -> bool {
         self.refill(now);
         let has = self.tokens > 0;
         self.tokens -= u32::from(has);
         has
+    }
+
+    /// Whether nothing would be lost if it were forgotten.
+    #[cfg(feature = "kad")]
+    pub(crate) fn is_full(&mut self, now: Time) -> bool {
+        self.refill(now);
+        self.tokens == self.most
     }
 
     /// When there will be one, if there is none.

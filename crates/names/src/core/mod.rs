@@ -4,7 +4,7 @@
 //! not known), `read` (what can be asked at any moment), `clock` and `budget`. Here are the frame and the one way by which anything changes: [`Core::change`].
 
 mod book;
-mod budget;
+pub(crate) mod budget;
 mod clock;
 mod entry;
 mod publish;
@@ -101,7 +101,7 @@ pub struct Core {
     verifying: BTreeMap<u64, Verifying>,
     signing: BTreeMap<u64, Signing>,
     lookups: BTreeMap<Name, Lookup>,
-    queries: BTreeMap<Name, Vec<(PeerId, Option<crate::Record>)>>,
+    queries: BTreeMap<Name, routes::Query>,
     peers: BTreeMap<PeerId, Peer>,
     strangers: Bucket,
     dht: bool,
@@ -228,6 +228,7 @@ impl Core {
             Input::NoRecord { name, source } => self.on_no_record(name, source, now),
             Input::TopicPeer { name, peer, joined } => self.on_neighbour(name, peer, joined, now),
             Input::Dht(ready) => self.on_dht(ready, now),
+            Input::DhtGrew => self.on_dht_grew(now),
             Input::DhtDone { name } => self.on_dht_done(name, now),
         }
         Ok(())
@@ -461,6 +462,7 @@ impl Core {
         self.settle(name, flight.version, now);
         self.judge(name, now);
         self.flush(name, now);
+        self.on_settled(name, now);
         self.sweep(name);
         self.arm(name, now);
     }
@@ -488,6 +490,21 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether something of the name is being judged or written, so that what is known of it may change at once.
+    fn is_unsettled(&self, name: Name) -> bool {
+        self.verifying.values().any(|v| v.is_of(name))
+            || self
+                .entries
+                .get(&name)
+                .is_some_and(|entry| entry.flight.is_some())
+    }
+
+    /// A record was judged, or a row is durable: what waited for that to end goes on.
+    fn on_settled(&mut self, name: Name, now: Time) {
+        self.end_lookup_if_answered(name, now);
+        self.finish_query(name, now);
     }
 
     /// Lets happen what waited for `version` to be durable.

@@ -161,8 +161,16 @@ impl Core {
             return;
         };
         lookup.answers = lookup.answers.saturating_add(1);
-        let is_asked_of = |v: &super::Verifying| v.is_of(name);
-        if lookup.answers >= lookup.asked && !self.verifying.values().any(is_asked_of) {
+        self.end_lookup_if_answered(name, now);
+    }
+
+    /// What is being judged or written may still be the answer.
+    pub(super) fn end_lookup_if_answered(&mut self, name: Name, now: Time) {
+        let all_answered = self
+            .lookups
+            .get(&name)
+            .is_some_and(|lookup| lookup.answers > 0 && lookup.answers >= lookup.asked);
+        if all_answered && !self.is_unsettled(name) {
             self.end_lookup(name, now);
         }
     }

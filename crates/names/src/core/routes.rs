@@ -8,7 +8,7 @@ use crate::{
     error::RecordError,
     io::{Output, Source},
     name::Name,
-    record::Record,
+    record::{Candidate, Record},
     wall::Wall,
     wire::{Interest, Message},
 };
@@ -23,6 +23,8 @@ const UNKNOWN_INTERESTS: usize = 64;
 const MAX_NEIGHBOURS: usize = 64;
 /// Answers of one query of the DHT that are remembered; Kubo collects 16.
 const MAX_ANSWERS: usize = 64;
+/// After the DHT came or grew, what is kept is put or looked for within this time: by then more servers are known.
+const DHT_SOON: Duration = Duration::from_secs(60);
 /// Records that are no records, until a peer is not listened to.
 const STRIKES: u32 = 4;
 /// For how long, the first time; it doubles.
@@ -45,6 +47,15 @@ pub(super) struct Peer {
     strikes: u32,
     bans: u32,
     muted_until: Time,
+}
+
+/// A query of the DHT, and who answered what. It is over when all that came of it is judged and durable.
+#[derive(Debug, Default)]
+pub(super) struct Query {
+    answers: Vec<(PeerId, Option<Candidate>)>,
+    ended: bool,
+    /// Whether it also looks if enough servers have the record.
+    tends: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -257,7 +268,7 @@ impl Core {
         let (pull_at, announce_at, dht_at) = (
             now + self.spread.around(pull),
             now + self.spread.around(reannounce),
-            now + self.spread.around(Duration::from_secs(60)),
+            now + self.spread.around(DHT_SOON),
         );
         let Some(entry) = self.entries.get_mut(&name) else {
             return;
@@ -278,6 +289,9 @@ impl Core {
                 ..Message::default()
             };
             self.send_to_all(&message);
+        }
+        if self.is_missing(name) {
+            self.ask_dht(name);
         }
         self.arm(name, now);
     }
@@ -419,20 +433,41 @@ impl Core {
         self.dht = ready;
         if !ready {
             self.queries.clear();
+        }
+        if !came {
             return;
         }
-        if came {
-            for name in self.entries.keys().copied().collect::<Vec<_>>() {
-                if self.lookups.contains_key(&name) || self.is_unsure(name) {
-                    self.ask_dht(name);
-                }
-                // Own records that were published while there was no DHT.
-                if let Some(entry) = self.entries.get_mut(&name).filter(|entry| entry.told.own) {
-                    entry.dht_at = Some(now);
-                }
-                self.arm(name, now);
+        for name in self.entries.keys().copied().collect::<Vec<_>>() {
+            if self.lookups.contains_key(&name) || self.is_unsure(name) || self.is_missing(name) {
+                self.ask_dht(name);
             }
+            let soon = now + self.spread.around(DHT_SOON);
+            if let Some(entry) = self.entries.get_mut(&name).filter(|entry| entry.is_kept()) {
+                // Own records that were published while there was no DHT; what others published is looked for.
+                entry.dht_at = Some(if entry.told.own { now } else { soon });
+            }
+            self.arm(name, now);
         }
+    }
+
+    /// What was put while there were few servers is put anew; what they did not have is looked for among the others.
+    pub(super) fn on_dht_grew(&mut self, now: Time) {
+        for name in self.entries.keys().copied().collect::<Vec<_>>() {
+            if self.is_missing(name) {
+                self.ask_dht(name);
+            }
+            let soon = now + self.spread.around(DHT_SOON);
+            if let Some(entry) = self.entries.get_mut(&name).filter(|entry| entry.told.own) {
+                entry.dht_at = Some(entry.dht_at.map_or(soon, |at| at.min(soon)));
+            }
+            self.arm(name, now);
+        }
+    }
+
+    /// Kept, and nothing is known of it.
+    fn is_missing(&self, name: Name) -> bool {
+        let entry = self.entries.get(&name);
+        entry.is_some_and(|entry| entry.is_kept() && entry.record().is_none())
     }
 
     fn is_unsure(&self, name: Name) -> bool {
@@ -445,62 +480,62 @@ impl Core {
         if !self.dht || self.queries.contains_key(&name) {
             return;
         }
-        self.queries.insert(name, Vec::new());
+        self.queries.insert(name, Query::default());
         self.note_asked(name, 1);
         self.outputs.push_back(Output::DhtGet(name));
     }
 
     /// What a server of the DHT answered, unverified: a hint about whom to repair.
-    pub(super) fn note_answer(&mut self, candidate: &crate::Candidate, source: Source) {
-        let Source::Dht(peer) = source else {
-            return;
-        };
-        let record = self
-            .entries
-            .get(&candidate.name())
-            .and_then(|entry| entry.record())
-            .filter(|record| !candidate.order(record).is_lt())
-            .cloned();
-        self.note(candidate.name(), peer, record);
+    pub(super) fn note_answer(&mut self, candidate: &Candidate, source: Source) {
+        self.note(candidate.name(), source, Some(candidate.clone()));
     }
 
     pub(super) fn note_known(&mut self, name: Name, source: Source) {
-        if let Source::Dht(peer) = source {
-            let record = self
-                .entries
-                .get(&name)
-                .and_then(|entry| entry.record())
-                .cloned();
-            self.note(name, peer, record);
-        }
+        let record = self.entries.get(&name).and_then(|entry| entry.record());
+        let record = record.map(Record::to_candidate);
+        self.note(name, source, record);
     }
 
-    fn note(&mut self, name: Name, peer: PeerId, record: Option<Record>) {
-        let Some(answers) = self.queries.get_mut(&name) else {
+    pub(super) fn note(&mut self, name: Name, source: Source, answer: Option<Candidate>) {
+        let (Source::Dht(peer), Some(query)) = (source, self.queries.get_mut(&name)) else {
             return;
         };
-        answers.retain(|(known, _)| *known != peer);
-        if answers.len() < MAX_ANSWERS {
-            answers.push((peer, record));
+        query.answers.retain(|(known, _)| *known != peer);
+        if query.answers.len() < MAX_ANSWERS {
+            query.answers.push((peer, answer));
         }
     }
 
     pub(super) fn on_no_record(&mut self, name: Name, source: Source, now: Time) {
-        if let Source::Dht(peer) = source {
-            self.note(name, peer, None);
-        }
+        self.note(name, source, None);
         if is_remote(source) && self.broken.is_none() {
             self.on_heard(name, now);
         }
-        self.note_answered(name, now);
+        // The DHT was asked as one, and answers with the end of the query.
+        if !matches!(source, Source::Dht(_)) {
+            self.note_answered(name, now);
+        }
     }
 
-    /// The query has ended: those with an older record, or none, are given the newest; a record that few have is put anew.
     pub(super) fn on_dht_done(&mut self, name: Name, now: Time) {
-        let Some(answers) = self.queries.remove(&name) else {
+        let Some(query) = self.queries.get_mut(&name) else {
             return;
         };
+        query.ended = true;
         self.note_answered(name, now);
+        self.finish_query(name, now);
+    }
+
+    /// The query has ended, and all that came of it is judged and durable: those with an older record, or none, are given the newest; a record
+    /// that few have is put anew.
+    pub(super) fn finish_query(&mut self, name: Name, now: Time) {
+        let has_ended = self.queries.get(&name).is_some_and(|query| query.ended);
+        if !has_ended || self.is_unsettled(name) {
+            return;
+        }
+        let Some(Query { answers, tends, .. }) = self.queries.remove(&name) else {
+            return;
+        };
         let wall = self.wall(now);
         let Some(entry) = self.entries.get(&name) else {
             return;
@@ -508,21 +543,12 @@ impl Core {
         let Some(record) = entry.record().filter(|record| !record.is_expired(wall)) else {
             return;
         };
-        let holders = answers
-            .iter()
-            .filter(|(_, answer)| {
-                answer
-                    .as_ref()
-                    .is_some_and(|answer| !answer.order(record).is_lt())
-            })
-            .count();
-        if entry.is_kept() && holders < self.config.dht_enough {
+        let repaired = dht::repair(record, &answers);
+        let holders = answers.len() - repaired.len();
+        if tends && entry.is_kept() && holders < self.config.dht_enough {
             self.put_into_dht(name, None, now);
-        } else {
-            let repaired = dht::repair(record, &answers);
-            if !repaired.is_empty() {
-                self.put_into_dht(name, Some(repaired), now);
-            }
+        } else if !repaired.is_empty() {
+            self.put_into_dht(name, Some(repaired), now);
         }
     }
 
@@ -630,8 +656,11 @@ impl Core {
             };
             self.send(peer, message);
         }
-        if let (true, Some(peer)) = (connected.is_empty(), neighbour) {
-            self.outputs.push_back(Output::Fetch { name, peer });
+        match neighbour {
+            _ if !connected.is_empty() => {}
+            Some(peer) => self.outputs.push_back(Output::Fetch { name, peer }),
+            // Only the DHT is left.
+            None => self.ask_dht(name),
         }
     }
 
@@ -652,6 +681,9 @@ impl Core {
             self.put_into_dht(name, None, now);
         } else {
             self.ask_dht(name);
+            if let Some(query) = self.queries.get_mut(&name) {
+                query.tends = true;
+            }
         }
     }
 }

@@ -198,6 +198,13 @@ impl Record {
     }
 }
 
+impl Record {
+    /// The same, as it came.
+    pub(crate) fn to_candidate(&self) -> Candidate {
+        Candidate(Arc::clone(&self.0))
+    }
+}
+
 impl Deref for Candidate {
     type Target = Content;
 

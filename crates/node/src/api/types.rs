@@ -138,6 +138,20 @@ pub struct Status {
     /// The site that this device belongs to.
     #[serde(default)]
     pub site: SiteView,
+    /// The DHT, which names go by.
+    #[serde(default)]
+    pub dht: DhtView,
+}
+
+/// How this device takes part in the DHT.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DhtView {
+    /// `server` or `client`; empty if it is off, or no daemon runs.
+    pub mode: String,
+    /// Servers that are known.
+    pub servers: u64,
+    /// Records of names that are kept for others.
+    pub records: u64,
 }
 
 /// The devices that share out what they fetch from outside (specs/site.md).

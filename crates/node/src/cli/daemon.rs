@@ -205,7 +205,8 @@ fn quiet_libraries(filter: &str) -> String {
     let mut parts = filter.split(',').map(str::trim);
     let tells_info = parts.clone().any(|part| part.eq_ignore_ascii_case("info"));
     if tells_info && !parts.any(|part| part.starts_with("libp2p")) {
-        return format!("{filter},libp2p=warn");
+        // What `libp2p_kad` warns of is that no server is known yet, and `status` tells that.
+        return format!("{filter},libp2p=warn,libp2p_kad=error");
     }
     filter.to_owned()
 }
@@ -217,8 +218,11 @@ mod tests {
     #[test]
     fn libraries_are_quiet_unless_asked_for() {
         for (filter, used) in [
-            ("info", "info,libp2p=warn"),
-            ("info,gemba_node=debug", "info,gemba_node=debug,libp2p=warn"),
+            ("info", "info,libp2p=warn,libp2p_kad=error"),
+            (
+                "info,gemba_node=debug",
+                "info,gemba_node=debug,libp2p=warn,libp2p_kad=error",
+            ),
             ("info,libp2p_swarm=info", "info,libp2p_swarm=info"),
             ("debug", "debug"),
             ("warn", "warn"),

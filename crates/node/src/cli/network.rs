@@ -208,6 +208,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
             mates: 0,
         },
         pubsub: Default::default(),
+        dht: Default::default(),
     })
 }
 
@@ -280,6 +281,15 @@ fn status_text(status: &Status) -> String {
         lines.push(format!(
             "pubsub    {topics} read, {} isolated, {} degraded",
             pubsub.isolated, pubsub.degraded
+        ));
+    }
+    let dht = &status.dht;
+    if !dht.mode.is_empty() {
+        let servers = text::count(dht.servers, "server", "servers");
+        let records = text::count(dht.records, "record", "records");
+        lines.push(format!(
+            "dht       {}, {servers} known, {records} of names kept for others",
+            dht.mode
         ));
     }
     lines.extend(status.troubles.iter().map(trouble_line));

@@ -21,6 +21,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::call::Wait;
 use super::command::{Command, PAGE, Reply};
 use super::dial;
+use super::flow::dht;
 use super::flow::disk::Disk;
 use super::flow::follow::Follows;
 use super::flow::names::{self, Names, Routes};
@@ -346,6 +347,7 @@ impl Node {
             let mut routes = Routes {
                 carrier: &mut behaviour.names,
                 gossip: behaviour.gossip.as_mut(),
+                dht: behaviour.dht.as_mut(),
             };
             let mut moved = false;
             for event in self.names.settle(&mut routes, now) {
@@ -660,6 +662,13 @@ impl Node {
                 peer_id, info, ..
             }) => {
                 self.peers.on_agent(&peer_id, &info.agent_version);
+                if let Some(dht) = self.swarm.behaviour_mut().dht.as_mut() {
+                    dht.identified(peer_id, &info.protocols, &info.listen_addrs);
+                }
+            }
+            BehaviourEvent::Dht(event) => {
+                let now = self.now();
+                self.names.on_dht(event, now);
             }
             BehaviourEvent::Mdns(event) => self.on_discovery(event),
             BehaviourEvent::Gossip(event) => self.on_gossip(event),
@@ -1215,6 +1224,7 @@ impl Node {
                 arriving_bytes: self.arriving.bytes() as u64,
             },
             pubsub: pubsub::counts(self.swarm.behaviour().gossip.as_ref()),
+            dht: dht::view(self.swarm.behaviour().dht.as_ref()),
             site: SiteView {
                 label: self.site.clone(),
                 mates: self.swarm.behaviour().exchange.mates().len() as u64,
@@ -1436,6 +1446,9 @@ impl Node {
             pubsub::figures(gossip, &mut figures);
         }
         names::figures(&self.names, &self.swarm.behaviour().names, &mut figures);
+        if let Some(dht) = self.swarm.behaviour().dht.as_ref() {
+            dht::figures(dht, &mut figures);
+        }
         figures
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use gemba_exchange::{Behaviour as Exchange, SiteCarrier, SiteConfig};
 use gemba_gossip::Behaviour as Gossip;
 use gemba_names::Behaviour as Names;
+use gemba_names::kad::Dht;
 use gemba_pnet::{
     Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig,
     Network, ReceiveBudget, Stages, TransportConfig,
@@ -15,7 +16,7 @@ use libp2p_swarm::{NetworkBehaviour, Swarm};
 
 use super::{Options, hashers};
 use crate::config::Config;
-use crate::daemon::flow::pubsub;
+use crate::daemon::flow::{dht, pubsub};
 use crate::error::{Code, Fail};
 use crate::repo::Layout;
 
@@ -51,6 +52,8 @@ pub(super) struct Behaviour {
     pub gossip: Toggle<Gossip>,
     /// Records of names.
     pub names: Names,
+    /// The DHT, which carries records of names too.
+    pub dht: Toggle<Dht>,
 }
 
 /// What the transport shows of itself while the swarm owns it.
@@ -109,6 +112,7 @@ pub(super) fn build(
         site: site.map(|_| SiteCarrier::new()).into(),
         gossip: gossip.into(),
         names: Names::new(),
+        dht: dht::start(local, config.network.dht).into(),
     };
     let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
     Ok((Swarm::new(transport, behaviour, local, settings), views))

@@ -272,7 +272,7 @@ pub fn refused(error: &Refused) -> Fail {
 pub fn unresolved(error: &ResolveError) -> Fail {
     match error {
         ResolveError::NotFound { .. } => Fail::new(Code::NotFound, error).hint(
-            "is its publisher, or somebody who follows it, connected? `gemba peers` lists who is",
+            "is its publisher, somebody who follows it, or a server of the DHT connected? `gemba peers` lists who is, `gemba status` how many servers are known",
         ),
         ResolveError::Expired { .. } => Fail::new(Code::NotFound, error)
             .hint("the publisher's `gemba daemon` signs anew in time by itself"),

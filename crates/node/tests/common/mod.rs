@@ -368,6 +368,11 @@ impl Swarm {
 
     /// One more member; it knows the first one if told so.
     pub fn join(&mut self, knows: bool) {
+        self.join_with(knows, &|_| {});
+    }
+
+    /// The same, with something done to its repository before the daemon starts.
+    pub fn join_with(&mut self, knows: bool, prepare: &dyn Fn(&Node)) {
         let node = Node::bare();
         match self.nodes.first() {
             None => drop(node.ok(&["init", "--new-swarm-key"])),
@@ -377,6 +382,7 @@ impl Swarm {
                 first.repo.join("swarm.key").to_str().unwrap(),
             ])),
         }
+        prepare(&node);
         let bootstrap = if knows {
             address(&self.nodes[0].0)
         } else {

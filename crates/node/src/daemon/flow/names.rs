@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gemba_gossip::{Buffer, Full, Mode, Subscription, Ticket, Topic, TopicOptions};
+use gemba_names::kad::{Dht, Event as DhtEvent};
 use gemba_names::wire::fetch::Answer;
 use gemba_names::{
     Alarm, Behaviour as Carrier, BehaviourEvent, Change, Command, Core, Done, Event, Input,
@@ -89,6 +90,16 @@ pub struct Routes<'a> {
     pub carrier: &'a mut Carrier,
     /// Topics, if pubsub is on.
     pub gossip: Option<&'a mut gemba_gossip::Behaviour>,
+    /// The DHT, if this node takes part.
+    pub dht: Option<&'a mut Dht>,
+}
+
+/// `names.push`, `names.pubsub` and `names.dht`: by which routes names are told and looked for. What others ask is answered all the same.
+#[derive(Clone, Copy)]
+struct By {
+    push: bool,
+    pubsub: bool,
+    dht: bool,
 }
 
 /// See the module's text.
@@ -114,6 +125,10 @@ pub struct Names {
     tickets: HashMap<u64, Ticket>,
     next_token: u64,
     clock_at: Duration,
+    /// Whether the DHT has to be told what time it is.
+    clock_told: bool,
+    /// Which routes are taken.
+    by: By,
     alarms: Vec<(Name, String, Duration)>,
 }
 
@@ -154,6 +169,12 @@ impl Names {
             tickets: HashMap::new(),
             next_token: 0,
             clock_at: Duration::ZERO,
+            clock_told: false,
+            by: By {
+                push: settings.push,
+                pubsub: settings.pubsub,
+                dht: settings.dht,
+            },
             alarms: Vec::new(),
         };
         names.feed(Input::Clock(names::wall_clock()), Duration::ZERO);
@@ -333,6 +354,10 @@ impl Names {
     /// What peers said.
     pub fn on_carried(&mut self, event: BehaviourEvent, now: Duration) {
         match event {
+            BehaviourEvent::Connected(_)
+            | BehaviourEvent::Disconnected(_)
+            | BehaviourEvent::Message { .. }
+                if !self.by.push => {}
             BehaviourEvent::Connected(peer) => self.feed(Input::Connected(peer), now),
             BehaviourEvent::Disconnected(peer) => self.feed(Input::Disconnected(peer), now),
             BehaviourEvent::Message { peer, message } => {
@@ -359,6 +384,57 @@ impl Names {
                     Answer::Error => {}
                 }
             }
+            _ => {}
+        }
+    }
+
+    /// What the DHT brought. A record that a peer put here is taken like an answer: its name may be followed.
+    pub fn on_dht(&mut self, event: DhtEvent, now: Duration) {
+        match event {
+            _ if !self.by.dht => {}
+            DhtEvent::Servers(0) => self.feed(Input::Dht(false), now),
+            DhtEvent::Servers(count) => {
+                tracing::debug!(servers = count, "the DHT has more servers");
+                self.feed(Input::Dht(true), now);
+                self.feed(Input::DhtGrew, now);
+            }
+            DhtEvent::Answer { name, peer, record } => {
+                let source = Source::Dht(peer);
+                let input = match record {
+                    Some(bytes) => Input::Record {
+                        name,
+                        bytes,
+                        source,
+                        token: None,
+                    },
+                    None => Input::NoRecord { name, source },
+                };
+                self.feed(input, now);
+            }
+            DhtEvent::Got { name, outcome } => {
+                if let Err(cause) = outcome {
+                    tracing::debug!(%name, %cause, "the DHT was asked for a name");
+                }
+                self.feed(Input::DhtDone { name }, now);
+            }
+            DhtEvent::Put { record, outcome } => match outcome {
+                Ok(servers) => {
+                    tracing::debug!(name = %record.name(), sequence = record.sequence(), servers, "a record is in the DHT");
+                }
+                // It is put again in its turn, and when more servers are known.
+                Err(cause) => {
+                    tracing::info!(name = %record.name(), sequence = record.sequence(), %cause, "a record could not be put into the DHT");
+                }
+            },
+            DhtEvent::Stored { peer, record } => self.feed(
+                Input::Record {
+                    name: record.name(),
+                    bytes: record.bytes().to_vec(),
+                    source: Source::Dht(peer),
+                    token: None,
+                },
+                now,
+            ),
             _ => {}
         }
     }
@@ -396,7 +472,7 @@ impl Names {
 
     /// A neighbour reads a topic, or no longer.
     pub fn on_topic_peer(&mut self, topic: &Topic, peer: PeerId, joined: bool, now: Duration) {
-        if let Ok(name) = Name::from_topic(topic.as_str()) {
+        if let (true, Ok(name)) = (self.by.pubsub, Name::from_topic(topic.as_str())) {
             self.feed(Input::TopicPeer { name, peer, joined }, now);
         }
     }
@@ -411,6 +487,7 @@ impl Names {
     pub fn expire(&mut self, now: Duration) {
         if now >= self.clock_at + CLOCK {
             self.clock_at = now;
+            self.clock_told = false;
             self.feed(Input::Clock(names::wall_clock()), now);
         }
         self.core.expire(now);
@@ -457,6 +534,10 @@ impl Names {
     /// Carries out what the book wants. Called after every action.
     pub fn settle(&mut self, routes: &mut Routes<'_>, now: Duration) -> Vec<Event> {
         let mut events = Vec::new();
+        if let (false, Some(dht)) = (self.clock_told, routes.dht.as_mut()) {
+            self.clock_told = true;
+            dht.set_wall(self.core.wall_clock(now));
+        }
         while let Some(output) = self.core.poll() {
             if let Some(event) = self.carry_out(output, routes, now) {
                 events.push(event);
@@ -515,6 +596,15 @@ impl Names {
             Output::Join(name) => self.join(name, routes, now),
             Output::Leave(name) => drop(self.topics.remove(&name)),
             Output::Announce(record) => announce(&record, routes),
+            Output::DhtGet(name) => match routes.dht.as_mut() {
+                Some(dht) => dht.get(name),
+                None => self.feed(Input::DhtDone { name }, now),
+            },
+            Output::DhtPut { record, peers } => {
+                if let Some(dht) = routes.dht.as_mut() {
+                    dht.put(record, peers);
+                }
+            }
             Output::Verdict { token, verdict } => {
                 if let (Some(ticket), Some(gossip)) =
                     (self.tickets.remove(&token), routes.gossip.as_mut())
@@ -525,7 +615,6 @@ impl Names {
             Output::Misbehaved { peer, cause } => {
                 tracing::warn!(%peer, %cause, "a peer sends records that are none, and is not listened to for a while");
             }
-            Output::DhtGet(_) | Output::DhtPut { .. } => {}
         }
         None
     }
@@ -567,7 +656,7 @@ impl Names {
 
     /// Reads the topic of a name, so that its records are judged here and passed on; what is delivered nobody reads.
     fn join(&mut self, name: Name, routes: &mut Routes<'_>, now: Duration) {
-        let Some(gossip) = routes.gossip.as_mut() else {
+        let Some(gossip) = routes.gossip.as_mut().filter(|_| self.by.pubsub) else {
             return;
         };
         let Ok(topic) = Topic::new(name.topic()) else {
