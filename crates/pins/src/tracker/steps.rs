@@ -207,7 +207,7 @@ impl Tracker {
 
     fn on_rest(&mut self, cause: &str, now: Time) {
         let again = now.saturating_add(self.config.rest);
-        for cid in std::mem::take(&mut self.walks) {
+        for cid in self.walks.clone() {
             if let Some(entry) = self.ops.get_mut(&cid) {
                 entry.op.attempts -= 1;
                 entry.op.rests = true;
@@ -364,14 +364,14 @@ impl Tracker {
         let Some(entry) = self.ops.get_mut(&cid) else {
             return;
         };
-        let (was_walking, ticket) = (entry.op.is_walking(), entry.op.ticket);
+        let ticket = entry.op.ticket;
         entry.op.step(Move::Fail);
         entry.op.cause = Some(cause);
         entry.op.lacks = lacks;
         entry.op.retry_at = again;
         entry.op.moved = now;
         entry.outlook = None;
-        self.walks.remove(&cid);
+        let was_walking = self.walks.remove(&cid);
         // One that only somebody can recover waits at the end of time.
         self.waits.insert((again.unwrap_or(Time::MAX), cid));
         self.counts.failed += 1;
