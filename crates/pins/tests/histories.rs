@@ -45,7 +45,7 @@ fn is_linearisable(calls: &[Call]) -> bool {
         if !failed.insert((done, is_in)) {
             return false;
         }
-        let sure = open().filter(|(_, call)| is_sure(*call));
+        let sure = open().filter(|(_, call)| is_sure(call));
         let first = sure
             .filter_map(|(_, call)| call.answered)
             .map(|(at, _)| at)

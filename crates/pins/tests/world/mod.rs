@@ -164,7 +164,7 @@ impl World {
                 }
                 Output::Stop(ticket) => assert!(self.walks.remove(&ticket).is_some()),
                 Output::Complete(ticket, id) => {
-                    self.records.push_back(Record::Complete(ticket, id))
+                    self.records.push_back(Record::Complete(ticket, id));
                 }
                 Output::Remove(ticket) => self.records.push_back(Record::Remove(ticket)),
                 Output::Draw(after, n) => self.records.push_back(Record::Draw(after, n)),
