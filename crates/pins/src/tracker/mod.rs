@@ -197,6 +197,8 @@ pub struct Tracker {
 struct Entry {
     op: Operation,
     place: Option<Place>,
+    /// For a removal that is on its way to the disk: a newer wish follows it there.
+    overtaken: bool,
     /// Blocks of this try.
     walked: u64,
     /// It stood still and gave its turn to another.

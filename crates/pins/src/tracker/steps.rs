@@ -50,11 +50,13 @@ impl Tracker {
     // Commands.
 
     /// The newer wish: a removal that waits for its next try is given up. One that is on its way to the disk is older than the record of this wish and
-    /// gets there first.
+    /// gets there first; if it does not, it is not tried again.
     fn on_pin(&mut self, cid: Cid) {
-        let waits = |op: &Operation| op.kind == OpKind::Unpin && !op.recording;
-        if self.operation(&cid).is_some_and(waits) {
-            self.give_up(&cid);
+        match self.ops.get_mut(&cid) {
+            Some(entry) if entry.op.kind == OpKind::Pin => {}
+            Some(entry) if entry.op.recording => entry.overtaken = true,
+            Some(_) => self.give_up(&cid),
+            None => {}
         }
     }
 
@@ -81,7 +83,8 @@ impl Tracker {
 
     fn on_unpin(&mut self, cid: Cid, now: Time) -> Result<(), TrackError> {
         if let Some(entry) = self.ops.get(&cid) {
-            if entry.op.kind == OpKind::Unpin {
+            // One that was overtaken by a newer wish comes too early to take that back.
+            if entry.op.kind == OpKind::Unpin && !entry.overtaken {
                 if entry.op.phase == Phase::Failed {
                     self.retry(cid, now);
                 }
@@ -204,7 +207,7 @@ impl Tracker {
 
     fn on_rest(&mut self, cause: &str, now: Time) {
         let again = now.saturating_add(self.config.rest);
-        for cid in std::mem::take(&mut self.walks) {
+        for cid in self.walks.clone() {
             if let Some(entry) = self.ops.get_mut(&cid) {
                 entry.op.attempts -= 1;
                 entry.op.rests = true;
@@ -227,6 +230,7 @@ impl Tracker {
                 self.counts.done += 1;
                 self.end(&ticket.cid);
             }
+            Err(_) if entry.overtaken => self.give_up(&ticket.cid),
             Err(cause) => {
                 let again = self.next_try(&ticket.cid, now);
                 self.fail(ticket.cid, cause, None, Some(again), now);
@@ -308,6 +312,7 @@ impl Tracker {
         let entry = Entry {
             op,
             place: None,
+            overtaken: false,
             walked: 0,
             yielded: false,
             outlook: None,
@@ -359,14 +364,14 @@ impl Tracker {
         let Some(entry) = self.ops.get_mut(&cid) else {
             return;
         };
-        let (was_walking, ticket) = (entry.op.is_walking(), entry.op.ticket);
+        let ticket = entry.op.ticket;
         entry.op.step(Move::Fail);
         entry.op.cause = Some(cause);
         entry.op.lacks = lacks;
         entry.op.retry_at = again;
         entry.op.moved = now;
         entry.outlook = None;
-        self.walks.remove(&cid);
+        let was_walking = self.walks.remove(&cid);
         // One that only somebody can recover waits at the end of time.
         self.waits.insert((again.unwrap_or(Time::MAX), cid));
         self.counts.failed += 1;

@@ -59,7 +59,7 @@ pub struct World {
     pub refused: u64,
     pub answers: Vec<(usize, Answer)>,
     removing: BTreeMap<Ticket, Vec<usize>>,
-    /// Answers of those whose operation was gone before the disk said a word.
+    /// How often a walk was begun for each.
     pub started: BTreeMap<Cid, u64>,
     pub ended: Vec<Operation>,
     /// The completeness of a pin was recorded too early.
@@ -164,18 +164,12 @@ impl World {
                 }
                 Output::Stop(ticket) => assert!(self.walks.remove(&ticket).is_some()),
                 Output::Complete(ticket, id) => {
-                    self.records.push_back(Record::Complete(ticket, id))
+                    self.records.push_back(Record::Complete(ticket, id));
                 }
                 Output::Remove(ticket) => self.records.push_back(Record::Remove(ticket)),
                 Output::Draw(after, n) => self.records.push_back(Record::Draw(after, n)),
                 Output::Changed(_) => {}
-                Output::Ended(op) => {
-                    // Given up for a newer wish, before the disk said a word.
-                    for caller in self.removing.remove(&op.ticket).unwrap_or_default() {
-                        self.answers.push((caller, Answer::Unknown));
-                    }
-                    self.ended.push(*op);
-                }
+                Output::Ended(op) => self.ended.push(*op),
             }
         }
         self.drains += 1;

@@ -557,15 +557,9 @@ impl Pins {
         true
     }
 
-    /// Its last word goes to whoever follows it.
+    /// Its last word goes to whoever follows it. Who waits for a removal is answered when the disk is.
     fn on_ended(&mut self, op: &Operation) {
         let cid = op.ticket.cid;
-        if let Some(waiting) = self.removals.remove(&op.ticket.op) {
-            // It went by another way before the disk came to this one.
-            for reply in waiting {
-                let _gone = reply.send(Ok(()));
-            }
-        }
         let is_done = op.phase == Phase::Done;
         if op.kind == OpKind::Pin && is_done {
             tracing::info!(%cid, "pinned: every block is durable");
