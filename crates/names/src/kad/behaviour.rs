@@ -528,7 +528,7 @@ impl Dht {
     fn on_kad(&mut self, table: Table, event: KadEvent) {
         match event {
             KadEvent::OutboundQueryProgressed { id, result, .. } => {
-                self.on_progress((table, id), result)
+                self.on_progress((table, id), result);
             }
             KadEvent::RoutingUpdated {
                 peer,

@@ -16,11 +16,14 @@ pub(super) enum Table {
 /// A query of `libp2p-kad`.
 pub(super) type Id = (Table, QueryId);
 
+/// Who answered with which bytes.
+type Answer = (PeerId, Vec<u8>);
+
 /// A name that is asked for, in both tables.
 #[derive(Debug)]
 pub(super) struct Get {
     pub(super) name: Name,
-    pub(super) answers: Vec<(PeerId, Vec<u8>)>,
+    pub(super) answers: Vec<Answer>,
     /// Who answered that he has no record.
     pub(super) without: Vec<PeerId>,
     pub(super) timed_out: bool,
@@ -59,7 +62,7 @@ pub(super) struct Searches(Vec<Search>);
 
 impl Get {
     /// `own`: what this server itself has, if it is one.
-    pub(super) fn new(name: Name, own: Option<(PeerId, Vec<u8>)>) -> Self {
+    pub(super) fn new(name: Name, own: Option<Answer>) -> Self {
         Self {
             name,
             answers: own.into_iter().collect(),
@@ -73,7 +76,7 @@ impl Get {
     /// the records finds those that lie, and takes the next.
     pub(super) fn sort(&mut self) {
         let name = self.name;
-        let mut decoded: Vec<(Option<Candidate>, (PeerId, Vec<u8>))> = self
+        let mut decoded: Vec<(Option<Candidate>, Answer)> = self
             .answers
             .drain(..)
             .map(|answer| (Candidate::decode(name, &answer.1).ok(), answer))
