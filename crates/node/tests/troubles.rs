@@ -463,7 +463,9 @@ fn a_damaged_block_that_a_peer_asks_for_is_repaired() {
     let third = swarm.nodes.pop().unwrap();
     third.0.ok(&["pin", "add", &root, "--timeout", "30s"]);
     assert!(third.0.run(&["cat", &root]).stdout == content);
-    swarm.node(0).ok(&["repo", "verify"]);
+    until("the repair", || {
+        swarm.node(0).run(&["repo", "verify"]).status.success()
+    });
 }
 
 /// What is being received can be watched.

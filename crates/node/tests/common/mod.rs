@@ -366,9 +366,11 @@ impl Swarm {
         swarm
     }
 
-    /// One more member; it knows the first one if told so.
+    /// One more member; it knows the first one if told so, and meets nobody else: by the DHT it would.
     pub fn join(&mut self, knows: bool) {
-        self.join_with(knows, &|_| {});
+        self.join_with(knows, &|node| {
+            node.ok(&["config", "set", "network.dht", "off"]);
+        });
     }
 
     /// The same, with something done to its repository before the daemon starts.
