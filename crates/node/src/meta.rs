@@ -168,7 +168,7 @@ impl Meta {
     /// Writes rows in their order, all of them or none; durable when this returns.
     ///
     /// # Errors
-    /// As [`Meta::apply`].
+    /// As [`Meta::edit`].
     pub fn write_rows(&self, rows: &[Row]) -> Result<(), Fail> {
         self.transact(|transaction| {
             for row in rows {
@@ -230,7 +230,7 @@ impl Meta {
     /// Notes where the scrub is.
     ///
     /// # Errors
-    /// As [`Meta::apply`].
+    /// As [`Meta::edit`].
     pub fn note_scrub(&self, note: &ScrubNote) -> Result<(), Fail> {
         let point = note.point.to_string();
         let (pack, offset) = point.split_once(':').unwrap_or((&point, "0"));
@@ -253,7 +253,7 @@ impl Meta {
     /// Notes how many packs the store has, so that the next start knows whether some are gone.
     ///
     /// # Errors
-    /// As [`Meta::apply`].
+    /// As [`Meta::edit`].
     pub fn note_packs(&self, packs: u64) -> Result<(), Fail> {
         self.transact(|transaction| {
             let mut table = transaction.open_table(FACTS).map_err(|e| self.fail(e))?;

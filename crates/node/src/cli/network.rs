@@ -163,7 +163,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
     let stat = store.stat();
     let meta = repo.meta()?;
     let pins = meta.pins()?;
-    let (all, open) = (pins.len()?, pins.open_len()?);
+    let (all, open) = (pins.count()?, pins.open_len()?);
     let network = repo.network(false);
     Ok(Status {
         id: repo.identity()?.public().to_peer_id().to_string(),

@@ -96,7 +96,7 @@ pub fn collect(
     let mut report = Collected {
         phase: CollectPhase::Mark,
         dry_run: extent == Extent::Nothing,
-        pins: pins.len()?,
+        pins: pins.count()?,
         ..Collected::default()
     };
     mark(&collection, &pins, &mut report, between)?;

@@ -31,14 +31,14 @@ struct Line {
     message: String,
 }
 
+/// What is done with each pin: root, kind, name.
+type Take<'t> = dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail> + 't;
+
 /// Hands on each pin of the Kubo whose RPC is at `url` (`http://127.0.0.1:5001`): root, kind, name.
 ///
 /// # Errors
 /// [`Code::Usage`] for what is no such address; [`Code::Failure`] if nobody answers, or the answer is none of a Kubo or is cut short.
-pub fn read(
-    url: &str,
-    take: &mut dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail>,
-) -> Result<(), Fail> {
+pub fn read(url: &str, take: &mut Take<'_>) -> Result<(), Fail> {
     let host = host(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,11 +73,7 @@ fn host(url: &str) -> Result<String, Fail> {
     }
 }
 
-async fn list(
-    host: &str,
-    kind: Kind,
-    take: &mut dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail>,
-) -> Result<(), Fail> {
+async fn list(host: &str, kind: Kind, take: &mut Take<'_>) -> Result<(), Fail> {
     let mut answer = ask(host, kind).await?;
     let is_good = answer.status().is_success();
     let mut buffer = Vec::new();
@@ -129,12 +125,7 @@ fn trailers(frame: &hyper::body::Frame<Bytes>) -> Result<(), Fail> {
     }
 }
 
-fn one(
-    line: &[u8],
-    is_good: bool,
-    kind: Kind,
-    take: &mut dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail>,
-) -> Result<(), Fail> {
+fn one(line: &[u8], is_good: bool, kind: Kind, take: &mut Take<'_>) -> Result<(), Fail> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(());

@@ -60,7 +60,7 @@ const LISTEN_ANYWHERE: Duration = Duration::from_secs(1);
 
 /// Everything that can happen to the node.
 enum Action {
-    Swarm(SwarmEvent<BehaviourEvent>),
+    Swarm(Box<SwarmEvent<BehaviourEvent>>),
     Done(Done),
     Persisted(Persisted),
     Names(names::Fact),
@@ -267,7 +267,7 @@ impl Node {
             Some(fact) = self.facts.recv() => Action::Names(fact),
             () = tokio::time::sleep_until(due) => Action::Due,
             Some(command) = self.commands.recv() => Action::Command(command),
-            event = self.swarm.select_next_some() => Action::Swarm(event),
+            event = self.swarm.select_next_some() => Action::Swarm(Box::new(event)),
             // Last: a walk over blocks that are here goes on when nothing else waits.
             () = std::future::ready(()), if busy => Action::Tick,
         }
@@ -275,7 +275,7 @@ impl Node {
 
     fn apply(&mut self, action: Action) {
         match action {
-            Action::Swarm(event) => self.on_swarm(event),
+            Action::Swarm(event) => self.on_swarm(*event),
             Action::Done(done) => self.on_done(done),
             Action::Persisted(persisted) => {
                 let now = self.now();

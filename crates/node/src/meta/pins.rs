@@ -36,6 +36,7 @@ type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 /// The pins as they are at one moment, whatever is written meanwhile. Nothing is read when the [`Meta`] they are from is gone.
 pub struct PinRows(From);
 
+#[expect(clippy::large_enum_variant, reason = "a reader has one of them")]
 enum From {
     Table {
         rows: Rows,
@@ -155,7 +156,7 @@ impl PinRows {
     ///
     /// # Errors
     /// The disk's.
-    pub fn len(&self) -> Result<u64, Fail> {
+    pub fn count(&self) -> Result<u64, Fail> {
         match &self.0 {
             From::Table { rows, path, .. } => {
                 marked(path, || rows.len().map_err(|e| redb_fail(path, &e.into())))
@@ -654,7 +655,7 @@ mod tests {
         named.sort();
         listed.sort();
         assert_eq!(listed, named);
-        assert_eq!(rows.len().unwrap(), pins.len() as u64);
+        assert_eq!(rows.count().unwrap(), pins.len() as u64);
     }
 
     #[test]

@@ -759,7 +759,7 @@ impl Pins {
     pub fn counts(&self) -> PinCounts {
         let lengths = self
             .rows()
-            .and_then(|rows| Ok((rows.len()?, rows.open_len()?)));
+            .and_then(|rows| Ok((rows.count()?, rows.open_len()?)));
         let (all, open) = lengths.unwrap_or_else(|fail| {
             tracing::error!(error = %fail, "the pins could not be counted");
             (0, 0)
