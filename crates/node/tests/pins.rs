@@ -541,6 +541,22 @@ fn pins_of_a_kubo_are_taken_over_with_their_names() {
     node.fails(&["pin", "import", "--kubo", "ftp://x"], 2);
 }
 
+/// A caller's patience beyond what any clock shows is his alone: he waits, and the daemon goes on.
+#[test]
+fn a_patience_without_end_ends_no_daemon() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let cid = absent(1);
+    let patience = "10000000000000000000s";
+    let mut waits = node.command(&["pin", "add", &cid, "--timeout", patience]);
+    waits.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut waits = waits.spawn().unwrap();
+    until("its operation", || op(&node, &cid).is_some());
+    node.ok(&["pin", "rm", &cid]);
+    let conflict = Some(7);
+    assert_eq!(waits.wait().unwrap().code(), conflict);
+}
+
 /// Hundreds of wishes at once, a tenth of them for what nobody has at first.
 #[test]
 fn s1_26_many_pins_at_once_become_whole_without_a_hand() {

@@ -22,6 +22,8 @@ use crate::error::{Code, Fail};
 type Node = Extract<Arc<State>>;
 type OfCall = Extension<Arc<Call>>;
 
+/// Whoever waits longer waits for ever; and a time beyond what a clock can show would end the daemon.
+const MOST_PATIENCE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Progress lines come no faster than this.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -202,7 +204,8 @@ pub(super) async fn pin(
 
 fn seconds(timeout_s: Option<f64>) -> Result<Option<Duration>, Fail> {
     let patience = timeout_s.map(Duration::try_from_secs_f64).transpose();
-    patience.map_err(|e| Fail::new(Code::Usage, format!("timeout_s: {e}")))
+    let patience = patience.map_err(|e| Fail::new(Code::Usage, format!("timeout_s: {e}")))?;
+    Ok(patience.map(|patience| patience.min(MOST_PATIENCE)))
 }
 
 /// How long a caller follows a pin.

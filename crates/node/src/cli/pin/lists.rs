@@ -123,12 +123,19 @@ fn here(context: &Context, source: &Source) -> Result<Report, Fail> {
         let edits: Vec<PinEdit> = adds.into_iter().map(PinEdit::Listed).collect();
         meta.edit(&edits)
     };
-    if source.kubo.is_some() {
-        let mut list = Vec::new();
-        source.copy(&mut list)?;
-        return pin_list::import(&mut list.as_slice(), &mut take);
+    if source.kubo.is_none() {
+        return pin_list::import(&mut BufReader::new(source.open()?), &mut take);
     }
-    pin_list::import(&mut BufReader::new(source.open()?), &mut take)
+    // A Kubo tells as many pins as it likes: they go through a pipe, and no more of them are in memory than it holds.
+    let (list, mut pipe) = std::io::pipe().map_err(io_fail)?;
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(move || source.copy(&mut pipe));
+        let report = pin_list::import(&mut BufReader::new(list), &mut take);
+        let asked = asking.join();
+        let asked = asked.unwrap_or_else(|_| Err(Fail::internal("what asked the Kubo broke off")));
+        // Where both failed the asking failed of a pipe that nobody reads.
+        report.and_then(|report| asked.map(|()| report))
+    })
 }
 
 struct Source {
