@@ -203,6 +203,33 @@ fn s1_7_an_operation_is_cancelled_in_every_phase() {
     assert_eq!(world.status(&cid(1)), Status::Pinned);
 }
 
+/// The disk refused the removal, and then the newer wish as well: what it held all along is wanted, and is begun again without a hand.
+#[test]
+fn p1_a_removal_and_a_newer_wish_that_are_both_refused_leave_the_pin_under_way() {
+    let mut rng = Rng::new(1);
+    let mut world = World::new(TrackerConfig::default());
+    world.pin(0, cid(1));
+    world.persist(&mut rng);
+    world.persist(&mut rng);
+    world.refused = 1000;
+    for refused_first in [true, false] {
+        world.unpin(1, cid(1));
+        if refused_first {
+            world.persist(&mut rng);
+        }
+        world.pin(2, cid(1));
+        while world.backlog() > 0 {
+            world.persist(&mut rng);
+        }
+        assert_eq!(world.tracker.operation(&cid(1)), None);
+        assert!(world.set.get(&cid(1)).is_some());
+    }
+    world.refused = 0;
+    assert!(world.settle(&mut rng, second(1000)));
+    assert_eq!(world.status(&cid(1)), Status::Pinned);
+    assert!(world.is_silent());
+}
+
 #[test]
 fn s1_8_storms_on_one_root_end_in_the_last_wish_and_what_was_queued_never_starts() {
     let mut rng = Rng::new(8);

@@ -55,7 +55,7 @@ impl Tracker {
         match self.ops.get_mut(&cid) {
             Some(entry) if entry.op.kind == OpKind::Pin => {}
             Some(entry) if entry.op.recording => entry.overtaken = true,
-            Some(_) => self.give_up(&cid),
+            Some(_) => self.give_up_removal(&cid),
             None => {}
         }
     }
@@ -110,9 +110,7 @@ impl Tracker {
             (OpKind::Pin, _) => self.on_unpin(cid, now),
             (OpKind::Unpin, true) => Err(TrackError::TooLate(cid)),
             (OpKind::Unpin, false) => {
-                self.give_up(&cid);
-                // If it is not whole it is in the set, and nowhere else.
-                self.draw.leave_behind();
+                self.give_up_removal(&cid);
                 Ok(())
             }
         }
@@ -230,7 +228,7 @@ impl Tracker {
                 self.counts.done += 1;
                 self.end(&ticket.cid);
             }
-            Err(_) if entry.overtaken => self.give_up(&ticket.cid),
+            Err(_) if entry.overtaken => self.give_up_removal(&ticket.cid),
             Err(cause) => {
                 let again = self.next_try(&ticket.cid, now);
                 self.fail(ticket.cid, cause, None, Some(again), now);
@@ -433,6 +431,13 @@ impl Tracker {
             self.counts.cancelled += 1;
             self.end(cid);
         }
+    }
+
+    /// A removal that never reached the disk. What it would have removed is in the set if it was ever there, and nowhere else: neither does it matter
+    /// whether the record of a newer wish gets there.
+    fn give_up_removal(&mut self, cid: &Cid) {
+        self.give_up(cid);
+        self.draw.leave_behind();
     }
 
     fn end(&mut self, cid: &Cid) {
