@@ -435,6 +435,13 @@ fn s0_24_s0_26_s0_29_a_followed_name_is_whole_or_not_at_all_and_can_go_back() {
     roots.push(version_of(a, 2));
     publish(a, &[&roots[2]]);
     until_complete(b, &name, 2);
+    // How it was come by is told afterwards, too: the file and the folder above it.
+    let told = follow_of(b, &name);
+    assert_eq!(
+        (&told["blocks_fetched"], &told["blocks_done"]),
+        (&2.into(), &22.into()),
+        "{told}"
+    );
     until("the oldest is released", || !is_pinned(b, &roots[0]));
     assert!(is_pinned(b, &roots[1]) && is_pinned(b, &roots[2]));
     let fail = b.fails(&["pin", "rm", &roots[2]], 7);

@@ -405,7 +405,7 @@ pub struct FollowStatus {
     pub keep: u64,
     /// Those that are here; the last is the present one.
     pub versions: Vec<FollowVersion>,
-    /// Blocks of the version on its way that are here.
+    /// Blocks that are here of the version on its way, or else of the newest that became whole since the daemon started.
     pub blocks_done: u64,
     /// Their payload.
     pub bytes_done: u64,

@@ -17,7 +17,7 @@ use gemba_pnet::{KeyFile, Replace, SwarmKey};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use crate::api::types::{FollowRequest, FollowStatus, NamePublished, PinStatus, RepoSize};
+use crate::api::types::{FollowRequest, FollowStatus, NamePublished, RepoSize};
 use crate::error::{Code, Fail};
 use input::Input;
 pub use report::Report;
@@ -305,6 +305,10 @@ impl<'a> Demo<'a> {
         let (killed, announced) = tokio::join!(pull_the_plug, announce);
         announced?;
         drop(fetching);
+        if result.fetched_at_most == 0 {
+            let cause = "every device is whole, and none says that it fetched anything";
+            return Err(Fail::new(Code::Integrity, cause));
+        }
         if let Some(kept) = killed? {
             let device = &mut self.devices[last];
             device.restart().await?;
@@ -428,7 +432,7 @@ async fn follow(
     device: &Device,
     version: &Published,
     bar: ProgressBar,
-) -> Result<(String, PinStatus), Fail> {
+) -> Result<(String, FollowStatus), Fail> {
     let _following: FollowStatus = device
         .client
         .post_json(&follow_path(&version.name), &FollowRequest::default())
@@ -446,7 +450,7 @@ async fn until_whole(
     device: &Device,
     version: &Published,
     bar: ProgressBar,
-) -> Result<(String, PinStatus), Fail> {
+) -> Result<(String, FollowStatus), Fail> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let status: FollowStatus = device
@@ -456,7 +460,7 @@ async fn until_whole(
             .map_err(|fail| fail.during(device.name()))?;
         if status.complete_sequence == Some(version.sequence) {
             bar.finish_and_clear();
-            return Ok((device.name(), device.pin_status(&version.cid).await?));
+            return Ok((device.name(), status));
         }
         bar.set_position(status.bytes_done);
         if Instant::now() > deadline {

@@ -56,6 +56,8 @@ struct Open {
     failed: Option<(String, Duration)>,
     /// Who waits for the row to be durable.
     waiting: Vec<Reply<Result<FollowStatus, Fail>>>,
+    /// How the newest version that became whole since the start was come by.
+    last: Option<PinStatus>,
 }
 
 /// What is waited for.
@@ -94,6 +96,7 @@ impl Follows {
                 dirty: true,
                 failed: None,
                 waiting: Vec::new(),
+                last: None,
             };
             (name, open)
         };
@@ -176,6 +179,7 @@ impl Follows {
             dirty: true,
             failed: None,
             waiting: Vec::new(),
+            last: None,
         });
         open.follow.keep = keep;
         open.follow.trim();
@@ -368,7 +372,10 @@ impl Open {
                 }
                 let whole = view.borrow().status == "pinned";
                 match self.follow.target.clone().filter(|_| whole) {
-                    Some(target) => Some(Next::Step(move_to(name, target, false, names, now))),
+                    Some(target) => {
+                        self.last = Some(view.borrow().clone());
+                        Some(Next::Step(move_to(name, target, false, names, now)))
+                    }
                     None => {
                         self.step = Step::Fetching(view);
                         None
@@ -497,14 +504,26 @@ fn pin(
 fn told(name: &Name, open: &Open, names: &Names, now: Duration) -> FollowStatus {
     let (newest, whole) = (names.newest(name, now), names.complete(name, now));
     let mut told = open.follow.told(name, newest.as_ref(), whole.as_ref());
-    if let Step::Fetching(view) = &open.step {
-        let pin = view.borrow();
+    let pin = match &open.step {
+        Step::Fetching(view) => Some(view.borrow().clone()),
+        // Figures of an older version say nothing of the one on its way.
+        _ => {
+            let of = open
+                .follow
+                .target
+                .as_ref()
+                .map(|target| target.root.to_string());
+            let last = open.last.clone();
+            last.filter(|last| of.is_none_or(|root| root == last.cid))
+        }
+    };
+    if let Some(pin) = pin {
         told.blocks_done = pin.blocks_done;
         told.bytes_done = pin.bytes_done;
         told.blocks_fetched = pin.blocks_fetched;
         told.bytes_fetched = pin.bytes_fetched;
         told.blocks_pending = pin.blocks_pending;
-        told.cause.clone_from(&pin.cause);
+        told.cause = pin.cause.or(told.cause);
     }
     if let Some((cause, _)) = &open.failed {
         told.status = "error".to_owned();
