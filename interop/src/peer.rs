@@ -34,6 +34,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 /// Kubo's DHT in a private network.
 const LAN_KAD: StreamProtocol = StreamProtocol::new("/ipfs/lan/kad/1.0.0");
 const V1_2: StreamProtocol = StreamProtocol::new("/meshsub/1.2.0");
+/// Between two times that one word is said.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// For whatever the other side does.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -93,6 +95,7 @@ impl Order {
     async fn obey(&self) -> Outcome<Value> {
         match self.verb.as_str() {
             "frame" => self.frame().await,
+            "numbers" => self.numbers().await,
             "offer-raw" => self.offer_raw().await,
             "ask" => self.ask().await,
             "reconnect" => self.reconnect().await,
@@ -155,6 +158,28 @@ impl Order {
         let end = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut byte)).await;
         let reset = wrote.is_err() || end.is_ok();
         Ok(json!({ "bytes": rpc.len(), "payload": payload.len(), "reset": reset }))
+    }
+
+    /// Says 10, 9, 11, 1,000, 10 with one author's numbers, and 1 with another's.
+    async fn numbers(&self) -> Outcome<Value> {
+        let (author, other) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let mut raw = self.raw(&author).await?;
+        let mut out = raw.control.open_stream(self.peer, V1_2).await?;
+        out.write_all(&framed(&hello(&self.topic))).await?;
+        out.flush().await?;
+        // Whoever is read here is not asked for: that it reads the topic is enough.
+        let _heard = Heard::begin(&mut raw, &self.topic).await?;
+        let said = [10, 9, 11, 1000, 10];
+        let said = said.map(|number| (&author, number)).into_iter();
+        for (author, number) in said.chain([(&other, 1)]) {
+            let text = format!("number {number}");
+            let rpc = signed(author, number, self.topic.as_str(), text.as_bytes());
+            out.write_all(&framed(&rpc)).await?;
+            out.flush().await?;
+            // Both verify several at a time.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        Ok(json!({ "said": 6 }))
     }
 
     /// Puts records of a name into the DHT at the other side, good and bad ones. Tells which were taken.
@@ -361,7 +386,7 @@ impl Order {
         let keypair = Keypair::generate_ed25519();
         let (mut swarm, mut messages) = self.gossip(&keypair, Config::default())?;
         let (mut slowest, begun) = (Duration::ZERO, Instant::now());
-        let mut anew = 0;
+        let (mut anew, mut again) = (0, 0);
         for round in 0..self.count {
             // Every tenth time as a program that was started anew.
             if round % 10 == 9 {
@@ -376,28 +401,48 @@ impl Order {
             drive(&mut swarm, ready)
                 .await
                 .map_err(|e| format!("round {round}: {e}"))?;
-            let word = format!("round {round}");
-            swarm
-                .behaviour_mut()
-                .inner
-                .publish(&self.topic, word, Mode::Wait(SOON))?
-                .detach();
             let answer = format!("echo {round}");
+            let word = format!("round {round}");
             let answered = async {
+                let mut say = tokio::time::interval(PATIENCE);
+                let mut said = 0;
                 loop {
                     tokio::select! {
                         _ = swarm.select_next_some() => {}
+                        _ = say.tick() => {
+                            let gossip = &mut swarm.behaviour_mut().inner;
+                            gossip.publish(&self.topic, word.clone(), Mode::Wait(SOON))?.detach();
+                            said += 1;
+                        }
                         delivery = messages.recv() => match delivery {
-                            Some(Delivery::Message(message)) if message.data == answer.as_bytes() => return,
+                            Some(Delivery::Message(message)) if message.data == answer.as_bytes() => {
+                                return Outcome::Ok(said - 1);
+                            }
                             _ => {}
                         },
                     }
                 }
             };
-            tokio::time::timeout(2 * SOON, answered)
-                .await
-                .map_err(|_| format!("round {round}: no answer came"))?;
+            let Ok(said) = tokio::time::timeout(SOON, answered).await else {
+                let counters = told(&swarm.behaviour().inner.counters());
+                return Err(format!("round {round}: no answer came: {counters}").into());
+            };
+            again += said?;
             slowest = slowest.max(start.elapsed());
+            if round + 1 == self.count {
+                let end = Mode::Wait(SOON);
+                let published = swarm
+                    .behaviour_mut()
+                    .inner
+                    .publish(&self.topic, "end", end)?;
+                tokio::pin!(published);
+                loop {
+                    tokio::select! {
+                        _ = swarm.select_next_some() => {}
+                        receipt = &mut published => break drop(receipt?),
+                    }
+                }
+            }
             let _ = swarm.disconnect_peer_id(self.peer);
             while swarm.is_connected(&self.peer) {
                 swarm.select_next_some().await;
@@ -405,7 +450,7 @@ impl Order {
         }
         let counters = swarm.behaviour().inner.counters();
         Ok(json!({
-            "rounds": self.count, "started_anew": anew, "slowest_ms": slowest.as_millis() as u64,
+            "rounds": self.count, "started_anew": anew, "said_again": again, "slowest_ms": slowest.as_millis() as u64,
             "took_ms": begun.elapsed().as_millis() as u64, "stalls": counters.stalls,
         }))
     }

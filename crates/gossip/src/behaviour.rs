@@ -972,6 +972,7 @@ impl NetworkBehaviour for Behaviour {
                 self.handle(Input::Received { peer, received, at });
                 drop(shares);
             }
+            Fact::Opened => self.handle(Input::PeerOpened { peer }),
             Fact::Malformed(cause) => {
                 tracing::debug!(%peer, cause, "malformed gossip");
                 self.handle(Input::Malformed { peer });

@@ -593,6 +593,38 @@ fn s0_33_what_is_sent_before_the_stream_stands_is_not_lost() {
     assert_eq!(heard.subscriptions.len(), 1);
 }
 
+/// A Kubo that takes the end of an earlier connection for that of this one forgets who we are, and opens a stream.
+#[test]
+fn s4_17_who_opens_a_stream_is_told_again_what_is_read_once_a_heartbeat() {
+    let mut b = bench();
+    b.subscribe("t");
+    b.subscribe("u");
+    let kubo = b.subscriber("t");
+    let first = b.heard(kubo);
+    assert_eq!(first.subscriptions.len(), 2);
+    b.pass(secs(5));
+    b.heard(kubo);
+    let opened = || Input::PeerOpened { peer: kubo };
+    b.handle(opened());
+    let again = b.heard(kubo);
+    assert_eq!(again.subscriptions.len(), 2);
+    assert!(again.subscriptions.iter().all(|s| s.subscribe));
+    assert_eq!(again.control.graft, [topic("t")], "and in whose mesh it is");
+    // However often it does so.
+    for _ in 0..1000 {
+        b.handle(opened());
+    }
+    assert_eq!(b.heard(kubo).subscriptions.len(), 0);
+    b.pass(secs(2));
+    assert_eq!(b.heard(kubo).subscriptions.len(), 2);
+    // What it was not told yet is told once.
+    b.unsubscribe("u");
+    b.handle(opened());
+    b.pass(secs(2));
+    let last = b.heard(kubo).subscriptions;
+    assert_eq!(last.iter().filter(|s| !s.subscribe).count(), 1);
+}
+
 #[test]
 fn g10_a_publisher_faster_than_its_neighbours_is_told_at_once() {
     let config = Config::builder().lane_bytes(1 << 16).build().unwrap();

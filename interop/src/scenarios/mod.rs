@@ -19,6 +19,7 @@ mod pin_from_kubo_256_mib;
 mod pubsub_5000_ids;
 mod pubsub_both_ways;
 mod pubsub_limits;
+mod pubsub_numbers;
 mod pubsub_reconnects;
 mod same_cids_200_trees;
 mod two_keys_on_one_segment;
@@ -55,6 +56,7 @@ pub(crate) static ALL: &[Scenario] = &[
     car_both_ways::SCENARIO,
     pubsub_both_ways::SCENARIO,
     pubsub_limits::SCENARIO,
+    pubsub_numbers::SCENARIO,
     pubsub_5000_ids::SCENARIO,
     pubsub_reconnects::SCENARIO,
     names_both_ways::SCENARIO,

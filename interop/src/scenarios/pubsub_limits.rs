@@ -159,7 +159,7 @@ fn malformed(gemba: &Gemba) -> Outcome<u64> {
 }
 
 /// Waits until the reader that was begun reads.
-fn until_reading(gemba: &Gemba) -> Outcome {
+pub(super) fn until_reading(gemba: &Gemba) -> Outcome {
     let reading = || {
         let health = gemba.json(&["pubsub", "health"])?;
         Ok(health["readers"].as_u64().filter(|n| *n > 0))

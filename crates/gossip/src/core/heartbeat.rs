@@ -56,6 +56,7 @@ impl Core {
             peer.unneeded.shift();
         }
         self.refill_relay();
+        self.tell_all_again();
         self.tend_meshes();
         self.tend_fanout();
         self.advertise();

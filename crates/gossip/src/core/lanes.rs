@@ -74,6 +74,11 @@ impl Lane {
         (self.ping, self.pong) = (None, None);
     }
 
+    /// What the peer was told is to be told again. Words that it was not told yet stay.
+    pub(super) fn forget_announced(&mut self) {
+        self.announced.clear();
+    }
+
     pub(super) fn say(&mut self, topic: &Topic, word: MeshWord) {
         self.mesh.insert(topic.clone(), word);
     }

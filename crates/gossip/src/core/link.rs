@@ -54,6 +54,9 @@ pub(super) struct Link {
     /// When the peer answered a probe last; one that never did is not asked.
     answered: Option<Time>,
     asked: Option<Time>,
+    /// When its subscriptions were told again last, and whether they are to be.
+    retold: Option<Time>,
+    retell: bool,
 }
 
 impl Link {
@@ -70,6 +73,8 @@ impl Link {
             last_written: None,
             answered: None,
             asked: None,
+            retold: None,
+            retell: false,
         }
     }
 
@@ -174,24 +179,66 @@ impl Core {
 
     /// Tells a peer everything that it must know, on a fresh stream.
     fn say_hello(&mut self, key: PeerKey) {
-        let words: Vec<_> = self
-            .topics
-            .iter()
-            .filter_map(|(_, topic)| Some((topic.name.clone(), self.word(topic, key)?)))
-            .collect();
         let nonce = self.dice.next_u64() >> 1;
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
         peer.lane.begin();
         peer.told.clear();
-        for (name, word) in words {
-            peer.lane.announce(&name, Some(word));
-        }
+        peer.link.retell = false;
         // Asks once: who answers can be asked again when it falls silent.
         peer.lane.ping = Some(nonce);
         self.counters.probes_out += 1;
+        self.announce_all(key);
+    }
+
+    fn announce_all(&mut self, key: PeerKey) {
+        let words: Vec<_> = self
+            .topics
+            .iter()
+            .filter_map(|(_, topic)| Some((topic.name.clone(), self.word(topic, key)?)))
+            .collect();
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        for (name, word) in words {
+            peer.lane.announce(&name, Some(word));
+        }
         self.ready.insert(key);
+    }
+
+    /// A peer that opens a stream may have forgotten what it was told on ours: a Kubo that finds the end of an earlier connection late takes it for that of
+    /// the present one, drops all that it knows of the peer, and opens a new stream (GO-25).
+    pub(super) fn on_peer_opened(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            // A stream that is yet to be opened begins with all of it anyhow.
+            peer.link.retell = peer.link.is_open();
+            self.tell_again(key);
+        }
+    }
+
+    /// Those who were to wait, at a heartbeat.
+    pub(super) fn tell_all_again(&mut self) {
+        let due = self.peers.iter().filter(|(_, peer)| peer.link.retell);
+        let due: Vec<PeerKey> = due.map(|(key, _)| *key).collect();
+        due.into_iter().for_each(|key| self.tell_again(key));
+    }
+
+    /// Subscriptions and meshes, once a heartbeat whatever the peer does.
+    fn tell_again(&mut self, key: PeerKey) {
+        let (now, beat) = (self.now, self.config.knobs.heartbeat);
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        let link = &mut peer.link;
+        let is_early = link.retold.is_some_and(|at| now.saturating_sub(at) < beat);
+        if !link.retell || is_early || !link.is_open() {
+            return;
+        }
+        (link.retell, link.retold) = (false, Some(now));
+        peer.lane.forget_announced();
+        self.announce_all(key);
+        self.regraft(key);
     }
 
     pub(super) fn on_stream_lost(&mut self, key: PeerKey) {

@@ -126,6 +126,11 @@ pub enum Input {
         /// What was agreed on.
         version: Version,
     },
+    /// The peer opened a stream to us: it may be one that has forgotten us, see GO-25.
+    PeerOpened {
+        /// Who.
+        peer: PeerId,
+    },
     /// Our stream broke, or could not be opened. Frames that were not written are dropped; nothing is said about them.
     StreamLost {
         /// To whom.
@@ -507,6 +512,7 @@ impl Core {
                     self.strike(seen, key, budget::STRIKE);
                 }
             }
+            Input::PeerOpened { peer } => self.with(&peer, Self::on_peer_opened),
             Input::Written { peer } => self.with(&peer, Self::on_written),
             Input::Progress { peer } => self.with(&peer, Self::on_progress),
             Input::Expired { peer } => self.with(&peer, Self::on_frame_expired),

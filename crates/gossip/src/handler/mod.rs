@@ -56,6 +56,9 @@ pub enum Fact {
     },
     #[doc(hidden)]
     Malformed(String),
+    /// The peer opened a stream to us.
+    #[doc(hidden)]
+    Opened,
     #[doc(hidden)]
     Stream { epoch: u64, news: News },
 }
@@ -104,6 +107,7 @@ impl Handler {
         // Kept streams would hold every connection for ever; `connection_keep_alive` says what is worth it.
         stream.ignore_for_keep_alive();
         self.inbound = Some(Inbound::new(stream, self.shared.clone()));
+        self.facts.push_back(Fact::Opened);
     }
 
     fn on_outbound(&mut self, mut stream: Stream, version: Version, epoch: Epoch) {

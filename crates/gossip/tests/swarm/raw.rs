@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::rig::raw::Parser;
 use crate::rig::{Node, Over, over_each_transport, topic};
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
@@ -29,6 +30,8 @@ over_each_transport! {
     async fn s4_17_a_stream_that_is_reset_without_a_word_is_opened_again;
     #[tokio::test]
     async fn a_peer_that_begins_anew_is_heard;
+    #[tokio::test]
+    async fn go_25_a_peer_that_opens_a_stream_late_is_told_again_what_is_read;
     #[tokio::test]
     async fn g10_a_peer_that_does_not_read_holds_up_no_publisher;
 }
@@ -339,6 +342,29 @@ async fn s4_17_a_stream_that_is_reset_without_a_word_is_opened_again(over: Over)
     let (_, theirs) = rig.incoming.next().await.unwrap();
     rig.until(|c, _| c.reopened >= 3).await;
     drop(theirs);
+}
+
+/// As a Kubo that forgot, with the end of an earlier connection, what it was told on this one.
+async fn go_25_a_peer_that_opens_a_stream_late_is_told_again_what_is_read(over: Over) {
+    let mut rig = Rig::new(over, Config::default(), &[topic("t")]).await;
+    let (_, mut from_node) = rig.incoming.next().await.unwrap();
+    let mut parser = Parser::new();
+    let mut hellos = 0;
+    let mut stream = None;
+    let mut bytes = vec![0; 4096];
+    while hellos < 2 {
+        let read = tokio::time::timeout(MINUTE, from_node.read(&mut bytes));
+        let read = read.await.unwrap().unwrap();
+        assert!(read > 0);
+        let all = parser.push(&bytes[..read]);
+        hellos += all.iter().map(|rpc| rpc.subscriptions.len()).sum::<usize>();
+        if hellos == 1 && stream.is_none() {
+            let mut opened = rig.open().await;
+            // Negotiated is a stream only with its first bytes.
+            write(&mut opened, &[0]).await;
+            stream = Some(opened);
+        }
+    }
 }
 
 async fn a_peer_that_begins_anew_is_heard(over: Over) {
