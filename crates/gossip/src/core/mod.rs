@@ -492,15 +492,10 @@ impl Core {
                 self.with(&peer, |core, key| core.on_stream_opened(key, version));
             }
             Input::StreamLost { peer } => self.with(&peer, Self::on_stream_lost),
-            Input::Received { peer, received, at } => {
-                if let Some(key) = self.by_peer.get(&peer).copied() {
-                    self.on_received(seen, key, *received, at);
-                } else {
-                    for candidate in &received.candidates {
-                        seen.forget(candidate.mark);
-                    }
-                }
-            }
+            Input::Received { peer, received, at } => match self.by_peer.get(&peer).copied() {
+                Some(key) => self.on_received(seen, key, *received, at),
+                None => self.on_orphaned(seen, *received, at),
+            },
             Input::Malformed { peer } => {
                 if let Some(key) = self.by_peer.get(&peer).copied() {
                     self.counters.malformed += 1;

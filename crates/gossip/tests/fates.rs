@@ -1,0 +1,109 @@
+//! Nobody shares the fate of a neighbour: what one peer does, or what becomes of it, costs no other peer its messages, its good name or its
+//! room.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{Bench, GOOD, pb, peer_id, secs, signed, topic, unsigned};
+use gemba_gossip::wire::{FrameBuilder, Version};
+use gemba_gossip::{
+    CloseCause, Config, ConfigBuilder, Event, Input, MessageId, Mode, RelayPolicy, TopicOptions,
+    Verdict,
+};
+
+fn bench() -> Bench {
+    Bench::new(Config::default())
+}
+
+/// Messages without topic, each of its own.
+fn malformed(numbers: std::ops::Range<u64>) -> Bytes {
+    let one = |n: u64| pb::bytes(2, &pb::bytes(2, &n.to_be_bytes()));
+    numbers.flat_map(one).collect::<Vec<u8>>().into()
+}
+
+/// Sixteen bad messages are a ban. What the connection had read before it heard of that stayed pending for two minutes: a few identities took
+/// all the room that there is, and every new message of anybody was refused.
+#[test]
+fn g3_what_was_read_before_a_ban_or_an_end_was_heard_of_waits_for_no_verdict() {
+    let mut b = bench();
+    b.subscribe("t");
+    let honest = b.subscriber("t");
+    for n in 0..20 {
+        let enemy = b.subscriber("t");
+        let at = n * 10_000;
+        let first = b.read(enemy, &malformed(at..at + 16));
+        let second = b.read(enemy, &malformed(at + 16..at + 3000));
+        b.tell(enemy, first);
+        b.tell(enemy, second);
+        assert_eq!(b.closed.len() as u64, n + 1, "banned");
+        assert_eq!(b.seen.pending(), 0, "after {} bans", n + 1);
+    }
+    let gone = b.connect(false);
+    let last = b.read(gone, &malformed(900_000..903_000));
+    b.disconnect(gone);
+    b.tell(gone, last);
+    assert_eq!(b.seen.pending(), 0, "after an end");
+    b.send(honest, &signed(peer_id(100), 1, "t", b"x", GOOD));
+    assert_eq!(b.deliveries(), ["x"]);
+}
+
+// --- copies of others
+
+/// A neighbour fills its queue, sends a message that another one sends as well, and is gone: so was the message.
+#[test]
+fn a_message_outlives_the_neighbour_that_sent_it_first() {
+    let mut b = bench();
+    b.subscribe("t");
+    let (first, honest) = (b.subscriber("t"), b.subscriber("t"));
+    b.slow = true;
+    for n in 0..40 {
+        b.send(first, &signed(peer_id(100), n, "t", b"much", GOOD));
+    }
+    let message = signed(peer_id(101), 1, "t", b"x", GOOD);
+    b.send(first, &message);
+    b.send(honest, &message);
+    b.disconnect(first);
+    b.slow = false;
+    b.work();
+    assert!(b.deliveries().contains(&"x".into()));
+    assert_eq!(b.core.load(&b.seen).pipeline_messages, 0);
+    assert_eq!(b.seen.pending(), 0);
+}
+
+#[test]
+fn a_message_that_its_first_sender_has_no_room_for_takes_that_of_another() {
+    let config = Config::builder().verify_messages(16).build().unwrap();
+    let mut b = Bench::new(config);
+    b.subscribe("t");
+    let (first, honest) = (b.subscriber("t"), b.subscriber("t"));
+    b.slow = true;
+    for n in 0..40 {
+        b.send(first, &signed(peer_id(100), n, "t", b"much", GOOD));
+    }
+    let message = signed(peer_id(101), 1, "t", b"x", GOOD);
+    let (one, two) = (b.read(first, &message), b.read(honest, &message));
+    b.tell(first, one);
+    b.tell(honest, two);
+    b.slow = false;
+    b.work();
+    assert!(b.deliveries().contains(&"x".into()));
+    assert_eq!(b.seen.pending(), 0);
+}
+
+#[test]
+fn a_message_that_is_heard_of_after_its_first_sender_left_is_that_of_another() {
+    let mut b = bench();
+    b.subscribe("t");
+    let (first, honest) = (b.subscriber("t"), b.subscriber("t"));
+    let message = signed(peer_id(101), 1, "t", b"x", GOOD);
+    let (one, two) = (b.read(first, &message), b.read(honest, &message));
+    b.disconnect(first);
+    b.tell(first, one);
+    b.tell(honest, two);
+    assert_eq!(b.deliveries(), ["x"]);
+    assert_eq!(b.heard(honest).messages.len(), 0, "it sent the message");
+    assert_eq!(b.seen.pending(), 0);
+}
