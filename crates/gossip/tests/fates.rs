@@ -50,6 +50,36 @@ fn g3_what_was_read_before_a_ban_or_an_end_was_heard_of_waits_for_no_verdict() {
     assert_eq!(b.deliveries(), ["x"]);
 }
 
+/// A stock peer of the default limit closes its stream at each large message and takes no sixth: the peer was never written to again, and its
+/// connection was kept.
+#[test]
+fn g9_a_peer_that_takes_no_more_streams_is_connected_to_anew() {
+    let mut b = bench();
+    b.subscribe("t");
+    let (peer, _) = (b.subscriber("t"), b.subscriber("t"));
+    for attempt in 0..5 {
+        b.version = (attempt < 4).then_some(Version::V1_2);
+        b.handle(Input::StreamLost { peer });
+        let opened = b.opened.len();
+        while b.opened.len() == opened {
+            b.pass(secs(1));
+        }
+    }
+    assert_eq!(b.closed, []);
+    b.handle(Input::Unsupported { peer });
+    assert_eq!(b.closed, [(peer, CloseCause::Stalled)]);
+    // Who never had a stream speaks another language.
+    let other = b.connect(false);
+    b.handle(Input::Unsupported { peer: other });
+    assert_eq!(b.closed.len(), 1);
+    b.disconnect(peer);
+    b.version = Some(Version::V1_2);
+    b.reconnect(peer, true);
+    b.joins(peer, "t", 0);
+    b.publish("t", "x", Mode::Try).unwrap();
+    assert_eq!(b.heard(peer).data(), ["x"]);
+}
+
 // --- copies of others
 
 /// A neighbour fills its queue, sends a message that another one sends as well, and is gone: so was the message.
