@@ -137,3 +137,51 @@ fn a_message_that_is_heard_of_after_its_first_sender_left_is_that_of_another() {
     assert_eq!(b.heard(honest).messages.len(), 0, "it sent the message");
     assert_eq!(b.seen.pending(), 0);
 }
+
+// --- relays
+
+fn bridge(bytes: usize) -> Bench {
+    let config = Config::builder()
+        .relay(RelayPolicy::Bridge { max_topics: 10 })
+        .relay_bytes(bytes);
+    Bench::new(config.build().unwrap())
+}
+
+/// A bridge that was told nothing of a topic took its messages for unsigned ones where they must be signed, and banned who sent them.
+#[test]
+fn g4_a_bridge_bans_nobody_for_how_a_topic_that_it_does_not_read_is_signed() {
+    let mut b = bridge(1 << 20);
+    let (a, c) = (b.subscriber("/gemba/u"), b.subscriber("/gemba/u"));
+    for n in 0..40_u8 {
+        for peer in [a, c, a] {
+            b.send(peer, &unsigned("/gemba/u", &[n]));
+        }
+    }
+    assert_eq!(b.closed, []);
+    for peer in [a, c] {
+        assert_eq!(b.core.why(&peer).unwrap().strikes, 0);
+    }
+    assert_eq!(b.core.counters().refused_signing, 40);
+}
+
+/// A relay does not judge: a reader that rejected what a spammer had sent banned the relay.
+#[test]
+fn g4_who_passes_on_what_the_application_rejects_is_not_banned_but_its_author_is() {
+    let mut b = bench();
+    b.subscribe_with("t", TopicOptions::default().with_validate(true));
+    let (relay, other, author) = (b.connect(false), b.subscriber("t"), b.subscriber("t"));
+    b.joins(relay, "t", 1);
+    for n in 0..40 {
+        let spam = signed(author, n, "t", &n.to_be_bytes(), GOOD);
+        b.send(relay, &spam);
+        b.validate(Verdict::Reject);
+        b.send(other, &spam);
+    }
+    assert_eq!(b.closed, []);
+    assert_eq!(b.core.why(&other).unwrap().strikes, 0, "it brought copies");
+    for n in 40..60 {
+        b.send(author, &signed(author, n, "t", b"spam", GOOD));
+        b.validate(Verdict::Reject);
+    }
+    assert!(matches!(b.closed[..], [(peer, CloseCause::Banned { .. })] if peer == author));
+}

@@ -258,6 +258,10 @@ impl Core {
         }
         if message.is_signed() != (options.signing == Signing::Strict) {
             self.counters.refused_signing += 1;
+            if topic.relayed {
+                // Who reads the topic knows how it is signed; here it is an assumption, and nobody's fault.
+                return self.ignore(seen, mark, class);
+            }
             seen.settle(mark, State::Invalid, None, class, self.now);
             return self.strike(seen, from, STRIKE);
         }
@@ -285,12 +289,9 @@ impl Core {
         if seen.knows_hash(hash, self.now) {
             // The id is taken; these bytes are others.
             self.counters.variants += 1;
-            let is_author = self
-                .peers
-                .get(&from)
-                .is_some_and(|peer| *peer.name == *message.from());
+            let is_author = self.is_author(from, &message);
             self.ignore(seen, mark, class);
-            return self.strike_variant(seen, from, is_author);
+            return self.strike_passed_on(seen, from, is_author);
         }
         let replay_window = self
             .topics
@@ -477,9 +478,10 @@ impl Core {
             Verdict::Reject => {
                 self.counters.validated_reject += 1;
                 self.pipeline.left(&job);
-                let class = self.class_of(job.topic);
-                seen.settle(job.mark, State::Invalid, None, class, self.now);
-                self.strike(seen, job.from, STRIKE);
+                // Its form and signature are good: who brings a copy is no enemy.
+                self.ignore(seen, job.mark, self.class_of(job.topic));
+                let is_author = self.is_author(job.from, &job.message);
+                self.strike_passed_on(seen, job.from, is_author);
             }
             Verdict::Accept | Verdict::Ignore => {
                 self.counters.validated_ignore += 1;
@@ -594,6 +596,11 @@ impl Core {
 
     fn class_of(&self, topic: TopicKey) -> Class {
         self.topics.get(topic).map_or(Class::DEFAULT, |t| t.class)
+    }
+
+    fn is_author(&self, peer: PeerKey, message: &RawMessage) -> bool {
+        let peer = self.peers.get(&peer);
+        peer.is_some_and(|peer| *peer.name == *message.from())
     }
 
     fn key_of(&self, seen: &Seen, source: crate::seen::Source) -> Option<PeerKey> {
