@@ -185,3 +185,53 @@ fn g4_who_passes_on_what_the_application_rejects_is_not_banned_but_its_author_is
     }
     assert!(matches!(b.closed[..], [(peer, CloseCause::Banned { .. })] if peer == author));
 }
+
+fn ask(b: &mut Bench, peer: libp2p_identity::PeerId, ids: &[MessageId]) {
+    let mut frame = FrameBuilder::new();
+    frame.iwant(ids);
+    b.say(peer, frame);
+}
+
+/// What was sent to all at once had to fit into two seconds' worth of relaying: 800 KiB for three neighbours never did.
+#[test]
+fn s0_31_a_relay_sends_a_large_message_to_all() {
+    let mut b = bridge(1 << 20);
+    let a = b.subscriber("t");
+    let mut others: Vec<_> = (0..3).map(|_| b.subscriber("t")).collect();
+    b.forget_sent();
+    b.send(a, &signed(peer_id(100), 1, "t", &vec![0; 800 << 10], GOOD));
+    for _ in 0..5 {
+        for peer in others.clone() {
+            let heard = b.heard(peer);
+            match heard.messages.is_empty() {
+                true => ask(&mut b, peer, &heard.advertised()),
+                false => others.retain(|other| *other != peer),
+            }
+            others.retain(|other| *other != peer || b.heard(peer).messages.is_empty());
+        }
+        b.pass(secs(1));
+    }
+    assert_eq!(others, [], "did not get it");
+}
+
+#[test]
+fn a_relay_that_is_asked_spends_no_more_than_one_that_sends() {
+    let mut b = bridge(10_000);
+    let (a, c) = (b.subscriber("t"), b.subscriber("t"));
+    b.forget_sent();
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        b.send(a, &signed(peer_id(100), n, "t", &[0; 1000], GOOD));
+        ids.push(MessageId::signed(&peer_id(100).to_bytes(), n));
+    }
+    let sent = b.heard(c).messages.len();
+    assert!((5..=12).contains(&sent), "{sent}");
+    for _ in 0..3 {
+        ask(&mut b, c, &ids);
+    }
+    assert_eq!(b.heard(c).messages.len(), 0, "it has spent what it may");
+    b.pass(secs(1));
+    ask(&mut b, c, &ids);
+    let sent = b.heard(c).messages.len();
+    assert!((5..=12).contains(&sent), "{sent}");
+}

@@ -80,6 +80,8 @@ pub struct Core {
     promises: Promises,
     /// Bytes that the relay may still spend before the next heartbeat.
     relay_left: usize,
+    /// Bytes that it spent before their time, at most one message.
+    relay_debt: usize,
     /// When entries of the cache last had to go early, and how old they were.
     pressed: Option<(Time, Time)>,
     /// Peers that are missing: direct ones, and some that stalled.
@@ -464,6 +466,7 @@ impl Core {
             history: History::new(config.knobs.history_bytes, keyed),
             promises: Promises::new(keyed),
             relay_left: config.knobs.relay_bytes,
+            relay_debt: 0,
             pressed: None,
             wanted: BTreeMap::new(),
             own: Own::default(),

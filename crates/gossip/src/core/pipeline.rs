@@ -561,12 +561,13 @@ impl Core {
                 })
             })
             .collect();
-        if targets.is_empty() || !self.spend(key, message.wire_len() * targets.len()) {
-            return;
-        }
-        self.counters.forwarded += targets.len() as u64;
-        self.note_sent(key);
         for peer in targets {
+            if !self.spend(key, message.wire_len()) {
+                self.note_missed(peer);
+                continue;
+            }
+            self.counters.forwarded += 1;
+            self.note_sent(key);
             let item = Item {
                 field: message.field().clone(),
                 id: hash,
