@@ -488,6 +488,35 @@ impl Seen {
         }
     }
 
+    /// Hands a pending entry on to the next source that sent the same bytes. Without one it is forgotten.
+    pub(crate) fn hand_on(&mut self, mark: Mark) -> Option<Source> {
+        let at = self.find(mark.0)?;
+        let entry = &self.slab[at as usize];
+        if entry.state != State::Pending {
+            return None;
+        }
+        let before = entry.source;
+        let Some(heir) = self.next_sender(at) else {
+            self.remove(at);
+            return None;
+        };
+        self.count_pending(before, -1);
+        self.count_entries(before, -1);
+        self.slab[at as usize].source = heir;
+        self.count_entries(heir, 1);
+        self.count_pending(heir, 1);
+        Some(heir)
+    }
+
+    fn next_sender(&mut self, at: u32) -> Option<Source> {
+        let senders = self.senders.get_mut(&at)?;
+        let next = (!senders.is_empty()).then(|| senders.remove(0));
+        if senders.is_empty() {
+            self.senders.remove(&at);
+        }
+        next
+    }
+
     /// Whether a message with this id was accepted and is not forgotten. Does not refresh.
     #[must_use]
     pub fn knows(&self, id: &[u8], now: Time) -> bool {
@@ -722,12 +751,7 @@ impl Seen {
         self.link(at, now);
         self.by_digest.insert(digest.0, at);
         self.count_pending(source, i32::from(state == State::Pending));
-        if let Some(slot) = self.slot(source) {
-            slot.entries += 1;
-            if slot.entries == 1 {
-                self.active += 1;
-            }
-        }
+        self.count_entries(source, 1);
         at
     }
 
@@ -749,12 +773,22 @@ impl Seen {
             self.count_pending(source, -1);
             self.senders.remove(&at);
         }
-        if let Some(slot) = self.slot(source) {
-            slot.entries -= 1;
-            if slot.entries == 0 {
+        self.count_entries(source, -1);
+    }
+
+    fn count_entries(&mut self, source: Source, change: i32) {
+        let Some(slot) = self.slot(source) else {
+            return;
+        };
+        let before = slot.entries;
+        slot.entries = before.saturating_add_signed(change);
+        match (before, slot.entries) {
+            (0, 1..) => self.active += 1,
+            (1.., 0) => {
                 self.active -= 1;
                 self.free_if_gone(source);
             }
+            _ => {}
         }
     }
 

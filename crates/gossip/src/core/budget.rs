@@ -19,9 +19,10 @@ pub(super) const STRIKE: u32 = 100;
 const BAN_AT: u32 = 16 * STRIKE;
 /// What a heartbeat forgives.
 const DECAY: u32 = STRIKE / 10;
-/// Other bytes under an accepted id can be the work of an author who signs two messages with one number: honest neighbours pass them on.
-/// They alone ban nobody but that author.
-const VARIANTS_AT_MOST: u32 = BAN_AT / 2;
+/// Other bytes under an accepted id can be the work of an author who signs two messages with one number, and what the application rejects that
+/// of an author whom relays and others who do not judge take for honest: honest neighbours pass both on. They alone ban nobody but that
+/// author.
+const PASSED_ON_AT_MOST: u32 = BAN_AT / 2;
 /// Bans that are remembered; the oldest leaves first.
 const MAX_BANS: usize = 1024;
 const LONGEST_BAN: Duration = Duration::from_secs(86_400);
@@ -126,15 +127,15 @@ impl Core {
         }
     }
 
-    /// Holds other bytes under an accepted id against a peer.
-    pub(super) fn strike_variant(&mut self, seen: &mut Seen, key: PeerKey, is_author: bool) {
+    /// Holds against a peer what its author is to blame for first of all.
+    pub(super) fn strike_passed_on(&mut self, seen: &mut Seen, key: PeerKey, is_author: bool) {
         let Some(peer) = self.peers.get(&key) else {
             return;
         };
         if is_author {
             self.strike(seen, key, STRIKE);
-        } else if peer.budget.strikes < VARIANTS_AT_MOST {
-            let weight = STRIKE.min(VARIANTS_AT_MOST - peer.budget.strikes);
+        } else if peer.budget.strikes < PASSED_ON_AT_MOST {
+            let weight = STRIKE.min(PASSED_ON_AT_MOST - peer.budget.strikes);
             self.strike(seen, key, weight);
         }
     }

@@ -128,14 +128,16 @@ impl History {
     }
 
     /// The message, if this peer may have it once more.
-    fn serve(&mut self, hash: u64, peer: PeerKey) -> Option<(TopicKey, Bytes)> {
-        let kept = self.all.get_mut(&hash)?;
-        let served = kept.served.entry(peer).or_default();
-        if *served >= MAX_SERVED {
-            return None;
+    fn serve(&self, hash: u64, peer: PeerKey) -> Option<(TopicKey, Bytes)> {
+        let kept = self.all.get(&hash)?;
+        let served = kept.served.get(&peer).copied().unwrap_or_default();
+        (served < MAX_SERVED).then(|| (kept.topic, kept.field.clone()))
+    }
+
+    fn note_served(&mut self, hash: u64, peer: PeerKey) {
+        if let Some(kept) = self.all.get_mut(&hash) {
+            *kept.served.entry(peer).or_default() += 1;
         }
-        *served += 1;
-        Some((kept.topic, kept.field.clone()))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -178,6 +180,11 @@ impl Core {
             let Some((topic, field)) = self.history.serve(hash, peer) else {
                 continue;
             };
+            if !self.spend(topic, field.len()) {
+                self.note_missed(peer);
+                continue;
+            }
+            self.history.note_served(hash, peer);
             let lane = self
                 .topics
                 .get(topic)

@@ -349,6 +349,13 @@ impl Core {
         self.wake(expires);
     }
 
+    /// Something was not sent to a peer that should have it: it is told at the next heartbeat, and can ask.
+    pub(super) fn note_missed(&mut self, key: PeerKey) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.missed = true;
+        }
+    }
+
     /// Says a word on the mesh of a topic.
     pub(super) fn say(&mut self, key: PeerKey, topic: &Topic, word: MeshWord) {
         if let Some(peer) = self.peers.get_mut(&key) {

@@ -45,6 +45,8 @@ pub(super) struct Link {
     since: Time,
     attempts: u32,
     was_lost: bool,
+    /// A stream stood before: the peer speaks gossipsub.
+    stood: bool,
     stalls: u32,
     last_stall: Option<Time>,
     in_flight: VecDeque<InFlight>,
@@ -66,6 +68,7 @@ impl Link {
             since: now,
             attempts: 0,
             was_lost: false,
+            stood: false,
             stalls: 0,
             last_stall: None,
             in_flight: VecDeque::new(),
@@ -164,6 +167,7 @@ impl Core {
         }
         let link = &mut peer.link;
         (link.state, link.since) = (Status::Open(version), self.now);
+        link.stood = true;
         link.in_flight.clear();
         link.progress = self.now;
         link.asked = None;
@@ -278,11 +282,19 @@ impl Core {
         self.wake(at);
     }
 
+    /// Who had a stream before has not forgotten its language: libp2p-gossipsub takes no sixth stream on one connection. On a new one it does.
     pub(super) fn on_unsupported(&mut self, key: PeerKey) {
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.link.lost();
-            peer.link.state = Status::Unsupported;
+        let Some(peer) = self.peers.get_mut(&key) else {
+            return;
+        };
+        if peer.link.state == Status::Shut {
+            return;
         }
+        if peer.link.stood {
+            return self.close_stalled(key);
+        }
+        peer.link.lost();
+        peer.link.state = Status::Unsupported;
     }
 
     /// Nothing is written to the peer any more.

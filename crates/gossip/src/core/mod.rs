@@ -80,6 +80,8 @@ pub struct Core {
     promises: Promises,
     /// Bytes that the relay may still spend before the next heartbeat.
     relay_left: usize,
+    /// Bytes that it spent before their time, at most one message.
+    relay_debt: usize,
     /// When entries of the cache last had to go early, and how old they were.
     pressed: Option<(Time, Time)>,
     /// Peers that are missing: direct ones, and some that stalled.
@@ -469,6 +471,7 @@ impl Core {
             history: History::new(config.knobs.history_bytes, keyed),
             promises: Promises::new(keyed),
             relay_left: config.knobs.relay_bytes,
+            relay_debt: 0,
             pressed: None,
             wanted: BTreeMap::new(),
             own: Own::default(),
@@ -497,15 +500,10 @@ impl Core {
                 self.with(&peer, |core, key| core.on_stream_opened(key, version));
             }
             Input::StreamLost { peer } => self.with(&peer, Self::on_stream_lost),
-            Input::Received { peer, received, at } => {
-                if let Some(key) = self.by_peer.get(&peer).copied() {
-                    self.on_received(seen, key, *received, at);
-                } else {
-                    for candidate in &received.candidates {
-                        seen.forget(candidate.mark);
-                    }
-                }
-            }
+            Input::Received { peer, received, at } => match self.by_peer.get(&peer).copied() {
+                Some(key) => self.on_received(seen, key, *received, at),
+                None => self.on_orphaned(seen, *received, at),
+            },
             Input::Malformed { peer } => {
                 if let Some(key) = self.by_peer.get(&peer).copied() {
                     self.counters.malformed += 1;

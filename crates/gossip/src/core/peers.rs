@@ -115,10 +115,7 @@ impl Core {
         };
         if peer.banned {
             self.counters.banned_dropped += 1;
-            for candidate in &received.candidates {
-                seen.forget(candidate.mark);
-            }
-            return;
+            return self.on_orphaned(seen, received, at);
         }
         peer.last_received = Some(self.now);
         self.counters.control_dropped += u64::from(received.ignored);
@@ -135,6 +132,16 @@ impl Core {
         }
         if let Some(nonce) = received.pong {
             self.on_pong(key, nonce);
+        }
+    }
+
+    /// What was read of a peer that is banned or gone by now. Its messages are those of others who sent the same bytes meanwhile.
+    pub(super) fn on_orphaned(&mut self, seen: &mut Seen, received: Received, at: Time) {
+        for (mark, _) in &received.refused {
+            seen.forget(*mark);
+        }
+        for candidate in received.candidates {
+            self.on_heirless(seen, candidate, at.min(self.now));
         }
     }
 }

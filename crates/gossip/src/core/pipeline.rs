@@ -209,12 +209,30 @@ impl Core {
     ) {
         for candidate in candidates {
             self.counters.candidates += 1;
-            if self.peers.get(&from).is_none_or(|peer| peer.banned) {
-                seen.forget(candidate.mark);
-                continue;
+            let at = at.min(self.now);
+            match self.peers.get(&from).is_some_and(|peer| !peer.banned) {
+                true => self.on_candidate(seen, from, candidate, at),
+                false => self.on_heirless(seen, candidate, at),
             }
-            self.on_candidate(seen, from, candidate, at.min(self.now));
         }
+    }
+
+    /// Its sender does not stand for it any more: it is as if another had sent it first. Without one the next copy is new again.
+    pub(super) fn on_heirless(&mut self, seen: &mut Seen, candidate: Candidate, at: Time) {
+        if let Some(heir) = self.heir(seen, candidate.mark) {
+            self.on_candidate(seen, heir, candidate, at);
+        }
+    }
+
+    /// The next peer that sent the same bytes, while they waited for their verdict, and is still heard.
+    fn heir(&self, seen: &mut Seen, mark: Mark) -> Option<PeerKey> {
+        while let Some(source) = seen.hand_on(mark) {
+            let key = self.key_of(seen, source);
+            if let Some(key) = key.filter(|key| self.peers.get(key).is_some_and(|p| !p.banned)) {
+                return Some(key);
+            }
+        }
+        None
     }
 
     fn on_candidate(&mut self, seen: &mut Seen, from: PeerKey, candidate: Candidate, at: Time) {
@@ -240,6 +258,10 @@ impl Core {
         }
         if message.is_signed() != (options.signing == Signing::Strict) {
             self.counters.refused_signing += 1;
+            if topic.relayed {
+                // Who reads the topic knows how it is signed; here it is an assumption, and nobody's fault.
+                return self.ignore(seen, mark, class);
+            }
             seen.settle(mark, State::Invalid, None, class, self.now);
             return self.strike(seen, from, STRIKE);
         }
@@ -267,12 +289,9 @@ impl Core {
         if seen.knows_hash(hash, self.now) {
             // The id is taken; these bytes are others.
             self.counters.variants += 1;
-            let is_author = self
-                .peers
-                .get(&from)
-                .is_some_and(|peer| *peer.name == *message.from());
+            let is_author = self.is_author(from, &message);
             self.ignore(seen, mark, class);
-            return self.strike_variant(seen, from, is_author);
+            return self.strike_passed_on(seen, from, is_author);
         }
         let replay_window = self
             .topics
@@ -301,7 +320,8 @@ impl Core {
         if !self.pipeline.has_room(from, key, job.message.wire_len()) {
             self.counters.shed += 1;
             self.note_shed(key);
-            return seen.forget(mark);
+            let Job { mark, message, .. } = job;
+            return self.on_heirless(seen, Candidate { mark, message }, at);
         }
         #[cfg(feature = "sim")]
         if self.has(crate::sim::Planted::InsertBeforeVerify) {
@@ -458,9 +478,10 @@ impl Core {
             Verdict::Reject => {
                 self.counters.validated_reject += 1;
                 self.pipeline.left(&job);
-                let class = self.class_of(job.topic);
-                seen.settle(job.mark, State::Invalid, None, class, self.now);
-                self.strike(seen, job.from, STRIKE);
+                // Its form and signature are good: who brings a copy is no enemy.
+                self.ignore(seen, job.mark, self.class_of(job.topic));
+                let is_author = self.is_author(job.from, &job.message);
+                self.strike_passed_on(seen, job.from, is_author);
             }
             Verdict::Accept | Verdict::Ignore => {
                 self.counters.validated_ignore += 1;
@@ -540,12 +561,13 @@ impl Core {
                 })
             })
             .collect();
-        if targets.is_empty() || !self.spend(key, message.wire_len() * targets.len()) {
-            return;
-        }
-        self.counters.forwarded += targets.len() as u64;
-        self.note_sent(key);
         for peer in targets {
+            if !self.spend(key, message.wire_len()) {
+                self.note_missed(peer);
+                continue;
+            }
+            self.counters.forwarded += 1;
+            self.note_sent(key);
             let item = Item {
                 field: message.field().clone(),
                 id: hash,
@@ -577,18 +599,34 @@ impl Core {
         self.topics.get(topic).map_or(Class::DEFAULT, |t| t.class)
     }
 
+    fn is_author(&self, peer: PeerKey, message: &RawMessage) -> bool {
+        let peer = self.peers.get(&peer);
+        peer.is_some_and(|peer| *peer.name == *message.from())
+    }
+
     fn key_of(&self, seen: &Seen, source: crate::seen::Source) -> Option<PeerKey> {
         self.by_peer.get(&seen.peer(source)?).copied()
     }
 
-    /// What waits for a peer that is gone is nobody's any more: the next copy is new again.
+    /// What waits for a peer that is gone waits for the next who sent the same bytes. What nobody else sent is new again when it comes.
     pub(super) fn drop_queue(&mut self, seen: &mut Seen, peer: PeerKey) {
-        for job in self.pipeline.queues.remove(&peer).unwrap_or_default() {
+        let queue = self.pipeline.queues.remove(&peer).unwrap_or_default();
+        self.pipeline.turns.retain(|turn| *turn != peer);
+        for job in queue {
             self.pipeline.left_queue(&job);
             self.pipeline.left(&job);
-            seen.forget(job.mark);
+            self.requeue(seen, job);
         }
-        self.pipeline.turns.retain(|turn| *turn != peer);
+    }
+
+    fn requeue(&mut self, seen: &mut Seen, mut job: Job) {
+        let len = job.message.wire_len();
+        while let Some(heir) = self.heir(seen, job.mark) {
+            if self.pipeline.has_room(heir, job.topic, len) {
+                job.from = heir;
+                return self.pipeline.push(job);
+            }
+        }
     }
 
     /// Drops what grew too old in the queues and at the application.

@@ -51,16 +51,18 @@ impl Core {
         self.announce(key);
     }
 
-    /// Whether the relay may spend so many bytes on a topic that is not read here.
+    /// Whether the relay may send one copy of a message of a topic that is not read here. The last one may be larger than what is left, and is
+    /// paid for later: else one larger than two heartbeats' allowance would never be sent.
     pub(super) fn spend(&mut self, key: TopicKey, bytes: usize) -> bool {
         if self.topics.get(key).is_none_or(|topic| topic.subscribed) {
             return true;
         }
-        if self.relay_left < bytes {
+        if self.relay_left == 0 {
             self.counters.shed_relay += 1;
             return false;
         }
-        self.relay_left -= bytes;
+        self.relay_debt += bytes.saturating_sub(self.relay_left);
+        self.relay_left = self.relay_left.saturating_sub(bytes);
         true
     }
 
@@ -68,6 +70,8 @@ impl Core {
     pub(super) fn refill_relay(&mut self) {
         let rate = self.config.knobs.relay_bytes as f64;
         let more = (rate * self.config.knobs.heartbeat.as_secs_f64()) as usize;
-        self.relay_left = (self.relay_left + more).min(more * 2);
+        let paid = self.relay_debt.min(more);
+        self.relay_debt -= paid;
+        self.relay_left = (self.relay_left + more - paid).min(more * 2);
     }
 }

@@ -370,9 +370,7 @@ impl<S> Drop for Inbound<S> {
         // What was entered and does not reach the core is new again when another sends it.
         if let Some(batch) = self.batch.take() {
             let mut seen = lock(&self.shared.seen);
-            for candidate in &batch.candidates {
-                seen.forget(candidate.mark);
-            }
+            batch.marks().for_each(|mark| seen.forget(mark));
         }
     }
 }

@@ -338,11 +338,21 @@ impl Bench {
     }
 
     pub(crate) fn receive(&mut self, peer: PeerId, frame: Bytes) {
+        let read = self.read(peer, &frame);
+        self.tell(peer, read);
+    }
+
+    /// What a connection's task reads, before the core hears of it.
+    pub(crate) fn read(&mut self, peer: PeerId, frame: &Bytes) -> Received {
         let source = self.seen.join(peer);
         let reader = self.readers.get_mut(&peer).unwrap();
-        reader.scan(&frame).unwrap();
+        reader.scan(frame).unwrap();
         reader.sight(&mut self.seen, source, self.now);
-        let received = reader.finish(&frame);
+        reader.finish(frame)
+    }
+
+    /// Tells the core what was read.
+    pub(crate) fn tell(&mut self, peer: PeerId, received: Received) {
         if !received.is_empty() {
             self.handle(Input::Received {
                 peer,
