@@ -442,6 +442,15 @@ impl Order {
                         receipt = &mut published => break drop(receipt?),
                     }
                 }
+                // On its way is not there: what a connection holds goes with it.
+                let linger = tokio::time::sleep(Duration::from_secs(1));
+                tokio::pin!(linger);
+                loop {
+                    tokio::select! {
+                        _ = swarm.select_next_some() => {}
+                        () = &mut linger => break,
+                    }
+                }
             }
             let _ = swarm.disconnect_peer_id(self.peer);
             while swarm.is_connected(&self.peer) {
@@ -489,7 +498,7 @@ async fn drive(swarm: &mut Node, done: impl Fn(&Behaviour) -> bool) -> Outcome<(
         }
         Ok(())
     };
-    Ok(tokio::time::timeout(SOON, until)
+    Ok(tokio::time::timeout(3 * SOON, until)
         .await
         .map_err(|_| "the node does not come to what it waits for")??)
 }

@@ -626,6 +626,29 @@ fn s4_17_who_opens_a_stream_is_told_again_what_is_read_once_a_heartbeat() {
 }
 
 #[test]
+fn go_26_a_peer_that_says_nothing_is_connected_to_anew_once_in_ten_minutes() {
+    let mut b = bench();
+    b.subscribe("t");
+    let closes = |b: &mut Bench| std::mem::take(&mut b.closed).len();
+    let (mute, hears) = (b.connect(true), b.connect(true));
+    b.handle(Input::PeerOpened { peer: hears });
+    b.pass(secs(19));
+    assert_eq!(closes(&mut b), 0);
+    b.pass(secs(3));
+    assert_eq!(b.closed, [(mute, CloseCause::Stalled)]);
+    closes(&mut b);
+    b.disconnect(mute);
+    b.pass(secs(10));
+    let wanted = |event: &Event| matches!(event, Event::WantPeer { peer } if *peer == mute);
+    assert!(b.events.iter().any(wanted));
+    b.reconnect(mute, true);
+    b.pass(secs(500));
+    assert_eq!(closes(&mut b), 0, "once is enough for a while");
+    b.pass(secs(120));
+    assert_eq!(b.closed, [(mute, CloseCause::Stalled)]);
+}
+
+#[test]
 fn g10_a_publisher_faster_than_its_neighbours_is_told_at_once() {
     let config = Config::builder().lane_bytes(1 << 16).build().unwrap();
     let mut b = Bench::new(config);

@@ -275,6 +275,12 @@ impl Core {
         }
     }
 
+    /// Connected, and not by a connection that is about to be closed.
+    fn is_back(&self, peer: &PeerId) -> bool {
+        let peer = self.by_peer.get(peer).and_then(|key| self.peers.get(key));
+        peer.is_some_and(|peer| peer.link.status() != Status::Shut)
+    }
+
     /// Direct peers, and those that stalled, are to be dialled when they are missing.
     fn want_missing(&mut self) {
         for peer in &self.config.direct {
@@ -285,12 +291,12 @@ impl Core {
         let due: Vec<(PeerId, u32)> = self
             .wanted
             .iter()
-            .filter(|(peer, (at, _))| *at <= self.now || self.by_peer.contains_key(peer))
+            .filter(|(peer, (at, _))| *at <= self.now || self.is_back(peer))
             .map(|(peer, (_, times))| (*peer, *times))
             .collect();
         for (peer, times) in due {
             let given_up = times >= STALLED_WANTS && !self.config.direct.contains(&peer);
-            if given_up || self.by_peer.contains_key(&peer) {
+            if given_up || self.is_back(&peer) {
                 self.wanted.remove(&peer);
                 continue;
             }

@@ -62,6 +62,7 @@ impl Core {
         self.advertise();
         self.probe();
         self.look_after_topics();
+        self.close_mute();
         if self.is_idle() {
             self.heartbeat_at = None;
             self.history.clear();

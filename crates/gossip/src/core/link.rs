@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::peers::Peer;
 use super::{CloseCause, Core, Event, Output, PeerKey, Time};
 use crate::wire::Version;
 
@@ -15,6 +16,9 @@ const CREDIT: usize = 2;
 /// Pauses between two attempts to open a stream.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// A peer is connected to anew for saying nothing once in this time, and so many at a time are remembered.
+const MUTE_PAUSE: Duration = Duration::from_secs(600);
+const MAX_MUTE: usize = 1024;
 /// A stream that worked for so long starts anew with its pauses and stalls.
 const PROVEN: Duration = Duration::from_secs(60);
 
@@ -56,6 +60,8 @@ pub(super) struct Link {
     /// When the peer answered a probe last; one that never did is not asked.
     answered: Option<Time>,
     asked: Option<Time>,
+    /// It said something, or opened a stream to do so.
+    heard: bool,
     /// When its subscriptions were told again last, and whether they are to be.
     retold: Option<Time>,
     retell: bool,
@@ -76,6 +82,7 @@ impl Link {
             last_written: None,
             answered: None,
             asked: None,
+            heard: false,
             retold: None,
             retell: false,
         }
@@ -125,6 +132,10 @@ impl Link {
     pub(super) fn is_proven(&self) -> bool {
         self.is_open()
             && (self.in_flight.is_empty() || self.last_written.is_some_and(|at| at >= self.since))
+    }
+
+    pub(super) fn on_heard(&mut self) {
+        self.heard = true;
     }
 
     fn lost(&mut self) {
@@ -215,9 +226,31 @@ impl Core {
     /// the present one, drops all that it knows of the peer, and opens a new stream (GO-25).
     pub(super) fn on_peer_opened(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
+            peer.link.heard = true;
             // A stream that is yet to be opened begins with all of it anyhow.
             peer.link.retell = peer.link.is_open();
             self.tell_again(key);
+        }
+    }
+
+    /// Peers that take our stream and open none of their own are deaf to nothing and say nothing: a Kubo is so for as long as the connection stands when it
+    /// has taken five of them for gone in ten minutes (GO-26). A new connection ends it.
+    pub(super) fn close_mute(&mut self) {
+        let (now, patience) = (self.now, self.config.knobs.stall * 2);
+        self.mute.retain(|_, until| *until > now);
+        let is_mute = |peer: &&Peer| {
+            let link = &peer.link;
+            let stands = link.is_open() && now >= link.since + patience;
+            stands && !link.heard && !self.mute.contains_key(&peer.id)
+        };
+        let mute = self.peers.values().filter(is_mute).map(|peer| peer.id);
+        let mute: Vec<_> = mute
+            .take(MAX_MUTE.saturating_sub(self.mute.len()))
+            .collect();
+        for id in mute {
+            self.mute.insert(id, now + MUTE_PAUSE);
+            self.event(Event::PeerStalled { peer: id });
+            self.with(&id, Self::close_stalled);
         }
     }
 

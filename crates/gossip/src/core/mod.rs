@@ -86,6 +86,8 @@ pub struct Core {
     pressed: Option<(Time, Time)>,
     /// Peers that are missing: direct ones, and some that stalled.
     wanted: BTreeMap<PeerId, health::Wanted>,
+    /// Who was connected to anew for saying nothing; until then not again.
+    mute: BTreeMap<PeerId, Time>,
     own: Own,
     sequence: Sequence,
     bans: Bans,
@@ -474,6 +476,7 @@ impl Core {
             relay_debt: 0,
             pressed: None,
             wanted: BTreeMap::new(),
+            mute: BTreeMap::new(),
             own: Own::default(),
             sequence: Sequence::new(),
             bans: Bans::default(),

@@ -118,6 +118,7 @@ impl Core {
             return self.on_orphaned(seen, received, at);
         }
         peer.last_received = Some(self.now);
+        peer.link.on_heard();
         self.counters.control_dropped += u64::from(received.ignored);
         self.on_subscriptions(key, received.subscriptions);
         self.on_bad_forms(seen, key, received.refused, received.known.invalid);
