@@ -235,3 +235,23 @@ fn a_relay_that_is_asked_spends_no_more_than_one_that_sends() {
     let sent = b.heard(c).messages.len();
     assert!((5..=12).contains(&sent), "{sent}");
 }
+
+// --- room
+
+/// All slots were for whoever came first, and what found none was known from then on: no copy of it counted.
+#[test]
+fn s4_57_nobody_takes_all_of_the_applications_attention_and_what_found_none_may_come_again() {
+    let config = Config::builder().validations(16).build().unwrap();
+    let mut b = Bench::new(config);
+    b.subscribe_with("t", TopicOptions::default().with_validate(true));
+    let (hog, honest) = (b.subscriber("t"), b.subscriber("t"));
+    for n in 0..100 {
+        b.send(hog, &signed(peer_id(100), n, "t", b"much", GOOD));
+    }
+    let asked = b.validations.len();
+    assert!(asked < 16, "{asked}");
+    b.send(honest, &signed(peer_id(101), 1, "t", b"x", GOOD));
+    assert_eq!(b.validations.len(), asked + 1);
+    b.send(honest, &signed(peer_id(100), 99, "t", b"much", GOOD));
+    assert_eq!(b.validations.len(), asked + 2, "it was dropped, not judged");
+}
