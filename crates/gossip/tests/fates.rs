@@ -255,3 +255,27 @@ fn s4_57_nobody_takes_all_of_the_applications_attention_and_what_found_none_may_
     b.send(honest, &signed(peer_id(100), 99, "t", b"much", GOOD));
     assert_eq!(b.validations.len(), asked + 2, "it was dropped, not judged");
 }
+
+/// 4,096 words of one RPC on one topic were 4,096 events, and as many rounds over all peers.
+#[test]
+fn g6_the_last_word_on_a_topic_in_an_rpc_counts() {
+    let mut b = bench();
+    b.subscribe("t");
+    let peer = b.connect(false);
+    let word = |n: u64| {
+        let word = [pb::number(1, n % 2), pb::bytes(2, b"t")].concat();
+        pb::bytes(1, &word)
+    };
+    let words =
+        |range: std::ops::Range<u64>| -> Bytes { range.flat_map(word).collect::<Vec<u8>>().into() };
+    b.receive(peer, words(1..4096));
+    let joined = Event::Joined {
+        peer,
+        topic: topic("t"),
+    };
+    assert_eq!(b.events.len(), 1);
+    assert_eq!(b.events[0], joined);
+    b.receive(peer, words(0..4095));
+    assert_eq!(b.events.len(), 2);
+    assert!(b.core.subscribers(&topic("t")).is_empty());
+}
