@@ -279,3 +279,30 @@ fn g6_the_last_word_on_a_topic_in_an_rpc_counts() {
     assert_eq!(b.events.len(), 2);
     assert!(b.core.subscribers(&topic("t")).is_empty());
 }
+
+/// Copies of others left the lane because they were old, or not needed: who waited for room was not told.
+#[test]
+fn who_waits_for_room_gets_it_however_it_came() {
+    for told in [false, true] {
+        let config = Config::builder().lane_bytes(1 << 16).build().unwrap();
+        let mut b = Bench::new(config);
+        b.subscribe("t");
+        let (slow, other) = (b.subscriber("t"), b.connect(false));
+        b.stuck.insert(slow);
+        let mut ids = Vec::new();
+        for n in 0..25 {
+            b.send(other, &signed(peer_id(100), n, "t", &[0; 3000], GOOD));
+            ids.push(MessageId::signed(&peer_id(100).to_bytes(), n));
+        }
+        let id = b.publish("t", vec![7; 5000], Mode::Wait(secs(30))).unwrap();
+        assert!(!b.published.contains_key(&id));
+        if told {
+            let mut frame = FrameBuilder::new();
+            frame.idontwant(&ids);
+            b.say(slow, frame);
+        } else {
+            b.pass(secs(3));
+        }
+        assert!(b.published[&id].is_ok(), "{told}");
+    }
+}
