@@ -306,3 +306,26 @@ fn who_waits_for_room_gets_it_however_it_came() {
         assert!(b.published[&id].is_ok(), "{told}");
     }
 }
+
+#[test]
+fn times_that_would_spin_or_overflow_are_refused() {
+    type Set = fn(ConfigBuilder, Duration) -> ConfigBuilder;
+    let all: [Set; 8] = [
+        ConfigBuilder::heartbeat,
+        ConfigBuilder::stall,
+        ConfigBuilder::probe,
+        ConfigBuilder::iwant_followup,
+        ConfigBuilder::fanout_ttl,
+        ConfigBuilder::prune_backoff,
+        ConfigBuilder::unsubscribe_backoff,
+        ConfigBuilder::ban,
+    ];
+    for (n, set) in all.into_iter().enumerate() {
+        assert!(
+            set(Config::builder(), Duration::MAX).build().is_err(),
+            "{n}"
+        );
+        let zero = set(Config::builder(), Duration::ZERO).build();
+        assert_eq!(zero.is_err(), n < 4, "{n}");
+    }
+}
