@@ -331,6 +331,26 @@ impl ConfigBuilder {
                 return Err(ConfigError::TooLarge { name, value, max });
             }
         }
+        // Below this a node does nothing else; above, times since start could overflow.
+        let (moment, day) = (Duration::from_millis(10), Duration::from_secs(86_400));
+        for (name, value, min) in [
+            ("heartbeat", knobs.heartbeat, moment),
+            ("stall", knobs.stall, moment),
+            ("probe", knobs.probe, moment),
+            ("iwant_followup", knobs.iwant_followup, moment),
+            ("fanout_ttl", knobs.fanout_ttl, Duration::ZERO),
+            ("prune_backoff", knobs.prune_backoff, Duration::ZERO),
+            (
+                "unsubscribe_backoff",
+                knobs.unsubscribe_backoff,
+                Duration::ZERO,
+            ),
+            ("ban", knobs.ban, Duration::ZERO),
+        ] {
+            if !(min..=day).contains(&value) {
+                return Err(ConfigError::Time { name, value, min });
+            }
+        }
         for (pattern, options) in &self.0.patterns {
             let own = pattern.text.starts_with(OWN_PREFIX);
             options.check(own).map_err(|source| ConfigError::Topic {
@@ -405,13 +425,14 @@ knobs! {
     verify_bytes: usize = 16 * MIB;
     /// Most signatures that are being checked at a time: the queue of the workers. Default 64.
     verify_running: usize = 64;
-    /// Most messages that wait for the application's word. Default 1,024.
+    /// Most messages that wait for the application's word; above half of it each sender has a share. Default 1,024.
     validations: usize = 1024;
     /// Most own messages that wait to be signed or sent. Default 1,024.
     own_messages: usize = 1024;
     /// Most bytes of those. Default 8 MiB.
     own_bytes: usize = 8 * MIB;
-    /// Most bytes of messages that are kept to be asked for; they share their memory with what is sent. Default 8 MiB.
+    /// Most bytes of messages that are kept to be asked for; they share their memory with what is sent. At most as many messages as
+    /// [`seen_entries`](Self::seen_entries), about 250 bytes each. Default 8 MiB.
     history_bytes: usize = 8 * MIB;
     /// Heartbeats for which messages can be asked for. Default 5, as Kubo.
     history_length: usize = 5;

@@ -150,6 +150,16 @@ pub enum ConfigError {
         /// The most.
         max: usize,
     },
+    /// A time is too short to work with, or longer than a day.
+    #[error("{name} is {min:?} to a day, not {value:?}")]
+    Time {
+        /// Of the field.
+        name: &'static str,
+        /// Its value.
+        value: Duration,
+        /// The least.
+        min: Duration,
+    },
     /// A topic's own settings.
     #[error("topic pattern {pattern:?}: {source}")]
     Topic {

@@ -7,6 +7,7 @@
 //! not above the last, so who sends on in another order loses for others. Judgements come as they are made, a slow one holds up nobody.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -16,7 +17,7 @@ use futures::task::AtomicWaker;
 use crate::core::{Input, Ticket};
 use crate::handler::lock;
 use crate::sequence::{AuthorNumber, ReplayStore, SequenceStore};
-use crate::wire::{Keys, VerifyJob};
+use crate::wire::{Keys, VerifyJob, VerifyOutcome};
 
 /// Threads and what they share.
 pub(crate) struct Pool {
@@ -25,6 +26,8 @@ pub(crate) struct Pool {
     most: usize,
     /// Of the next job whose result keeps its place.
     turn: u64,
+    /// Starts a thread.
+    spawn: fn(Arc<Shared>) -> io::Result<()>,
 }
 
 /// A job, and what the core is told of it.
@@ -47,6 +50,23 @@ impl Work {
             Self::Other(job) => job(),
         }
     }
+
+    /// Runs it. A check that panics found nothing out: the core, which lets out so many at a time, waits for its word. A validator that panics
+    /// has no opinion, its message ends at its deadline.
+    fn attempt(self, keys: &mut Keys) -> Option<Done> {
+        let ticket = match &self {
+            Self::Check(ticket, _) => Some(*ticket),
+            Self::Other(_) => None,
+        };
+        result_or_unknown(ticket, || self.run(keys))
+    }
+}
+
+fn result_or_unknown(check: Option<Ticket>, run: impl FnOnce() -> Done) -> Option<Done> {
+    catch_unwind(AssertUnwindSafe(run)).ok().or_else(|| {
+        let outcome = VerifyOutcome::Unknown;
+        check.map(|ticket| Done::Fact(Input::Verified { ticket, outcome }))
+    })
 }
 
 /// What came of a job.
@@ -54,7 +74,7 @@ pub(crate) enum Done {
     /// For the core.
     Fact(Input),
     /// The store of sequence numbers comes back, with what it did.
-    Sequence(Box<dyn SequenceStore>, std::io::Result<Input>),
+    Sequence(Box<dyn SequenceStore>, io::Result<Input>),
     /// The store of authors' numbers comes back, with what it could not save.
     Authors(Box<dyn ReplayStore>, Vec<AuthorNumber>),
 }
@@ -94,6 +114,7 @@ impl Pool {
             threads: 0,
             most: most.max(1),
             turn: 0,
+            spawn,
         }
     }
 
@@ -138,21 +159,35 @@ impl Pool {
     }
 
     fn start(&mut self) {
-        let shared = self.shared.clone();
-        let started = thread::Builder::new()
-            .name("gossip-verify".into())
-            .spawn(move || shared.run());
-        match started {
-            Ok(_) => self.threads += 1,
-            Err(error) => tracing::warn!(%error, "no thread to verify messages on"),
+        match (self.spawn)(self.shared.clone()) {
+            Ok(()) => self.threads += 1,
+            Err(error) => {
+                tracing::warn!(%error, "no thread to verify messages on");
+                if self.threads == 0 {
+                    self.work_here();
+                }
+            }
         }
+    }
+
+    /// There is no thread at all: signatures are dealt with by the caller, slowly, since what is behind them would wait for ever. Judgements of
+    /// the application may block, and wait for a thread or their deadline.
+    fn work_here(&self) {
+        let mut queue = lock(&self.shared.queue);
+        let (here, later) = queue.jobs.drain(..).partition(|(turn, _)| turn.is_some());
+        queue.jobs = later;
+        drop(queue);
+        let (here, mut keys): (VecDeque<_>, _) = (here, Keys::default());
+        let attempt = |(turn, work): (_, Work)| (turn, work.attempt(&mut keys));
+        self.shared
+            .finish(&mut here.into_iter().map(attempt).collect());
     }
 
     /// Runs a job that may block for long on a thread of its own.
     pub(crate) fn run_apart(
         &self,
         job: impl FnOnce() -> Option<Done> + Send + 'static,
-    ) -> std::io::Result<()> {
+    ) -> io::Result<()> {
         let shared = self.shared.clone();
         thread::Builder::new()
             .name("gossip-sequence".into())
@@ -175,6 +210,13 @@ impl Pool {
     }
 }
 
+fn spawn(shared: Arc<Shared>) -> io::Result<()> {
+    thread::Builder::new()
+        .name("gossip-verify".into())
+        .spawn(move || shared.run())
+        .map(drop)
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         let mut queue = lock(&self.shared.queue);
@@ -190,9 +232,7 @@ impl Shared {
         let (mut done, mut keys) = (Vec::with_capacity(BATCH), Keys::default());
         while let Some(jobs) = self.next() {
             for (turn, work) in jobs {
-                // A validator that panics has no opinion: its message ends at its deadline.
-                let result = catch_unwind(AssertUnwindSafe(|| work.run(&mut keys)));
-                done.push((turn, result.ok()));
+                done.push((turn, work.attempt(&mut keys)));
             }
             self.finish(&mut done);
         }
@@ -271,5 +311,44 @@ mod tests {
             })
             .collect();
         assert_eq!(order, [9, 0, 2, 3]);
+    }
+
+    /// Sixty-four of them, and nothing was verified any more.
+    #[test]
+    fn a_check_that_panics_gives_its_slot_back() {
+        let found = result_or_unknown(Some(Ticket(7)), || panic!("a bug"));
+        assert!(matches!(
+            found,
+            Some(Done::Fact(Input::Verified {
+                ticket: Ticket(7),
+                outcome: VerifyOutcome::Unknown
+            }))
+        ));
+        assert!(result_or_unknown(None, || panic!("a validator's bug")).is_none());
+    }
+
+    #[test]
+    fn without_a_thread_signatures_are_dealt_with_all_the_same() {
+        let mut pool = Pool::new(4);
+        pool.spawn = |_| Err(io::Error::other("no more threads"));
+        let signed = |n| -> Job {
+            Box::new(move || {
+                Done::Fact(Input::Signed {
+                    publish: PublishId(n),
+                    result: Err(crate::PublishError::NoKey),
+                })
+            })
+        };
+        pool.push(signed(0));
+        pool.push_in_order(signed(1));
+        pool.push_in_order(signed(2));
+        assert_eq!(pool.take().len(), 2, "judgements wait for a thread");
+        pool.spawn = spawn;
+        pool.push_in_order(signed(3));
+        let mut rest = 0;
+        while rest < 2 {
+            rest += pool.take().len();
+            thread::yield_now();
+        }
     }
 }

@@ -235,3 +235,97 @@ fn a_relay_that_is_asked_spends_no_more_than_one_that_sends() {
     let sent = b.heard(c).messages.len();
     assert!((5..=12).contains(&sent), "{sent}");
 }
+
+// --- room
+
+/// All slots were for whoever came first, and what found none was known from then on: no copy of it counted.
+#[test]
+fn s4_57_nobody_takes_all_of_the_applications_attention_and_what_found_none_may_come_again() {
+    let config = Config::builder().validations(16).build().unwrap();
+    let mut b = Bench::new(config);
+    b.subscribe_with("t", TopicOptions::default().with_validate(true));
+    let (hog, honest) = (b.subscriber("t"), b.subscriber("t"));
+    for n in 0..100 {
+        b.send(hog, &signed(peer_id(100), n, "t", b"much", GOOD));
+    }
+    let asked = b.validations.len();
+    assert!(asked < 16, "{asked}");
+    b.send(honest, &signed(peer_id(101), 1, "t", b"x", GOOD));
+    assert_eq!(b.validations.len(), asked + 1);
+    b.send(honest, &signed(peer_id(100), 99, "t", b"much", GOOD));
+    assert_eq!(b.validations.len(), asked + 2, "it was dropped, not judged");
+}
+
+/// 4,096 words of one RPC on one topic were 4,096 events, and as many rounds over all peers.
+#[test]
+fn g6_the_last_word_on_a_topic_in_an_rpc_counts() {
+    let mut b = bench();
+    b.subscribe("t");
+    let peer = b.connect(false);
+    let word = |n: u64| {
+        let word = [pb::number(1, n % 2), pb::bytes(2, b"t")].concat();
+        pb::bytes(1, &word)
+    };
+    let words =
+        |range: std::ops::Range<u64>| -> Bytes { range.flat_map(word).collect::<Vec<u8>>().into() };
+    b.receive(peer, words(1..4096));
+    let joined = Event::Joined {
+        peer,
+        topic: topic("t"),
+    };
+    assert_eq!(b.events.len(), 1);
+    assert_eq!(b.events[0], joined);
+    b.receive(peer, words(0..4095));
+    assert_eq!(b.events.len(), 2);
+    assert!(b.core.subscribers(&topic("t")).is_empty());
+}
+
+/// Copies of others left the lane because they were old, or not needed: who waited for room was not told.
+#[test]
+fn who_waits_for_room_gets_it_however_it_came() {
+    for told in [false, true] {
+        let config = Config::builder().lane_bytes(1 << 16).build().unwrap();
+        let mut b = Bench::new(config);
+        b.subscribe("t");
+        let (slow, other) = (b.subscriber("t"), b.connect(false));
+        b.stuck.insert(slow);
+        let mut ids = Vec::new();
+        for n in 0..25 {
+            b.send(other, &signed(peer_id(100), n, "t", &[0; 3000], GOOD));
+            ids.push(MessageId::signed(&peer_id(100).to_bytes(), n));
+        }
+        let id = b.publish("t", vec![7; 5000], Mode::Wait(secs(30))).unwrap();
+        assert!(!b.published.contains_key(&id));
+        if told {
+            let mut frame = FrameBuilder::new();
+            frame.idontwant(&ids);
+            b.say(slow, frame);
+        } else {
+            b.pass(secs(3));
+        }
+        assert!(b.published[&id].is_ok(), "{told}");
+    }
+}
+
+#[test]
+fn times_that_would_spin_or_overflow_are_refused() {
+    type Set = fn(ConfigBuilder, Duration) -> ConfigBuilder;
+    let all: [Set; 8] = [
+        ConfigBuilder::heartbeat,
+        ConfigBuilder::stall,
+        ConfigBuilder::probe,
+        ConfigBuilder::iwant_followup,
+        ConfigBuilder::fanout_ttl,
+        ConfigBuilder::prune_backoff,
+        ConfigBuilder::unsubscribe_backoff,
+        ConfigBuilder::ban,
+    ];
+    for (n, set) in all.into_iter().enumerate() {
+        assert!(
+            set(Config::builder(), Duration::MAX).build().is_err(),
+            "{n}"
+        );
+        let zero = set(Config::builder(), Duration::ZERO).build();
+        assert_eq!(zero.is_err(), n < 4, "{n}");
+    }
+}

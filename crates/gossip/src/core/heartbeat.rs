@@ -94,6 +94,7 @@ impl Core {
             let unneeded = &state.unneeded;
             let removed = state.lane.remove(|hash| unneeded.contains(hash));
             self.counters.lane_unneeded += removed as u64;
+            self.own.stir |= removed > 0;
         }
     }
 }

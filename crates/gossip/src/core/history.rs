@@ -40,16 +40,18 @@ pub(super) struct History {
     beat: u64,
     bytes: usize,
     max_bytes: usize,
+    max_messages: usize,
 }
 
 impl History {
-    pub(super) fn new(max_bytes: usize, keyed: Keyed) -> Self {
+    pub(super) fn new(max_bytes: usize, max_messages: usize, keyed: Keyed) -> Self {
         Self {
             all: HashMap::with_hasher(keyed),
             order: VecDeque::new(),
             beat: 0,
             bytes: 0,
             max_bytes,
+            max_messages,
         }
     }
 
@@ -75,7 +77,10 @@ impl History {
         }
         self.bytes += len;
         self.order.push_back((self.beat, hash));
-        while self.bytes > self.max_bytes && self.order.len() > 1 {
+        let full = |history: &Self| {
+            history.bytes > history.max_bytes || history.order.len() > history.max_messages
+        };
+        while full(self) && self.order.len() > 1 {
             self.pop();
         }
     }
@@ -298,5 +303,30 @@ impl Core {
         self.dice.choose(&mut outside, count);
         outside.extend(missed);
         outside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Dice;
+    use crate::message::Topic;
+    use crate::{Config, Core};
+
+    /// Small messages were many in 8 MiB, and each has its price besides its bytes.
+    #[test]
+    fn what_is_kept_to_be_asked_for_is_bounded_in_messages_too() {
+        let mut core = Core::new(Config::default(), None, 7);
+        let topic = core.topic(&Topic::new("t").expect("a name"));
+        let mut history = History::new(1 << 20, 100, Keyed::new(Dice::new(1).next_u64()));
+        for hash in 0..1000_u64 {
+            let id = MessageId::new(hash.to_be_bytes().to_vec());
+            history.put(hash, id, topic, Bytes::from_static(b"x"), Vec::new());
+        }
+        assert_eq!(
+            (history.len(), history.order.len(), history.bytes()),
+            (100, 100, 100)
+        );
+        assert!(history.all.contains_key(&999));
     }
 }

@@ -309,6 +309,7 @@ impl Core {
         let now = self.now;
         let peer = self.peers.get_mut(&key)?;
         let version = peer.link.writable()?;
+        let waiting = peer.lane.messages();
         let (frame, expires) = if let Some(frame) = peer.lane.pop_control(version) {
             (frame, Time::MAX)
         } else if let Some(found) = peer
@@ -317,6 +318,8 @@ impl Core {
         {
             found
         } else {
+            // Nothing of it is written, so nothing else tells that there is room.
+            self.own.stir |= peer.lane.messages() < waiting;
             (peer.lane.pop_ihave()?, Time::MAX)
         };
         let frame = frame.finish(expires);

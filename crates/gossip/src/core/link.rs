@@ -402,6 +402,7 @@ impl Core {
             let stale = peer.lane.drop_stale(now);
             self.counters.stale_out += stale as u64;
             peer.missed |= stale > 0;
+            self.own.stir |= stale > 0;
             if let Some(at) = peer.lane.first_expiry() {
                 due(at);
             }

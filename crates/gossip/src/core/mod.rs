@@ -470,7 +470,8 @@ impl Core {
             topics: Topics::new(keyed),
             pipeline: Pipeline::new(&config, keyed),
             replay: Replay::new(config.knobs.authors, keyed),
-            history: History::new(config.knobs.history_bytes, keyed),
+            // What the cache has forgotten need not be kept.
+            history: History::new(config.knobs.history_bytes, config.knobs.seen_entries, keyed),
             promises: Promises::new(keyed),
             relay_left: config.knobs.relay_bytes,
             relay_debt: 0,

@@ -115,6 +115,17 @@ impl Pipeline {
             && (bytes_of_peer + len <= free_bytes || (of_peer == 0 && len <= free_bytes))
     }
 
+    /// Whether the application may be asked about one more of this peer: nobody has more than is free.
+    fn has_slot(&self, peer: PeerKey, slots: usize) -> bool {
+        let taken = self.validating.len();
+        let free = slots.saturating_sub(taken);
+        if taken < free {
+            return true;
+        }
+        let of_peer = self.validating.values().filter(|job| job.from == peer);
+        of_peer.count() < free
+    }
+
     fn push(&mut self, job: Job) {
         self.waiting += 1;
         self.waiting_bytes += job.message.wire_len();
@@ -442,11 +453,9 @@ impl Core {
         if !topic.options.validate || !topic.subscribed {
             return self.accept(seen, job);
         }
-        if self.pipeline.validating.len() >= self.config.knobs.validations {
-            self.counters.shed += 1;
-            self.note_shed(job.topic);
-            return self.end_ignored(seen, &job);
-        }
+        let Some(job) = self.find_slot(seen, job) else {
+            return;
+        };
         self.counters.validations += 1;
         let Some(message) = self.deliverable(&job) else {
             return;
@@ -460,6 +469,24 @@ impl Core {
             message,
             deadline,
         });
+    }
+
+    /// A slot at the application: of its sender, or of another that sent the same bytes. Without one it is as if it had not come, and a later
+    /// copy may find one.
+    fn find_slot(&mut self, seen: &mut Seen, mut job: Job) -> Option<Job> {
+        let slots = self.config.knobs.validations;
+        while !self.pipeline.has_slot(job.from, slots) {
+            let Some(heir) = self.heir(seen, job.mark) else {
+                self.counters.shed += 1;
+                self.note_shed(job.topic);
+                self.pipeline.left(&job);
+                // Who was asked for it sent it.
+                self.keep_promise(job.hash);
+                return None;
+            };
+            job.from = heir;
+        }
+        Some(job)
     }
 
     pub(super) fn on_validated(&mut self, seen: &mut Seen, ticket: Ticket, verdict: Verdict) {
@@ -626,6 +653,8 @@ impl Core {
                 job.from = heir;
                 return self.pipeline.push(job);
             }
+            self.counters.shed += 1;
+            self.note_shed(job.topic);
         }
     }
 

@@ -22,11 +22,16 @@ pub(super) enum Fresh {
     No,
 }
 
-/// The windows of all authors, those heard longest ago leave first.
+/// Authors of one message have at least this share of the places: one in so many. Guess.
+const NEWCOMERS: usize = 8;
+
+/// The windows of all authors. Those of one message leave before others, the ones heard longest ago first: fresh keys cost nothing, and must
+/// not push out who is known.
 pub(super) struct Replay {
     authors: HashMap<Box<[u8]>, Author, Keyed>,
-    /// When each was heard, for the one that leaves.
+    /// When each was heard, for the one that leaves: of more than one message, and of one.
     order: BTreeMap<u64, Box<[u8]>>,
+    newcomers: BTreeMap<u64, Box<[u8]>>,
     clock: u64,
     max: usize,
     /// Whose highest number grew since it was asked for; none while nobody keeps it.
@@ -46,6 +51,7 @@ impl Replay {
         Self {
             authors: HashMap::with_hasher(keyed),
             order: BTreeMap::new(),
+            newcomers: BTreeMap::new(),
             clock: 0,
             max,
             grown: None,
@@ -59,6 +65,7 @@ impl Replay {
                 continue;
             }
             self.mark(&author, highest);
+            self.promote(&author);
             if let Some(known) = self.authors.get_mut(&author) {
                 known.close(highest);
             }
@@ -100,20 +107,11 @@ impl Replay {
             grown.insert(author.into());
         }
         if let Some(known) = self.authors.get_mut(author) {
-            if let Some(name) = self.order.remove(&known.heard) {
-                self.order.insert(clock, name);
-            }
-            known.heard = clock;
             known.mark(number);
-            return;
+            return self.promote(author);
         }
-        if self.authors.len() >= self.max
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            self.authors.remove(&oldest);
-            if let Some(grown) = &mut self.grown {
-                grown.remove(&oldest);
-            }
+        if self.authors.len() >= self.max {
+            self.make_room();
         }
         let mut new = Author {
             heard: clock,
@@ -122,8 +120,32 @@ impl Replay {
             random: false,
         };
         new.mark(number);
-        self.order.insert(clock, author.into());
+        self.newcomers.insert(clock, author.into());
         self.authors.insert(author.into(), new);
+    }
+
+    /// An author was heard again, or is known from an earlier run.
+    fn promote(&mut self, author: &[u8]) {
+        if let Some(known) = self.authors.get_mut(author) {
+            let before = std::mem::replace(&mut known.heard, self.clock);
+            self.newcomers.remove(&before);
+            self.order.remove(&before);
+            self.order.insert(self.clock, author.into());
+        }
+    }
+
+    fn make_room(&mut self) {
+        let among = match self.newcomers.len() >= self.max / NEWCOMERS {
+            true => &mut self.newcomers,
+            false => &mut self.order,
+        };
+        let Some((_, oldest)) = among.pop_first() else {
+            return;
+        };
+        self.authors.remove(&oldest);
+        if let Some(grown) = &mut self.grown {
+            grown.remove(&oldest);
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -268,10 +290,40 @@ mod tests {
         }
         replay.mark(&[0], 6);
         replay.mark(&[200], 5);
-        assert_eq!((replay.len(), replay.order.len()), (16, 16));
+        let places = (replay.order.len(), replay.newcomers.len());
+        assert_eq!((replay.len(), places), (16, (1, 15)));
         assert_eq!(replay.check(&[0], 5), Fresh::No);
         assert_eq!(replay.check(&[1], 5), Fresh::Yes, "forgotten");
         assert_eq!(replay.check(&[2], 5), Fresh::No);
+    }
+
+    /// As many fresh keys as there are places, one message each, and the numbers of honest authors could be used again.
+    #[test]
+    fn g3_authors_of_one_message_do_not_push_out_those_of_more() {
+        let mut replay = Replay::new(16, Keyed::new(1));
+        replay.load(vec![AuthorNumber {
+            author: b"kept".as_slice().into(),
+            highest: 9,
+        }]);
+        for author in 0..9_u8 {
+            replay.mark(&[author], 5);
+            replay.mark(&[author], 6);
+        }
+        for fresh in 0..1000_u16 {
+            replay.mark(&fresh.to_be_bytes(), 5);
+        }
+        assert_eq!(replay.len(), 16);
+        assert_eq!(replay.check(b"kept", 9), Fresh::No);
+        for author in 0..9 {
+            assert_eq!(replay.check(&[author], 6), Fresh::No, "{author}");
+        }
+        // Nor do those of more keep out all others.
+        for author in 100..200_u8 {
+            replay.mark(&[author], 5);
+            replay.mark(&[author], 6);
+        }
+        assert_eq!(replay.len(), 16);
+        assert_eq!(replay.check(&[199], 5), Fresh::No);
     }
 
     #[test]

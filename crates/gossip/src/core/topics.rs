@@ -258,7 +258,7 @@ impl Core {
 
     /// A peer said what it subscribes to. Topics of interest here are always remembered, others up to a limit.
     pub(super) fn on_subscriptions(&mut self, peer: PeerKey, subscriptions: Vec<Subscription>) {
-        for subscription in subscriptions {
+        for subscription in last_words(subscriptions) {
             let known = self.topics.key(subscription.topic.as_str());
             if !subscription.subscribe {
                 if let Some(key) = known {
@@ -333,4 +333,16 @@ impl Core {
         self.tend_relay(key);
         self.topics.tidy(key);
     }
+}
+
+/// The last word on each topic, in order. What was taken back in the same RPC would be told to everybody for nothing, on a relay to all its
+/// peers.
+fn last_words(mut subscriptions: Vec<Subscription>) -> Vec<Subscription> {
+    if subscriptions.len() > 1 {
+        let mut said = BTreeSet::new();
+        subscriptions.reverse();
+        subscriptions.retain(|subscription| said.insert(subscription.topic.clone()));
+        subscriptions.reverse();
+    }
+    subscriptions
 }

@@ -12,6 +12,9 @@ use futures_timer::Delay;
 use super::shared::lock;
 use crate::Time;
 
+/// Nobody sleeps longer at one go: the system's clock cannot tell every time that a [`Duration`] can. Who wakes up early looks again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(86_400);
+
 /// Time since start, and sleeping.
 #[derive(Clone, Debug)]
 pub(crate) enum Clock {
@@ -31,10 +34,10 @@ impl Clock {
         }
     }
 
-    /// Ready after `time`.
+    /// Ready after `time`, or a day.
     pub(crate) fn sleep(&self, time: Duration) -> Sleep {
         match self {
-            Self::System(_) => Sleep::System(Delay::new(time)),
+            Self::System(_) => Sleep::System(Delay::new(time.min(LONGEST_SLEEP))),
             Self::Hand(hand) => Sleep::Hand {
                 until: hand.now().saturating_add(time),
                 hand: hand.clone(),
@@ -126,6 +129,14 @@ mod tests {
     use std::task::Context;
 
     use super::*;
+
+    /// A message that is held for ever on an idle node: the system's clock overflowed.
+    #[test]
+    fn a_sleep_may_be_of_any_length() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut sleep = Clock::start().sleep(Duration::MAX);
+        assert!(sleep.poll_unpin(&mut cx).is_pending());
+    }
 
     #[test]
     fn a_clock_that_is_turned_by_hand_wakes_in_time() {

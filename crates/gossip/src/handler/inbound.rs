@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::{AsyncRead, FutureExt};
 
 use super::clock::{Clock, Sleep};
-use super::receive::{Pool, Share};
+use super::receive::{Place, Pool, Share};
 use super::shared::lock;
 use crate::Time;
 use crate::seen::{Seen, Source};
@@ -24,8 +24,9 @@ pub(crate) struct Inbound<S> {
     buffer: BytesMut,
     /// Length of the frame that is being read, once it is known.
     frame: Option<usize>,
-    /// Memory of a large one.
+    /// Memory of a large one, and where it is had.
     share: Option<Share>,
+    place: Place,
     /// There is none for it now: nothing is read meanwhile.
     waits: bool,
     reader: Reader,
@@ -106,6 +107,9 @@ const REST: Duration = Duration::from_millis(250);
 /// How often it is looked at who holds memory that others wait for, and what must have come since: 100 kbit/s.
 const LOOK: Duration = Duration::from_secs(2);
 const FORWARD: usize = 25_000;
+/// While others wait, the one that has held memory longest gives it up after this, though it comes forward: a few that take all the time that
+/// they may would keep out everybody else. 1 MiB at 1.4 Mbit/s.
+const TERM: Duration = Duration::from_secs(6);
 
 thread_local! {
     /// Where streams read into: cleared once and not for each read.
@@ -120,6 +124,7 @@ impl<S: AsyncRead + Unpin> Inbound<S> {
             buffer: BytesMut::new(),
             frame: None,
             share: None,
+            place: shared.receive.place(shared.source),
             waits: false,
             reader: Reader::new(digester),
             shared,
@@ -274,11 +279,13 @@ impl<S: AsyncRead + Unpin> Inbound<S> {
     /// Takes memory for a large frame. False if there is none now.
     fn make_room(&mut self, len: usize, cx: &Context<'_>) -> bool {
         let proven = self.shared.proven.load(Ordering::Relaxed);
-        self.share = self.shared.receive.take(len, proven, cx);
+        self.share = self.place.take(len, proven, cx);
         self.waits = self.share.is_none();
         if self.waits {
             return false;
         }
+        // Its time begins now.
+        self.watch = None;
         // A place of its own; the system takes pages for it only as they fill.
         let mut buffer = BytesMut::with_capacity(len);
         buffer.extend_from_slice(&self.buffer);
@@ -346,15 +353,22 @@ impl<S: AsyncRead + Unpin> Inbound<S> {
         });
         loop {
             futures::ready!(watch.look.poll_unpin(cx));
-            if clock.now().saturating_sub(watch.begun) >= patience {
-                return Poll::Ready(InboundError::TooSlow);
-            }
-            let crowded = self.share.as_ref().is_some_and(Share::is_contended);
-            if crowded && have < watch.seen + FORWARD {
-                return Poll::Ready(InboundError::Crowded);
-            }
-            watch.seen = have;
-            watch.look = clock.sleep(step);
+            let held = clock.now().saturating_sub(watch.begun);
+            let share = self.share.as_ref();
+            let crowded = share.is_some_and(Share::is_contended);
+            let had_its_term = held >= TERM && share.is_some_and(Share::is_eldest);
+            let ended = if held >= patience {
+                InboundError::TooSlow
+            } else if crowded && (had_its_term || have < watch.seen + FORWARD) {
+                InboundError::Crowded
+            } else {
+                watch.seen = have;
+                watch.look = clock.sleep(step);
+                continue;
+            };
+            // It is known to finish no more.
+            self.shared.proven.store(false, Ordering::Relaxed);
+            return Poll::Ready(ended);
         }
     }
 
@@ -400,4 +414,89 @@ fn append(batch: &mut Received, more: Received) {
 /// As long as a sender may take: 2 s and its size at 100 kbit/s, 10 s at least.
 fn patience(bytes: usize) -> Duration {
     Duration::from_secs((2 + bytes as u64 / 12_500).max(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::io::Read;
+    use std::task::Waker;
+
+    use super::super::clock::HandClock;
+    use super::*;
+    use crate::Config;
+
+    /// What has come of a stream so far.
+    #[derive(Clone, Default)]
+    struct Line(Arc<Mutex<VecDeque<u8>>>);
+
+    impl AsyncRead for Line {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            into: &mut [u8],
+        ) -> Poll<std::io::Result<usize>> {
+            match lock(&self.0).read(into) {
+                Ok(0) => Poll::Pending,
+                read => Poll::Ready(read),
+            }
+        }
+    }
+
+    /// An RPC of one message of nothing, a MiB less 8 bytes.
+    fn large() -> Vec<u8> {
+        let body = (1 << 20) - 8;
+        let mut rpc = Vec::new();
+        for (at, len) in [(0, body + 4), (1, body)] {
+            rpc.extend(std::iter::repeat_n(0x12, at));
+            let len = len as u32;
+            rpc.extend([len as u8 | 0x80, (len >> 7) as u8 | 0x80, (len >> 14) as u8]);
+        }
+        rpc.resize(rpc.len() + body, 0);
+        rpc
+    }
+
+    /// Eight peers at 100 kbit/s held all memory for a minute and a half at a time, and were known to finish after that.
+    #[test]
+    fn go_23_who_is_slow_gives_way_to_who_waits() {
+        let hand = HandClock::default();
+        let seen = Arc::new(Mutex::new(Seen::new(Config::default().seen(), [7; 32])));
+        let receive = Pool::new(2 << 20);
+        let proven: Arc<AtomicBool> = Arc::default();
+        let open = |n: u8, proven: &Arc<AtomicBool>| {
+            let id = [&[0x12, 0x20][..], &[n; 32]].concat();
+            let peer = libp2p_identity::PeerId::from_bytes(&id).unwrap();
+            let line = Line::default();
+            let shared = Shared {
+                source: lock(&seen).join(peer),
+                seen: seen.clone(),
+                clock: Clock::Hand(hand.clone()),
+                receive: receive.clone(),
+                proven: proven.clone(),
+            };
+            (line.clone(), Inbound::new(line, shared))
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        proven.store(true, Ordering::Relaxed);
+        let (drip, mut slow) = open(1, &proven);
+        let (all, mut honest) = open(2, &Arc::new(AtomicBool::new(true)));
+        let mut rest = large().into_iter();
+        lock(&all.0).extend(large());
+        for second in 0..10 {
+            lock(&drip.0).extend(rest.by_ref().take(20_000));
+            if let Poll::Ready(end) = slow.poll(&mut cx) {
+                assert!(matches!(end, Item::Ended(InboundError::Crowded)));
+                assert!(!proven.load(Ordering::Relaxed));
+                assert!(second >= 6, "{second}");
+                break;
+            }
+            assert!(honest.poll(&mut cx).is_pending(), "{second}");
+            hand.turn(Duration::from_secs(1));
+        }
+        drop(slow);
+        // A stream is read in turns.
+        let read = std::iter::repeat_with(|| honest.poll(&mut cx)).take(10);
+        let read = read.filter(Poll::is_ready).count();
+        assert_eq!(read, 1);
+    }
 }

@@ -4,28 +4,53 @@
 //! read, or waited for; meanwhile the muxer's window tells the sender to wait. So nobody who has begun waits for another who has begun, and
 //! all of them end: in time, or by being given up. Who never finished a large frame shares half of it with all others of that kind: any
 //! number of peers that begin and stop do not keep out those that are known to finish.
+//!
+//! Who waits stands in line. A peer that holds memory already, over another connection, lets those pass that hold none.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
 use super::shared::lock;
+use crate::seen::Source;
 
 /// What all large frames on their way in may take.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     proven: Part,
     newcomers: Part,
-    /// Connections that wait, each once at most.
-    wakers: Mutex<Vec<Waker>>,
+    /// Numbers everything in the order in which it came.
+    next: u64,
 }
 
 #[derive(Debug)]
 struct Part {
     limit: usize,
-    used: AtomicUsize,
-    /// Somebody waits for it.
-    contended: AtomicBool,
+    used: usize,
+    /// Whose the memory is, the eldest first.
+    holders: BTreeMap<u64, Source>,
+    /// Connections that wait for it.
+    line: BTreeMap<u64, (Source, Waker)>,
+}
+
+/// The place of one connection, before the pool and in its line. It leaves the line on drop.
+pub(crate) struct Place {
+    pool: Arc<Pool>,
+    source: Source,
+    /// Where it stands, if it waits.
+    waits: Option<Stand>,
+}
+
+/// In which part, and which number.
+#[derive(Clone, Copy, Debug)]
+struct Stand {
+    proven: bool,
+    number: u64,
 }
 
 /// Memory of one frame, given back on drop.
@@ -33,56 +58,47 @@ struct Part {
 pub struct Share {
     pool: Arc<Pool>,
     bytes: usize,
-    proven: bool,
+    stand: Stand,
 }
 
 impl Pool {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            proven: Part::new(limit - limit / 2),
-            newcomers: Part::new(limit / 2),
-            wakers: Mutex::default(),
+            inner: Mutex::new(Inner {
+                proven: Part::new(limit - limit / 2),
+                newcomers: Part::new(limit / 2),
+                next: 0,
+            }),
         })
     }
 
-    /// Takes memory for a frame; none registers to be woken when some comes back. One frame is always let through.
-    pub(crate) fn take(
-        self: &Arc<Self>,
-        bytes: usize,
-        proven: bool,
-        cx: &Context<'_>,
-    ) -> Option<Share> {
-        let part = self.part(proven);
-        if !part.take(bytes) {
-            let mut wakers = lock(&self.wakers);
-            part.contended.store(true, Ordering::Release);
-            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                wakers.push(cx.waker().clone());
-            }
-            drop(wakers);
-            // Some may have come back in between.
-            if !part.take(bytes) {
-                return None;
-            }
-        }
-        Some(Share {
+    /// For a connection of this peer.
+    pub(crate) fn place(self: &Arc<Self>, source: Source) -> Place {
+        Place {
             pool: self.clone(),
-            bytes,
-            proven,
-        })
+            source,
+            waits: None,
+        }
     }
 
     /// Bytes that are taken.
     pub(crate) fn used(&self) -> usize {
-        let of = |part: &Part| part.used.load(Ordering::Acquire);
-        of(&self.proven) + of(&self.newcomers)
+        let inner = lock(&self.inner);
+        inner.proven.used + inner.newcomers.used
+    }
+}
+
+impl Inner {
+    fn part(&mut self, proven: bool) -> &mut Part {
+        match proven {
+            true => &mut self.proven,
+            false => &mut self.newcomers,
+        }
     }
 
-    fn part(&self, proven: bool) -> &Part {
-        match proven {
-            true => &self.proven,
-            false => &self.newcomers,
-        }
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
 }
 
@@ -90,48 +106,110 @@ impl Part {
     fn new(limit: usize) -> Self {
         Self {
             limit,
-            used: AtomicUsize::new(0),
-            contended: AtomicBool::new(false),
+            used: 0,
+            holders: BTreeMap::new(),
+            line: BTreeMap::new(),
         }
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let fits = |used| (used == 0 || used + bytes <= self.limit).then_some(used + bytes);
-        self.used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
-            .is_ok()
+    /// Whether it is the turn of who stands here.
+    fn is_next(&self, number: u64, source: Source) -> bool {
+        let holds = |source| self.holders.values().any(|other| *other == source);
+        let mut poor = self.line.iter().filter(|(_, (other, _))| !holds(*other));
+        match holds(source) {
+            true => poor.all(|(_, (other, _))| *other == source),
+            false => poor.next().is_none_or(|(first, _)| *first >= number),
+        }
+    }
+
+    fn fits(&self, bytes: usize) -> bool {
+        self.used == 0 || self.used + bytes <= self.limit
+    }
+
+    /// Something changed: whose turn it is looks again.
+    fn wake(&self) {
+        for (_, waker) in self.line.values() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+impl Place {
+    /// Takes memory for a frame; none registers to be woken when some comes back. One frame is always let through.
+    pub(crate) fn take(&mut self, bytes: usize, proven: bool, cx: &Context<'_>) -> Option<Share> {
+        let mut inner = lock(&self.pool.inner);
+        let stand = match self.waits {
+            Some(stand) => stand,
+            None => Stand {
+                proven,
+                number: inner.number(),
+            },
+        };
+        let part = inner.part(stand.proven);
+        if !part.fits(bytes) || !part.is_next(stand.number, self.source) {
+            let waker = cx.waker().clone();
+            part.line.insert(stand.number, (self.source, waker));
+            self.waits = Some(stand);
+            return None;
+        }
+        part.line.remove(&stand.number);
+        self.waits = None;
+        part.used += bytes;
+        part.holders.insert(stand.number, self.source);
+        // There may be room for the next one too.
+        part.wake();
+        drop(inner);
+        Some(Share {
+            pool: self.pool.clone(),
+            bytes,
+            stand,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(stand) = self.waits {
+            let mut inner = lock(&self.pool.inner);
+            let part = inner.part(stand.proven);
+            part.line.remove(&stand.number);
+            part.wake();
+        }
     }
 }
 
 impl Share {
     /// Others wait for memory of this kind.
     pub(crate) fn is_contended(&self) -> bool {
-        self.pool
-            .part(self.proven)
-            .contended
-            .load(Ordering::Acquire)
+        !lock(&self.pool.inner)
+            .part(self.stand.proven)
+            .line
+            .is_empty()
+    }
+
+    /// Nobody holds memory of this kind for longer.
+    pub(crate) fn is_eldest(&self) -> bool {
+        let mut inner = lock(&self.pool.inner);
+        let eldest = inner.part(self.stand.proven).holders.first_key_value();
+        eldest.is_some_and(|(number, _)| *number == self.stand.number)
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let part = self.pool.part(self.proven);
-        part.used.fetch_sub(self.bytes, Ordering::AcqRel);
-        let mut wakers = lock(&self.pool.wakers);
-        for part in [&self.pool.proven, &self.pool.newcomers] {
-            part.contended.store(false, Ordering::Release);
-        }
-        let waiting = std::mem::take(&mut *wakers);
-        drop(wakers);
-        for waker in waiting {
-            waker.wake();
-        }
+        let mut inner = lock(&self.pool.inner);
+        let part = inner.part(self.stand.proven);
+        part.used -= self.bytes;
+        part.holders.remove(&self.stand.number);
+        part.wake();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Config;
+    use crate::seen::Seen;
 
     const MIB: usize = 1 << 20;
 
@@ -139,20 +217,32 @@ mod tests {
         Context::from_waker(Waker::noop())
     }
 
+    fn sources(count: u8) -> Vec<Source> {
+        let mut seen = Seen::new(Config::default().seen(), [3; 32]);
+        let id =
+            |n: u8| libp2p_identity::PeerId::from_bytes(&[&[0x12, 0x20][..], &[n; 32]].concat());
+        (0..count)
+            .map(|n| seen.join(id(n).expect("an id")))
+            .collect()
+    }
+
     #[test]
     fn go_23_newcomers_take_half_and_leave_the_rest_to_those_who_finish() {
         let pool = Pool::new(8 * MIB);
-        let newcomers: Vec<_> = (0..500)
-            .filter_map(|_| pool.take(MIB, false, &cx()))
-            .collect();
+        let mut places: Vec<_> = sources(200).into_iter().map(|s| pool.place(s)).collect();
+        let mut take = |proven, places: &mut [Place]| -> Vec<Share> {
+            places
+                .iter_mut()
+                .filter_map(|place| place.take(MIB, proven, &cx()))
+                .collect()
+        };
+        let newcomers = take(false, &mut places[..100]);
         assert_eq!((newcomers.len(), pool.used()), (4, 4 * MIB));
         assert!(newcomers[0].is_contended());
-        let known: Vec<_> = (0..500)
-            .filter_map(|_| pool.take(MIB, true, &cx()))
-            .collect();
+        let known = take(true, &mut places[100..]);
         assert_eq!((known.len(), pool.used()), (4, 8 * MIB));
         drop(newcomers);
-        assert!(pool.take(MIB, false, &cx()).is_some());
+        assert!(places[4].take(MIB, false, &cx()).is_some());
         drop(known);
         assert_eq!(pool.used(), 0);
     }
@@ -160,11 +250,41 @@ mod tests {
     #[test]
     fn a_frame_larger_than_the_pool_passes_alone() {
         let pool = Pool::new(MIB / 4);
-        let first = pool.take(MIB, false, &cx()).unwrap();
+        let [one, two] = sources(2)[..] else {
+            unreachable!()
+        };
+        let (mut one, mut two) = (pool.place(one), pool.place(two));
+        let first = one.take(MIB, false, &cx()).unwrap();
         assert!(!first.is_contended());
-        assert!(pool.take(MIB, false, &cx()).is_none());
+        assert!(two.take(MIB, false, &cx()).is_none());
         assert!(first.is_contended());
         drop(first);
-        assert!(pool.take(MIB, false, &cx()).is_some());
+        assert!(two.take(MIB, false, &cx()).is_some());
+    }
+
+    #[test]
+    fn go_23_who_waits_longest_is_next_and_who_holds_memory_lets_others_pass() {
+        let pool = Pool::new(4 * MIB);
+        let [hog, a, b] = sources(3)[..] else {
+            unreachable!()
+        };
+        let (mut hogs, mut a, mut b) = (
+            [0; 3].map(|_| pool.place(hog)),
+            pool.place(a),
+            pool.place(b),
+        );
+        let first = hogs[0].take(MIB, true, &cx()).unwrap();
+        let second = hogs[1].take(MIB, true, &cx()).unwrap();
+        assert!(first.is_eldest() && !second.is_eldest());
+        assert!(hogs[2].take(MIB, true, &cx()).is_none());
+        assert!(a.take(MIB, true, &cx()).is_none());
+        assert!(b.take(MIB, true, &cx()).is_none());
+        drop(first);
+        assert!(hogs[2].take(MIB, true, &cx()).is_none(), "it has some");
+        assert!(b.take(MIB, true, &cx()).is_none(), "another came before");
+        // Who stood first is gone.
+        drop(a);
+        assert!(b.take(MIB, true, &cx()).is_some());
+        assert!(hogs[2].take(MIB, true, &cx()).is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::rig::{Node, Over, over_each_transport, topic};
 use futures::StreamExt;
-use gemba_gossip::{Config, MessageId, Mode, Topic};
+use gemba_gossip::{Behaviour, Config, HandClock, MessageId, Mode, Topic};
 use gemba_testkit::sim_scale;
 use libp2p_gossipsub as stock;
 use libp2p_identity::{Keypair, PeerId};
@@ -23,6 +23,8 @@ over_each_transport! {
     async fn s4_20_a_thousand_reconnects_with_the_same_identity;
     #[tokio::test]
     async fn our_mesh_and_theirs_join;
+    #[tokio::test]
+    async fn g9_a_stock_engine_of_its_default_limit_is_heard_and_hears_though_large_messages_close_its_streams;
 }
 
 /// A node of the stock engine.
@@ -34,6 +36,10 @@ struct Stock {
 
 impl Stock {
     async fn new(over: Over, key: &Keypair) -> Self {
+        Self::with_limit(over, key, 1 << 20).await
+    }
+
+    async fn with_limit(over: Over, key: &Keypair, bytes: usize) -> Self {
         // Ids as Kubo makes them.
         let config = stock::ConfigBuilder::default()
             .validation_mode(stock::ValidationMode::Strict)
@@ -43,7 +49,7 @@ impl Stock {
                 id.extend(message.sequence_number.unwrap_or_default().to_be_bytes());
                 id.into()
             })
-            .max_transmit_size(1 << 20)
+            .max_transmit_size(bytes)
             .build()
             .unwrap();
         let signed = stock::MessageAuthenticity::Signed(key.clone());
@@ -253,4 +259,45 @@ async fn our_mesh_and_theirs_join(over: Over) {
         theirs.in_mesh(&alarms, us) && ours.gossip().mesh(&alarms).contains(&them)
     })
     .await;
+}
+
+/// It closes its stream at each message above 64 KiB, and takes no sixth stream on one connection: nothing was ever sent to it again.
+async fn g9_a_stock_engine_of_its_default_limit_is_heard_and_hears_though_large_messages_close_its_streams(
+    over: Over,
+) {
+    let alarms = topic("line-1/alarms");
+    let key = Keypair::generate_ed25519();
+    let clock = HandClock::default();
+    let behaviour = Behaviour::new(key.clone(), Config::default()).unwrap();
+    let mut ours = Node::with_behaviour(over, behaviour.with_clock(clock.clone()), &key).await;
+    let mut theirs = Stock::with_limit(over, &Keypair::generate_ed25519(), 1 << 16).await;
+    ours.subscribe(&alarms);
+    theirs.subscribe(&alarms);
+    join(&mut ours, &mut theirs, &alarms).await;
+    // Its heartbeat goes by the real clock, ours ten times as fast.
+    let turns = tokio::spawn(async move {
+        let mut often = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            often.tick().await;
+            clock.turn(Duration::from_millis(100));
+        }
+    });
+    let (mut last, mut sent) = (Duration::ZERO, 0_u32);
+    run(&mut ours, &mut theirs, |ours, theirs| {
+        let gossip = ours.gossip_mut();
+        if gossip.now() >= last + Duration::from_millis(500) {
+            last = gossip.now();
+            sent += 1;
+            let mut data = sent.to_be_bytes().to_vec();
+            let large = gossip.counters().closed_stalled == 0;
+            data.resize(if large { 100_000 } else { 4 }, 0);
+            if let Ok(publish) = gossip.publish(&alarms, data, Mode::Try) {
+                publish.detach();
+            }
+        }
+        !theirs.got.is_empty()
+    })
+    .await;
+    turns.abort();
+    assert!(theirs.got.iter().all(|(_, m)| m.data.len() == 4));
 }
