@@ -26,7 +26,7 @@ use crate::core::{
 };
 use crate::error::{TooManySessions, WantError};
 use crate::handler::{
-    Budget, Clock, Fact, Gate, Handler, Outbox, Pool, ReceivedMessage, Shared, Worker,
+    Account, Budget, Clock, Fact, Gate, Handler, Outbox, Pool, ReceivedMessage, Shared, Worker,
 };
 use crate::metrics::Counters;
 use crate::wire::SiteMessage;
@@ -55,6 +55,8 @@ const MARK_ALL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Link {
     outbox: Arc<Outbox>,
+    /// Receive memory.
+    account: Arc<Account>,
     /// The first writes.
     connections: Vec<ConnectionId>,
     /// Got a handler, but another behaviour may still refuse them.
@@ -289,7 +291,11 @@ impl Behaviour {
         let link = self.links.entry(peer).or_default();
         link.pending.push(connection);
         let shared = Shared {
-            budget: Budget::new(self.config.receive_bytes, self.pool.clone()),
+            budget: Budget::new(
+                self.config.receive_bytes,
+                self.pool.clone(),
+                link.account.clone(),
+            ),
             gate: self.gate.clone(),
             outbox: link.outbox.clone(),
             clock: self.clock,
@@ -361,6 +367,7 @@ impl Behaviour {
                 tracing::debug!(%peer, cause, "malformed exchange message");
                 Input::Malformed { peer }
             }
+            Fact::TooSlow => Input::TooSlow { peer },
             Fact::RequestSent { bytes } => Input::RequestSent { peer, bytes },
             Fact::RequestsLost => Input::RequestsLost { peer },
             Fact::SpareOpened => {
@@ -464,19 +471,19 @@ impl Behaviour {
         }
     }
 
-    /// Says which connections are worth keeping. Only called when there is nothing else to do, which is after every event: a look at
+    /// Says which connections are worth keeping, and what is owed on them. Only called when there is nothing else to do, which is after every event: a look at
     /// each of 500 peers every time would cost more than serving them.
     fn mark_busy(&mut self, now: Time) {
         if now >= self.marked.saturating_add(MARK_ALL) {
             self.marked = now;
             self.touched.clear();
             for (peer, link) in &self.links {
-                link.outbox.set_busy(self.core.is_busy(peer));
+                mark(&self.core, peer, link);
             }
         }
         for peer in self.touched.drain() {
             if let Some(link) = self.links.get(&peer) {
-                link.outbox.set_busy(self.core.is_busy(&peer));
+                mark(&self.core, &peer, link);
             }
         }
     }
@@ -575,7 +582,12 @@ impl NetworkBehaviour for Behaviour {
     }
 }
 
-/// Private, link-local and loopback addresses, and those that are no IP address at all.
+/// Tells the connections to a peer what the core says of it.
+fn mark(core: &Core, peer: &PeerId, link: &Link) {
+    link.outbox.set_busy(core.is_busy(peer));
+    link.account.set_owed(core.owed_bytes(peer));
+}
+
 /// Tells what the connections to a peer read.
 fn tell_progress(core: &mut Core, peer: PeerId, link: &Link, now: Time) {
     if let Some((at, bytes)) = link.outbox.take_read() {
@@ -583,6 +595,7 @@ fn tell_progress(core: &mut Core, peer: PeerId, link: &Link, now: Time) {
     }
 }
 
+/// Private, link-local and loopback addresses, and those that are no IP address at all.
 fn is_near(address: &Multiaddr) -> bool {
     for part in address {
         match part {

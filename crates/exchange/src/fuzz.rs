@@ -170,7 +170,7 @@ impl Script {
                     });
                 }
             }
-            21 => self.handle(match what % 5 {
+            21 => self.handle(match what % 6 {
                 0 => Input::RequestsLost { peer },
                 1 => Input::Malformed { peer },
                 2 => Input::Progress {
@@ -179,6 +179,7 @@ impl Script {
                     bytes: usize::from(what) << 8,
                 },
                 3 => Input::Unsupported { peer },
+                4 => Input::TooSlow { peer },
                 _ => Input::RequestSent { peer, bytes: 1 },
             }),
             _ => self.handle(Input::Lan { peer, lan }),

@@ -48,6 +48,8 @@ counters! {
     wrong_bytes,
     /// Messages that could not be decoded; their stream was reset.
     malformed,
+    /// Messages that were not complete in time; their stream was reset.
+    slow_messages,
     /// Entries with CIDs that are not served.
     ignored_entries,
     /// Peers that are not asked any more for a while.

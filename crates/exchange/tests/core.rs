@@ -349,6 +349,43 @@ fn x3_a_want_moves_on_after_two_seconds_without_a_byte() {
     assert_eq!(bench.core.counters().moved, 1);
 }
 
+/// EX-23: whom we owe an answer, and whom we asked whether it has a block, owes no bytes: anybody can bring that about.
+#[test]
+fn x1_only_blocks_that_were_asked_for_are_owed() {
+    let mut bench = Bench::new(&Config::default());
+    let [holder, other] = [bench.peer(), bench.peer()];
+    let here = block(2, 1000);
+    bench.ask_for(other, std::slice::from_ref(&here));
+    let session = bench.session(AskPolicy::Any);
+    let wanted = block(1, 100_000);
+    bench.want(session, std::slice::from_ref(&wanted));
+    for peer in [holder, other] {
+        assert!(bench.core.is_busy(&peer));
+        assert_eq!(bench.core.owed_bytes(&peer), 0);
+    }
+    bench.receive(holder, presence(wanted.cid(), Presence::Have));
+    assert_eq!(bench.core.owed_bytes(&holder), 2 << 20);
+    assert_eq!(bench.core.owed_bytes(&other), 0);
+    bench.receive(holder, with_blocks(&[wanted]));
+    assert_eq!(bench.core.owed_bytes(&holder), 0);
+}
+
+/// EX-23: a message that was announced and did not come in time counts against its sender, as a block that did not come does.
+#[test]
+fn x3_who_was_too_slow_is_asked_last() {
+    let mut bench = Bench::new(&Config::default());
+    let [slow, other] = [bench.peer(), bench.peer()];
+    for peer in [slow, other] {
+        bench.proven(peer);
+    }
+    bench.handle(Input::TooSlow { peer: slow });
+    assert_eq!(bench.core.counters().slow_messages, 1);
+    let content: Vec<_> = (10..14).map(|n| block(n, 1000)).collect();
+    bench.want_of(&[slow, other], &content);
+    assert_eq!(bench.asked_for(other).len(), 4);
+    assert!(bench.asked_for(slow).is_empty());
+}
+
 /// Threat X7: on an ordered link the block comes when the link moves again; asked for twice it would come twice.
 #[test]
 fn x7_a_stalled_only_holder_is_waited_for_and_asked_again_late() {

@@ -85,8 +85,8 @@ pub enum StoreError {
     /// The disk refused. Nothing of a failed write counts as stored; reads go on, and a later write is tried on a new file.
     #[error("the disk refused: {0}")]
     Io(Arc<io::Error>),
-    /// A flush failed, so what was written may be lost. Nothing of the call counts as stored; a later write is tried on a new
-    /// file.
+    /// A flush failed, so what was written may be lost, or may not. Nothing of the call counts as stored; a later write is tried on a new
+    /// file, once what is left of this one was cut off.
     #[error("the disk failed to make the blocks durable ({0}): check the disk")]
     NotDurable(io::ErrorKind),
     /// A block is damaged on disk. Fetching and putting it again repairs it.

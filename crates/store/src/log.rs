@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use gemba_segment::{Frame, State, Writer};
+use gemba_segment::{Frame, Mode, State, Writer};
 
 use crate::ballast::Ballast;
 use crate::config::Limits;
@@ -96,6 +96,18 @@ pub(crate) struct Log {
     pub(crate) pack_bytes: u64,
     pub(crate) limits: Limits,
     pub(crate) ballast: Ballast,
+    pub(crate) doubt: Option<Doubt>,
+}
+
+/// A group failed, and frames of it may stand in its pack all the same: a flush that fails may have written everything, and a cut that was not
+/// flushed may be lost. Until the pack is cut for sure, what they would say when the store is opened again is not what callers were told.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    pack: u32,
+    /// Where the group begins.
+    len: u64,
+    /// Blocks whose deletion may stand there. They stay marked as dying: a put writes them again, and a guard does not trust them.
+    dying: Vec<Fingerprint>,
 }
 
 /// What the writing end works on.
@@ -114,6 +126,10 @@ impl Log {
         ops: Vec<Op>,
         world: &World,
     ) -> (Vec<Result<Outcome, StoreError>>, Option<PackWriter>) {
+        if let Err(e) = self.settle(world) {
+            world.counters.failures.fetch_add(1, Ordering::Relaxed);
+            return (ops.iter().map(|_| Err(e.clone())).collect(), None);
+        }
         let mut plan = Plan::new(world.packs.disk_bytes(), self.limits);
         // While the ballast is given up, what room there is belongs to what makes room.
         let has_puts = ops.iter().any(|op| matches!(op, Op::Put(_)));
@@ -136,7 +152,7 @@ impl Log {
             // The room that was kept is for what makes room: puts of this group are refused.
             let refused = StoreError::Full(Arc::clone(e));
             plan.drop_puts();
-            for planned in outcomes.iter_mut().filter(|p| p.is_put && p.leans) {
+            for planned in outcomes.iter_mut().filter(|p| p.needs_puts) {
                 planned.result = Err(refused.clone());
             }
             let mut again = None;
@@ -148,7 +164,7 @@ impl Log {
             Ok(None) => {}
             Err(e) => {
                 world.counters.failures.fetch_add(1, Ordering::Relaxed);
-                plan.cancel(world);
+                self.cancel(&plan, world);
                 for planned in outcomes.iter_mut().filter(|p| p.leans) {
                     planned.result = Err(e.clone());
                 }
@@ -167,6 +183,7 @@ impl Log {
         if plan.frames.is_empty() {
             return Ok(None);
         }
+        self.settle(world)?;
         self.commit(&plan.frames, world, full).map(Some)
     }
 
@@ -236,6 +253,11 @@ impl Log {
                 Ok((number, offsets))
             }
             Err(e) => {
+                self.doubt = Some(Doubt {
+                    pack: number,
+                    len: writer.end(),
+                    dying: Vec::new(),
+                });
                 // A poisoned writer is given up: the next group gets a file of its own, written and flushed from scratch.
                 if !writer.is_poisoned() {
                     self.writer = Some((number, writer));
@@ -249,6 +271,40 @@ impl Log {
                 Err(e.into())
             }
         }
+    }
+
+    /// The group was not written: deletions are undone, at once if nothing of it is left on the disk.
+    fn cancel(&mut self, plan: &Plan, world: &World) {
+        let dying = plan.deletions();
+        match &mut self.doubt {
+            Some(doubt) => doubt.dying.extend(dying),
+            None => dying.for_each(|fp| world.index.cancel_delete(fp)),
+        }
+        // The error of the group is what its callers are told; the next group tries again.
+        let _ = self.settle(world);
+    }
+
+    /// Cuts what a failed group left, and makes that durable. Nothing is written or told before.
+    fn settle(&mut self, world: &World) -> Result<(), StoreError> {
+        let Some(doubt) = &self.doubt else {
+            return Ok(());
+        };
+        let path = world.packs.path(doubt.pack);
+        let cut = || {
+            let file = world.packs.disk().open(&path, Mode::Write)?;
+            file.set_len(doubt.len)?;
+            file.sync_data()
+        };
+        match cut() {
+            // Compaction removed it meanwhile, and what it left with it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            cut => cut.map_err(StoreError::io)?,
+        }
+        for fp in &doubt.dying {
+            world.index.cancel_delete(*fp);
+        }
+        self.doubt = None;
+        Ok(())
     }
 
     fn begin_pack(&mut self, world: &World) -> Result<PackWriter, StoreError> {
@@ -328,7 +384,8 @@ struct Planned {
     result: Result<Outcome, StoreError>,
     /// Whether the result depends on the group being written.
     leans: bool,
-    is_put: bool,
+    /// Whether it depends on the puts of the group being written: one of them, or a tombstone that was left where it is because of one.
+    needs_puts: bool,
 }
 
 impl Planned {
@@ -336,7 +393,7 @@ impl Planned {
         Self {
             result: Err(error),
             leans: false,
-            is_put: true,
+            needs_puts: false,
         }
     }
 }
@@ -351,6 +408,8 @@ struct Plan {
     /// Bytes on the disk when the group is written.
     used: u64,
     limits: Limits,
+    /// The operation that was taken in last does not move a tombstone, because this group puts its block.
+    leaves_tombstones: bool,
 }
 
 /// One for each frame.
@@ -380,6 +439,7 @@ impl Plan {
             fate: HashMap::default(),
             used,
             limits,
+            leaves_tombstones: false,
         }
     }
 
@@ -394,7 +454,9 @@ impl Plan {
         };
         let (frames, used) = (self.frames.len(), self.used);
         let mut undo = Vec::new();
+        self.leaves_tombstones = false;
         let (outcome, leans) = self.add(op, world, &mut undo);
+        let needs_puts = leans && (is_put || self.leaves_tombstones);
         let result = if self.used > limit && self.used > used {
             let needed = self.used - used;
             self.take_back(frames, used, undo, world);
@@ -408,8 +470,8 @@ impl Plan {
         };
         Planned {
             leans: leans && result.is_ok(),
+            needs_puts: needs_puts && result.is_ok(),
             result,
-            is_put,
         }
     }
 
@@ -526,6 +588,7 @@ impl Plan {
             // Written again, deleted, or moved: what this group or an earlier one wrote says more than this frame does.
             _ => {
                 outcome.idle += 1;
+                self.leaves_tombstones |= self.fate.get(&fp) == Some(&true);
                 return self.fate.contains_key(&fp);
             }
         };
@@ -634,13 +697,12 @@ impl Plan {
         }
     }
 
-    /// The group was not written: deletions are undone.
-    fn cancel(&self, world: &World) {
-        for effect in &self.effects {
-            if effect.change == Change::Delete {
-                world.index.cancel_delete(effect.fp);
-            }
-        }
+    /// The blocks whose deletion was begun.
+    fn deletions(&self) -> impl Iterator<Item = Fingerprint> {
+        let deletions = self.effects.iter();
+        deletions
+            .filter(|effect| effect.change == Change::Delete)
+            .map(|effect| effect.fp)
     }
 }
 
@@ -665,5 +727,59 @@ pub(crate) fn writable(state: State, pack_bytes: u64) -> Result<Writer, State> {
             writer: Some(writer),
         } if end < pack_bytes => Ok(writer),
         other => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
+    use gemba_block::Block;
+    use gemba_testkit::disk::{Call, SimDisk};
+
+    use super::*;
+    use crate::format::BLOCK;
+    use crate::{Config, Store};
+
+    /// A group moved a tombstone and put its block. The disk was full, the put was refused, and the tombstone was told to be moved although
+    /// nothing of it had been written: compaction then removed the pack with the only one, and an older frame of the block lived again.
+    #[test]
+    fn a_tombstone_that_waited_for_a_put_is_not_moved_without_it() {
+        let sim = SimDisk::new(1);
+        let disk: Arc<dyn gemba_segment::Disk> = Arc::new(sim.clone());
+        let store = Store::open_on(disk, Path::new("/repo/blocks"), Config::default()).unwrap();
+        let world = store.world();
+        let mut log = Log {
+            writer: None,
+            last_number: 7,
+            pack_bytes: 1 << 20,
+            limits: Config::default().limits(),
+            ballast: Ballast::new(&sim, "/repo/blocks/test".into(), 100_000),
+            doubt: None,
+        };
+        let block = Block::raw("deleted, and put again").unwrap();
+        let other = Block::raw("deleted").unwrap();
+        let key = |block: &Block| block.cid().hash().to_bytes();
+        let frame = |kind, block: &Block, payload| Frame::new(kind, key(block), payload).unwrap();
+        let tombstone = |block: &Block| Moving {
+            fp: world.index.fingerprint(&key(block)),
+            frame: frame(TOMBSTONE, block, Bytes::new()),
+            from: None,
+        };
+        let put = Candidate {
+            fp: world.index.fingerprint(&key(&block)),
+            frame: frame(BLOCK, &block, block.data().clone()),
+        };
+        let ops = vec![
+            Op::Put(vec![put]),
+            Op::Move(vec![tombstone(&block)]),
+            Op::Move(vec![tombstone(&other)]),
+        ];
+        sim.fail(Call::WriteFull, 2, 1);
+        let (results, _) = log.flush(ops, world);
+        assert!(matches!(results[0], Err(StoreError::Full(_))));
+        assert!(matches!(results[1], Err(StoreError::Full(_))));
+        assert_eq!(results[2].as_ref().unwrap().done, 1);
     }
 }

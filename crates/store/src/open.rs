@@ -113,6 +113,7 @@ pub(crate) fn open(
         pack_bytes,
         limits: config.limits(),
         ballast: Ballast::new(disk.as_ref(), world.packs.layout().ballast(), ballast),
+        doubt: None,
     };
     let mut uses = Uses::open(&world.packs);
     world.index.set_now(uses.now());

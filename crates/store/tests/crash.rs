@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::lying::{Lie, Lying};
 use common::{Score, crash_everywhere, crash_workload};
 use gemba_segment::{Disk, DiskFile, LockError, LockGuard, Mode, RealDisk, Sharing};
+use gemba_testkit::disk::Call;
 use gemba_testkit::{rng, sim_scale};
 
 /// Rows S1 and S2: whatever a power cut leaves, at whatever call, the store opens, and all that was acknowledged is there.
@@ -79,6 +80,33 @@ fn planted_bugs_are_found() {
     }
 }
 
+/// Rows S2 and S5: a flush fails although all of it reached the disk, in some runs the pack cannot be cut after it either, and the power goes at
+/// any later call. 30,000 points in full.
+#[test]
+fn s2_s5_a_flush_that_fails_and_reached_the_disk_is_believed_by_nobody() {
+    let mut total = Score::default();
+    for (n, seed) in (0..).zip(rng::seeds(sim_scale(60))) {
+        let first = Arc::new(AtomicBool::new(true));
+        let score = crash_workload(seed, 40, 2, n % 3 == 0, move |sim| {
+            // Only in the run, not in the recoveries.
+            if first.swap(false, Ordering::SeqCst) {
+                for nth in [6, 17, 31] {
+                    sim.fail(Call::SyncLanded, nth + seed % 7, 1);
+                }
+                sim.fail(Call::SetLen, 4 + seed % 11, n % 2 * 12);
+            }
+            Arc::new(sim)
+        });
+        assert_eq!(score.broken, None, "seed {seed:#x}");
+        total.points += score.points;
+        total.faults.merge(&score.faults);
+    }
+    assert!(total.points >= sim_scale(30_000) as u64, "{total:?}");
+    total
+        .faults
+        .assert_fired(&["eio sync, bytes landed", "eio set_len"], 1);
+}
+
 /// Mistakes that show when packs are copied, punched and removed.
 #[test]
 fn planted_bugs_of_compaction_are_found() {
@@ -97,7 +125,7 @@ fn failing_flushes(seed: u64, lie: Option<Lie>) -> Score {
     crash_everywhere(seed, 12, 2, move |sim| {
         // Only in the run, not in the recoveries.
         if first.swap(false, Ordering::SeqCst) {
-            sim.fail(gemba_testkit::disk::Call::Sync, 5 + seed % 7, 1);
+            sim.fail(Call::Sync, 5 + seed % 7, 1);
         }
         match lie {
             Some(lie) => Arc::new(Lying { sim, lie }),

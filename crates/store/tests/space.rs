@@ -292,6 +292,7 @@ fn s5_compaction_survives_every_failing_call_at_every_index() {
         (Call::WriteFull, ENOSPC),
         (Call::WriteFull, EDQUOT),
         (Call::Sync, EIO),
+        (Call::SyncLanded, EIO),
         (Call::SyncDir, EIO),
         (Call::Create, ENOSPC),
         (Call::Create, EMFILE),

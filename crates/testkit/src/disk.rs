@@ -3,7 +3,7 @@
 //! The rules are the harshest that POSIX allows, not those of one file system: writes since the last sync survive sector by
 //! sector (512 bytes) and in any order; a file may have grown although its bytes are lost (they are zeros or old rubbish
 //! then); a name that was made, changed or removed survives only if its folder was synced; after a failed sync the bytes are
-//! still to be read, but no later sync writes them.
+//! still to be read, but no later sync writes them; or it failed after it wrote them all.
 //!
 //! [`SimDisk::observe`] is the crash harness: after every call that changes something it shows the disk as it is, and
 //! [`Moment::power_cut`] makes any number of disks that a power cut at that moment could leave behind.
@@ -71,6 +71,8 @@ pub enum Call {
     WriteShort,
     /// `sync_data`: EIO; what was written since the last sync is never written by a later one.
     Sync,
+    /// `sync_data`: EIO, although what was written since the last sync is durable.
+    SyncLanded,
     /// `sync_dir`: EIO.
     SyncDir,
     /// `open` with [`Mode::Create`] of a name that does not exist: ENOSPC.
@@ -611,6 +613,7 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         self.disk.change("sync_data", |world| {
             let refused = world.refuse(Call::Sync, "eio sync", EIO);
+            let landed = world.refuse(Call::SyncLanded, "eio sync, bytes landed", EIO);
             let file = &mut world.files[self.id];
             let pending = std::mem::take(&mut file.pending);
             // The kernel marks the pages clean: they are read, but never written again.
@@ -618,7 +621,7 @@ impl DiskFile for SimFile {
             for op in pending {
                 op.apply(&mut file.durable);
             }
-            Ok(())
+            landed
         })
     }
 

@@ -17,7 +17,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gemba_block::{Block, Cid};
+use gemba_block::{Block, Cid, MAX_BLOCK_BYTES};
 use libp2p_identity::PeerId;
 
 pub use client::{Answer, AskPolicy, AskTest, Asked, SessionOptions, WaitingFor, Why};
@@ -84,6 +84,11 @@ pub enum Input {
     },
     /// A message could not be decoded; its stream was reset.
     Malformed {
+        /// From whom.
+        peer: PeerId,
+    },
+    /// A message was not complete in time; its stream was reset.
+    TooSlow {
         /// From whom.
         peer: PeerId,
     },
@@ -330,6 +335,10 @@ impl Core {
                         .malformed(*key, now, &mut self.counters, &mut self.out);
                 }
             }
+            Input::TooSlow { peer } => {
+                self.counters.slow_messages += 1;
+                self.with_client(peer, |c, key| c.too_slow(key, now));
+            }
             Input::Progress { peer, at, bytes } => {
                 self.with_client(peer, |c, key| c.progress(key, at, bytes));
             }
@@ -506,6 +515,14 @@ impl Core {
         self.peers
             .get(peer)
             .is_some_and(|key| self.client.is_busy(*key) || self.server.is_busy(*key))
+    }
+
+    /// The most bytes that the blocks may have which the peer was asked for and is waited for. Presences that it owes do not count, nor
+    /// what is due to it: anybody can cause those.
+    #[must_use]
+    pub fn owed_bytes(&self, peer: &PeerId) -> usize {
+        let key = self.peers.get(peer);
+        key.map_or(0, |key| self.client.owed_blocks(*key) * MAX_BLOCK_BYTES)
     }
 
     /// The connected peers that belong to the same site.

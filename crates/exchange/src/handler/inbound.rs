@@ -28,12 +28,23 @@ pub(crate) struct Inbound<S> {
 }
 
 /// A slow peer must not hold a buffer for ever: a message must be complete after its [`patience`], and while others wait for
-/// memory it must come forward at each look.
+/// memory it must come forward at each look, and its connection at [`LEAST`].
 struct Watch {
     begun: Time,
-    /// Bytes that were there at the last look.
-    seen: usize,
+    last: Seen,
     look: Delay,
+}
+
+/// What there was at a look.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    at: Time,
+    /// Bytes of the message.
+    message: usize,
+    /// Bytes of all messages of the connection, since it began.
+    connection: u64,
+    /// Others wait for the memory.
+    contended: bool,
 }
 
 /// What all inbound streams of a connection share.
@@ -88,7 +99,7 @@ pub(crate) enum InboundError {
 }
 
 impl InboundError {
-    /// Whether the peer is to blame, and not the network.
+    /// Whether the peer said what nobody may say.
     pub(crate) fn is_malformed(&self) -> bool {
         matches!(self, Self::Decode(_))
     }
@@ -201,8 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                     if !self.shared.gate.is_open(cx) {
                         return Poll::Pending;
                     }
-                    let asked = self.shared.outbox.is_busy();
-                    let Some(share) = self.shared.budget.take(len, asked, cx) else {
+                    let Some(share) = self.shared.budget.take(len, cx) else {
                         return Poll::Pending;
                     };
                     self.state = State::Body {
@@ -228,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                         Poll::Ready(Ok(0)) => return Poll::Ready(Err(InboundError::Truncated)),
                         Poll::Ready(Ok(n)) => {
                             *have += n;
+                            share.arrived(n);
                             if *len >= PROGRESS_FROM {
                                 self.shared.outbox.read(self.shared.clock.now(), n);
                             }
@@ -236,10 +247,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                             return Poll::Ready(Err(InboundError::Io(error)));
                         }
                         Poll::Pending => {
-                            let now = self.shared.clock.now();
-                            let watch = self.watch.get_or_insert_with(|| Watch::new(now));
-                            let contended = share.is_contended();
-                            futures::ready!(watch.poll(*len, *have, contended, now, cx));
+                            let seen = Seen {
+                                at: self.shared.clock.now(),
+                                message: *have,
+                                connection: share.arrived_in_all(),
+                                contended: share.is_contended(),
+                            };
+                            let watch = self.watch.get_or_insert_with(|| Watch::new(seen));
+                            futures::ready!(watch.poll(*len, seen, cx));
                             return Poll::Ready(Err(InboundError::TooSlow));
                         }
                     }
@@ -294,33 +309,39 @@ const STEP: usize = 64 << 10;
 /// Time between two looks at an unfinished message.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Slowest connection that keeps memory for which others wait, in bytes a second: what the core waits for, too. It is the connection's,
+/// since a Kubo on a slow line sends eight messages at a time.
+const LEAST: u64 = 8 * 1024;
+
 impl Watch {
-    fn new(now: Time) -> Self {
+    fn new(now: Seen) -> Self {
         Self {
-            begun: now,
-            seen: 0,
+            begun: now.at,
+            // The first bytes of a message are progress, whenever they came.
+            last: Seen { message: 0, ..now },
             look: Delay::new(LOOK),
         }
     }
 
-    /// Ready when the message of `len` bytes, of which `have` are there, is to be given up.
-    fn poll(
-        &mut self,
-        len: usize,
-        have: usize,
-        contended: bool,
-        now: Time,
-        cx: &mut Context<'_>,
-    ) -> Poll<()> {
+    /// Ready when the message of `len` bytes is to be given up.
+    fn poll(&mut self, len: usize, now: Seen, cx: &mut Context<'_>) -> Poll<()> {
         while self.look.poll_unpin(cx).is_ready() {
-            let still = have == self.seen;
-            if now >= self.begun + patience(len) || (still && contended) {
+            if self.look(len, now) {
                 return Poll::Ready(());
             }
-            self.seen = have;
             self.look.reset(LOOK);
         }
         Poll::Pending
+    }
+
+    /// Whether the message is to be given up.
+    fn look(&mut self, len: usize, now: Seen) -> bool {
+        let last = std::mem::replace(&mut self.last, now);
+        let still = now.message == last.message;
+        let millis = now.at.saturating_sub(last.at).as_millis();
+        let came = u128::from(now.connection - last.connection);
+        let slow = came * 1000 < millis * u128::from(LEAST);
+        now.at >= self.begun + patience(len) || (now.contended && (still || slow))
     }
 }
 
@@ -394,7 +415,11 @@ mod tests {
 
     fn shared(limit: usize) -> Shared {
         Shared {
-            budget: Budget::new(limit, super::super::budget::Pool::new(1 << 30)),
+            budget: Budget::new(
+                limit,
+                super::super::budget::Pool::new(1 << 30),
+                Arc::default(),
+            ),
             gate: Arc::default(),
             outbox: Arc::default(),
             clock: Clock::start(),
@@ -453,12 +478,7 @@ mod tests {
             got[..],
             [Err(InboundError::Decode(DecodeError::TooLong(_)))]
         ));
-        assert!(
-            shared
-                .budget
-                .take(8 << 20, true, &waker_context())
-                .is_some()
-        );
+        assert!(shared.budget.take(8 << 20, &waker_context()).is_some());
     }
 
     #[test]
@@ -481,10 +501,7 @@ mod tests {
         assert_eq!(got.len(), 1, "nothing after the error is read");
         assert!(got[0].as_ref().is_err_and(InboundError::is_malformed));
         assert!(
-            shared
-                .budget
-                .take(8 << 20, true, &waker_context())
-                .is_some(),
+            shared.budget.take(8 << 20, &waker_context()).is_some(),
             "all memory came back"
         );
     }
@@ -575,6 +592,43 @@ mod tests {
         assert_eq!(patience(0), Duration::from_secs(10));
         assert_eq!(patience(500_000), Duration::from_secs(42));
         assert_eq!(patience(MAX_MESSAGE_BYTES), Duration::from_secs(120));
+    }
+
+    /// EX-23: four members that sent a byte in 1.5 s kept all receive memory for two minutes, and again.
+    #[test]
+    fn x1_a_trickle_keeps_no_memory_for_which_others_wait() {
+        let seen = |seconds: u64, message, contended| Seen {
+            at: Duration::from_secs(seconds),
+            message,
+            connection: 1_000_000 + message as u64,
+            contended,
+        };
+        let len = MAX_MESSAGE_BYTES;
+        let given_up_after = |rate: usize, contended| {
+            let mut watch = Watch::new(seen(0, 0, contended));
+            (2..300)
+                .step_by(2)
+                .find(|s| watch.look(len, seen(*s, rate * *s as usize, contended)))
+        };
+        assert_eq!(given_up_after(1, true), Some(2));
+        assert_eq!(given_up_after(8191, true), Some(2));
+        assert_eq!(given_up_after(8192, true), Some(120));
+        assert_eq!(given_up_after(1, false), Some(120));
+    }
+
+    /// Eight messages at a time on a line of 100 kbit/s are slow one by one, and no reason to give any of them up.
+    #[test]
+    fn a_slow_line_may_carry_several_messages() {
+        let at = |seconds, message, connection| Seen {
+            at: Duration::from_secs(seconds),
+            message,
+            connection,
+            contended: true,
+        };
+        let mut watch = Watch::new(at(0, 0, 0));
+        assert!(!watch.look(256 << 10, at(2, 3_000, 24_000)));
+        // What stands still is given up, whatever comes beside it.
+        assert!(watch.look(256 << 10, at(4, 3_000, 48_000)));
     }
 
     fn waker_context() -> Context<'static> {

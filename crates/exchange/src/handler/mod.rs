@@ -21,7 +21,7 @@ use libp2p_swarm::handler::{
 };
 use libp2p_swarm::{ConnectionId, Stream, StreamProtocol, StreamUpgradeError, SubstreamProtocol};
 
-pub(crate) use budget::{Budget, Pool};
+pub(crate) use budget::{Account, Budget, Pool};
 pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
 pub(crate) use shared::{Clock, Gate, Outbox};
@@ -76,6 +76,8 @@ pub enum Fact {
     Received(ReceivedMessage),
     #[doc(hidden)]
     Malformed(String),
+    #[doc(hidden)]
+    TooSlow,
     #[doc(hidden)]
     RequestSent { bytes: usize },
     #[doc(hidden)]
@@ -285,9 +287,10 @@ impl Handler {
             Ok(received) => Some(Fact::Received(ReceivedMessage(received))),
             Err(error) => {
                 tracing::debug!(%error, "inbound exchange stream reset");
-                Some(match error.is_malformed() {
-                    true => Fact::Malformed(error.to_string()),
-                    false => Fact::StreamFailed,
+                Some(match error {
+                    InboundError::TooSlow => Fact::TooSlow,
+                    error if error.is_malformed() => Fact::Malformed(error.to_string()),
+                    _ => Fact::StreamFailed,
                 })
             }
         }

@@ -38,6 +38,8 @@ over_each_transport! {
     async fn x8_a_node_that_does_not_serve_says_have_to_nobody;
     #[tokio::test]
     async fn x5_a_peer_that_does_not_read_holds_one_window_and_others_are_served;
+    #[tokio::test]
+    async fn x1_who_owes_nothing_fills_no_more_than_strangers_may;
 }
 
 /// A node under test on a task of its own, and a raw peer connected to it.
@@ -349,6 +351,45 @@ async fn x5_a_peer_that_does_not_read_holds_one_window_and_others_are_served(ove
         })
         .await;
     assert!(held <= 2 * 1024 * 1024, "{held} bytes");
+}
+
+/// EX-23: members asked for a block, so that the node owed them an answer, and announced messages that they never sent: that counted as if
+/// they had been asked for them, and took all the memory in which answers are received.
+async fn x1_who_owes_nothing_fills_no_more_than_strangers_may(over: Over) {
+    const MIB: usize = 1024 * 1024;
+    let [stored, wanted] = [blocks(10, 1, 1000), blocks(11, 1, MIB)];
+    let config = Config::default().with_receive_bytes(64 * MIB);
+    let mut rig = Rig::new(over, config, stored.clone(), V1_2).await;
+    rig.ask(|node| node.mute = true).await;
+    let mut request = rig.open(V1_2).await;
+    write(&mut request, &asking(&stored[0], WantKind::Block)).await;
+    rig.until(|c| c.loads == 1).await;
+    let mut announced = Vec::new();
+    for _ in 0..10 {
+        let mut stream = rig.open(V1_2).await;
+        let mut start = Vec::new();
+        prost::encoding::encode_varint(3 * MIB as u64, &mut start);
+        start.push(0);
+        write(&mut stream, &start).await;
+        announced.push(stream);
+    }
+    // What is written later on the same connection was read.
+    let before = rig.counters().await.messages_in;
+    write(&mut request, &asking(&stored[0], WantKind::Block)).await;
+    rig.until(|c| c.messages_in > before).await;
+    let holds = |node: &mut Node| node.exchange().receiving_bytes();
+    assert_eq!(rig.ask(holds).await, 6 * MIB);
+    // What the node asks for has room all the same.
+    let mut holder = Node::new(over, Config::default()).await;
+    holder.store(&wanted);
+    holder.swarm.dial(rig.address.clone()).unwrap();
+    let content = wanted.clone();
+    rig.ask(move |node| node.want(&content)).await;
+    run_until(&mut [&mut holder], |nodes| {
+        nodes[0].exchange().counters().blocks_out == 1
+    })
+    .await;
+    rig.until(|c| c.found == 1).await;
 }
 
 /// S4.34: a peer whose connection lives and whose end of our stream does not: it takes what we write and never acts upon it. Another stream is

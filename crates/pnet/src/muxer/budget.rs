@@ -33,7 +33,8 @@ struct Inner {
     limit: usize,
     used: AtomicUsize,
     streams: AtomicUsize,
-    /// Somebody waits.
+    /// Somebody waits. Set before `used` is looked at once more, and looked at after `used` was lowered: in one total order (`SeqCst`), or
+    /// each side could miss the other on a machine that lets a load pass a store.
     contended: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
 }
@@ -52,7 +53,7 @@ impl ReceiveBudget {
 
     /// Bytes received and not read at the moment.
     pub fn used(&self) -> usize {
-        self.0.used.load(Ordering::Acquire)
+        self.0.used.load(Ordering::SeqCst)
     }
 
     /// Streams open at the moment, on all connections.
@@ -78,15 +79,15 @@ impl ReceiveBudget {
     }
 
     pub(super) fn add(&self, bytes: usize) {
-        self.0.used.fetch_add(bytes, Ordering::AcqRel);
+        self.0.used.fetch_add(bytes, Ordering::SeqCst);
     }
 
     pub(super) fn give_back(&self, bytes: usize) {
-        self.0.used.fetch_sub(bytes, Ordering::AcqRel);
-        if self.0.contended.load(Ordering::Acquire) && !self.is_exceeded() {
+        self.0.used.fetch_sub(bytes, Ordering::SeqCst);
+        if self.0.contended.load(Ordering::SeqCst) && !self.is_exceeded() {
             let woken = {
                 let mut wakers = lock(&self.0.wakers);
-                self.0.contended.store(false, Ordering::Release);
+                self.0.contended.store(false, Ordering::SeqCst);
                 std::mem::take(&mut *wakers)
             };
             // Without the lock: the last waker of a task may end it, and with it a connection.
@@ -97,7 +98,7 @@ impl ReceiveBudget {
     /// To be woken when the limit is kept again. Look once more afterwards.
     pub(super) fn wait(&self, waker: &Waker) {
         let mut wakers = lock(&self.0.wakers);
-        self.0.contended.store(true, Ordering::Release);
+        self.0.contended.store(true, Ordering::SeqCst);
         if !wakers.iter().any(|w| w.will_wake(waker)) {
             wakers.push(waker.clone());
         }

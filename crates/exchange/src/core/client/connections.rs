@@ -104,6 +104,14 @@ impl Client {
         }
     }
 
+    /// It held memory for what it did not send: asked last, as one that stalled. What it owes is left to its own time-outs, since it may send
+    /// that again.
+    pub(in crate::core) fn too_slow(&mut self, key: PeerKey, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stalled(now);
+        }
+    }
+
     pub(in crate::core) fn request_sent(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.remote.written();

@@ -264,6 +264,10 @@ impl Client {
             .is_some_and(|p| p.blocks > 0 || p.haves > 0)
     }
 
+    pub(super) fn owed_blocks(&self, key: PeerKey) -> usize {
+        self.peers.get(&key).map_or(0, |p| p.blocks)
+    }
+
     pub(super) fn wants(&self) -> usize {
         self.wants.len()
     }
