@@ -626,7 +626,7 @@ fn s4_17_who_opens_a_stream_is_told_again_what_is_read_once_a_heartbeat() {
 }
 
 #[test]
-fn go_26_a_peer_that_says_nothing_is_connected_to_anew_once_in_ten_minutes() {
+fn go_27_a_peer_that_says_nothing_is_connected_to_anew_once_in_ten_minutes() {
     let mut b = bench();
     b.subscribe("t");
     let closes = |b: &mut Bench| std::mem::take(&mut b.closed).len();

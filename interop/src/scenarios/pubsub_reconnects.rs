@@ -1,9 +1,9 @@
 //! S4.20: gossip goes on however often a node connects anew with the same identity: a thousand times, and each time a message goes to Kubo and one
 //! comes back. Every tenth time it is a node that was started anew.
 //!
-//! A Kubo that finds the end of an earlier connection late forgets, for a moment, who reads what (GO-25), and what it publishes in that moment it sends to
+//! A Kubo that finds the end of an earlier connection late forgets, for a moment, who reads what (GO-26), and what it publishes in that moment it sends to
 //! nobody. So a round that has no answer after three seconds says its word again, and few may need that. And after five such moments it opens no stream
-//! at all until the connection is made anew, which gemba does by itself (GO-26).
+//! at all until the connection is made anew, which gemba does by itself (GO-27).
 
 use super::pubsub_both_ways::{TOPIC, multibase};
 use crate::failure::{Context, Outcome, ensure, fail};

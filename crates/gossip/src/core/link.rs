@@ -223,7 +223,7 @@ impl Core {
     }
 
     /// A peer that opens a stream may have forgotten what it was told on ours: a Kubo that finds the end of an earlier connection late takes it for that of
-    /// the present one, drops all that it knows of the peer, and opens a new stream (GO-25).
+    /// the present one, drops all that it knows of the peer, and opens a new stream (GO-26).
     pub(super) fn on_peer_opened(&mut self, key: PeerKey) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.link.heard = true;
@@ -234,7 +234,7 @@ impl Core {
     }
 
     /// Peers that take our stream and open none of their own are deaf to nothing and say nothing: a Kubo is so for as long as the connection stands when it
-    /// has taken five of them for gone in ten minutes (GO-26). A new connection ends it.
+    /// has taken five of them for gone in ten minutes (GO-27). A new connection ends it.
     pub(super) fn close_mute(&mut self) {
         let (now, patience) = (self.now, self.config.knobs.stall * 2);
         self.mute.retain(|_, until| *until > now);

@@ -130,7 +130,7 @@ pub enum Input {
         /// What was agreed on.
         version: Version,
     },
-    /// The peer opened a stream to us: it may be one that has forgotten us, see GO-25.
+    /// The peer opened a stream to us: it may be one that has forgotten us, see GO-26.
     PeerOpened {
         /// Who.
         peer: PeerId,

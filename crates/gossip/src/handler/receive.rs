@@ -230,7 +230,7 @@ mod tests {
     fn go_23_newcomers_take_half_and_leave_the_rest_to_those_who_finish() {
         let pool = Pool::new(8 * MIB);
         let mut places: Vec<_> = sources(200).into_iter().map(|s| pool.place(s)).collect();
-        let mut take = |proven, places: &mut [Place]| -> Vec<Share> {
+        let take = |proven, places: &mut [Place]| -> Vec<Share> {
             places
                 .iter_mut()
                 .filter_map(|place| place.take(MIB, proven, &cx()))

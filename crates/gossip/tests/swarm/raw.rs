@@ -31,7 +31,7 @@ over_each_transport! {
     #[tokio::test]
     async fn a_peer_that_begins_anew_is_heard;
     #[tokio::test]
-    async fn go_25_a_peer_that_opens_a_stream_late_is_told_again_what_is_read;
+    async fn go_26_a_peer_that_opens_a_stream_late_is_told_again_what_is_read;
     #[tokio::test]
     async fn g10_a_peer_that_does_not_read_holds_up_no_publisher;
 }
@@ -345,7 +345,7 @@ async fn s4_17_a_stream_that_is_reset_without_a_word_is_opened_again(over: Over)
 }
 
 /// As a Kubo that forgot, with the end of an earlier connection, what it was told on this one.
-async fn go_25_a_peer_that_opens_a_stream_late_is_told_again_what_is_read(over: Over) {
+async fn go_26_a_peer_that_opens_a_stream_late_is_told_again_what_is_read(over: Over) {
     let mut rig = Rig::new(over, Config::default(), &[topic("t")]).await;
     let (_, mut from_node) = rig.incoming.next().await.unwrap();
     let mut parser = Parser::new();
