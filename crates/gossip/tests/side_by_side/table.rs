@@ -15,7 +15,6 @@ pub enum Cause {
     CameBack,
     Stranger,
     SaidAgain,
-    BothWays,
     Greeting,
     NotRead,
     NotChecked,
@@ -134,20 +133,6 @@ pub fn causes() -> Vec<Row> {
             vec![
                 stock(4, B, Word::Graft(ALARMS)),
                 stock(4, B, Word::Mesh(ALARMS)),
-            ],
-        ),
-        row(
-            Cause::BothWays,
-            "§2: subscriptions of an RPC are taken in their order; the stock engine strikes out what contradicts itself. The GRAFT that is \
-             already said stays",
-            Script::new([
-                a([Subscribe(ALARMS), Unsubscribe(ALARMS)]),
-                b([Subscribe(ALARMS)]),
-                b([Unsubscribe(ALARMS), Subscribe(ALARMS)]),
-            ]),
-            vec![
-                ours(1, A, Word::Graft(ALARMS)),
-                ours(3, B, Word::Graft(ALARMS)),
             ],
         ),
         row(

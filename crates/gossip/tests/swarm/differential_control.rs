@@ -387,6 +387,20 @@ async fn s4_44_many_kinds_in_one_rpc_and_all_of_it_twice_alike() {
     assert_eq!(said(5, B, Word::Message(Id::Of(2))), None);
 }
 
+/// The last word counts, and the GRAFT that follows a subscription is sent once.
+#[tokio::test]
+async fn g6_subscriptions_that_contradict_each_other_in_one_rpc_alike() {
+    let script = Script::new([
+        a([Subscribe(ALARMS), Unsubscribe(ALARMS)]),
+        b([Subscribe(ALARMS)]),
+        b([Unsubscribe(ALARMS), Subscribe(ALARMS)]),
+    ]);
+    let (ours, stock) = (play::<Ours>(&script).await, play::<Stock>(&script).await);
+    assert_eq!(differences(&ours, &stock), []);
+    let said = |step: usize, peer| ours[step].get(&(peer, Word::Graft(ALARMS))).copied();
+    assert_eq!((said(1, A), said(2, B), said(3, B)), (None, Some(1), None));
+}
+
 /// Each row of the table: its script, and exactly what differs in it.
 #[tokio::test]
 async fn each_difference_that_is_explained_is_there_and_no_other() {
