@@ -521,6 +521,41 @@ fn memory_of_an_add_is_bounded_and_given_back() {
     });
 }
 
+/// Backpressure from end to end: a reader that is slower than the swarm and the disk, and stops now and then, has neither its own daemon nor the one
+/// that serves hold what it did not take yet.
+#[test]
+fn a_reader_slower_than_the_swarm_costs_neither_daemon_memory() {
+    const MIB: u64 = 1 << 20;
+    let swarm = Swarm::of(2);
+    let (a, b) = (swarm.node(0), swarm.node(1));
+    let content: Vec<u8> = (0..12).flat_map(|seed| noise(seed, 8 << 20)).collect();
+    let root = a.add(&a.write("big", &content), &[]);
+    let before = [a, b].map(|node| status(node)["rss_bytes"].as_u64().unwrap());
+
+    let mut stream = BufReader::new(open_request(b, "GET", &format!("/v1/cat?path={root}"), ""));
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    let mut taken = vec![0; 1 << 20];
+    let mut most = [0; 2];
+    for _ in 0..8 {
+        // A mebibyte, and then nothing for a while in which the swarm could bring all of it.
+        stream.read_exact(&mut taken).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        for (most, node) in most.iter_mut().zip([a, b]) {
+            *most = status(node)["rss_bytes"].as_u64().unwrap().max(*most);
+        }
+    }
+    for (before, most) in before.into_iter().zip(most) {
+        assert!(most < before + 40 * MIB, "{before}, then at most {most}");
+    }
+    // What it took is what is there.
+    let got = b.json(&["block", "stat", &root]);
+    assert_eq!(got["cid"], root.as_str());
+}
+
 /// What a command shows on a terminal that is its standard error.
 fn on_a_terminal(node: &Node, args: &[&str]) -> String {
     use rustix::pty;
