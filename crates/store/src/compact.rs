@@ -415,8 +415,12 @@ impl Compactor {
             .all
             .saturating_sub(world.packs.disk_bytes());
         let roll_from = store.config().effective_pack_bytes() / 16;
+        // A copy would stand behind the pack that was set aside: a block that is buried there would live again, and a tombstone would
+        // take a block that was put there later.
+        let aside = world.packs.last_aside();
         let sparsest = packs
             .iter()
+            .filter(|(number, _)| *number > aside)
             .filter(|(_, pack)| wants_copying(pack, aim, roll_from) && pack.live <= room)
             .min_by_key(|(_, pack)| pack.live * 1000 / pack.weight().max(1));
         sparsest.map(|(number, _)| (*number, Job::begin(*number, store)))

@@ -13,7 +13,7 @@ use crate::config::Limits;
 use crate::error::StoreError;
 use crate::format::{MAX_PACK_NUMBER, TOMBSTONE};
 use crate::guard::Guards;
-use crate::index::{AlreadyHashed, Deleting, Fingerprint, Index, Place, Reason, Renewed};
+use crate::index::{AlreadyHashed, Deleting, Fingerprint, Index, Located, Place, Reason, Renewed};
 use crate::packs::Packs;
 
 /// Frames after which a pack is sealed, however few bytes they have: what opening has to walk after a kill, where a footer
@@ -117,6 +117,19 @@ pub(crate) struct World {
     pub(crate) packs: Arc<Packs>,
     pub(crate) guards: Arc<Guards>,
     pub(crate) counters: Arc<Counters>,
+}
+
+impl World {
+    /// Whether a put may leave a block as it is; renews its guard. What stands before a pack that was set aside may be buried by it, and is
+    /// written again: it has to last also when that pack comes back.
+    pub(crate) fn is_there_for_good(&self, fp: Fingerprint) -> bool {
+        if self.index.renew(fp, &self.guards) != Renewed::Present {
+            return false;
+        }
+        let aside = self.packs.last_aside();
+        let stands_behind = |located: Located| located.place.pack() > aside;
+        aside == 0 || self.index.locate(fp).is_some_and(stands_behind)
+    }
 }
 
 impl Log {
@@ -515,7 +528,7 @@ impl Plan {
             }
             Some(false) => {}
             None => {
-                if world.index.renew(fp, &world.guards) == Renewed::Present {
+                if world.is_there_for_good(fp) {
                     outcome.idle += 1;
                     return false;
                 }
@@ -549,9 +562,14 @@ impl Plan {
             }
             Some(true) => 0,
             None => match world.index.begin_delete(fp, &world.guards, why) {
-                Deleting::Absent => {
+                Deleting::Absent if world.packs.last_aside() == 0 => {
                     outcome.idle += 1;
                     return false;
+                }
+                Deleting::Absent => {
+                    // It may stand in a pack that was set aside, and must not come back with it.
+                    outcome.idle += 1;
+                    return self.bury(fp, key, undo);
                 }
                 Deleting::Guarded => {
                     outcome.guarded += 1;
@@ -560,12 +578,19 @@ impl Plan {
                 Deleting::Begun(located) => u64::from(located.len),
             },
         };
+        if !self.bury(fp, key, undo) {
+            return false;
+        }
+        outcome.done += 1;
+        outcome.bytes += bytes;
+        true
+    }
+
+    fn bury(&mut self, fp: Fingerprint, key: Vec<u8>, undo: &mut Undo) -> bool {
         let Ok(frame) = Frame::new(TOMBSTONE, key, Bytes::new()) else {
             // A multihash is no longer than a tag.
             return false;
         };
-        outcome.done += 1;
-        outcome.bytes += bytes;
         undo.push((fp, self.fate.insert(fp, false)));
         self.push(fp, Change::Delete, frame);
         true

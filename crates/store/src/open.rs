@@ -315,8 +315,9 @@ fn set_aside(
 ) -> Vec<Seen> {
     tracing::error!(pack = number, %error, "the disk cannot read a pack; it is set aside");
     let (len, seen) = what_can_be_seen(world, number, &path);
-    world.packs.note(number, |pack| {
-        *pack = Pack {
+    world.packs.set_aside(
+        number,
+        Pack {
             len,
             live: len,
             blocks: len,
@@ -326,10 +327,9 @@ fn set_aside(
             sealed: true,
             strange: true,
             damaged: true,
-            aside: true,
             ..Pack::default()
-        };
-    });
+        },
+    );
     report.unreadable.push(UnreadablePack {
         pack: number,
         path,

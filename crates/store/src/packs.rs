@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gemba_segment::{Disk, Mode, Reader};
@@ -81,6 +81,7 @@ pub(crate) struct Packs {
     open: Mutex<OpenPacks>,
     open_limit: usize,
     opened: AtomicU64,
+    last_aside: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -105,6 +106,7 @@ impl Packs {
             open: Mutex::default(),
             open_limit,
             opened: AtomicU64::new(0),
+            last_aside: AtomicU32::new(0),
         }
     }
 
@@ -148,6 +150,23 @@ impl Packs {
 
     pub(crate) fn get(&self, number: u32) -> Option<Pack> {
         self.known().get(&number).cloned()
+    }
+
+    /// A pack that was begun is set aside.
+    pub(crate) fn set_aside(&self, number: u32, pack: Pack) {
+        self.last_aside.fetch_max(number, Ordering::Relaxed);
+        self.note(number, |known| {
+            *known = Pack {
+                aside: true,
+                ..pack
+            }
+        });
+    }
+
+    /// The largest number of a pack that was set aside; 0 if none was. What stands before it may have been deleted, or put again, by frames
+    /// that nobody can read now, and that count again when the pack comes back.
+    pub(crate) fn last_aside(&self) -> u32 {
+        self.last_aside.load(Ordering::Relaxed)
     }
 
     /// Whether a pack was set aside when the store was opened.

@@ -497,7 +497,7 @@ impl Store {
         let world = &self.inner.world;
         let key = block.cid().hash().to_bytes();
         let fp = world.index.fingerprint(&key);
-        if !seen.insert(fp) || world.index.renew(fp, &world.guards) == Renewed::Present {
+        if !seen.insert(fp) || world.is_there_for_good(fp) {
             return Ok(None);
         }
         // The checksum is computed here, outside of every lock.

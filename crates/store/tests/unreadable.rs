@@ -278,6 +278,75 @@ fn s3_a_pack_that_cannot_be_read_is_set_aside_and_left_as_it_is() {
     }
 }
 
+/// STO-27, rows S2 and S9: a pack that comes back takes nothing that was acknowledged while it was away, and brings nothing back that was deleted
+/// before or meanwhile. The pack is away because it cannot be read, or because its end could not be cut.
+#[test]
+fn s2_s9_a_pack_that_comes_back_changes_nothing_that_was_acknowledged_meanwhile() {
+    for unreadable in [true, false] {
+        let sim = SimDisk::new(5);
+        let blocks = filled(&sim);
+        let store = Store::open_on(Arc::new(sim.clone()), common::DIR, config()).unwrap();
+        let all = store.stat().packs as u32;
+        drop(store);
+        // The last pack holds one tombstone for each old block that is named here, and then new blocks.
+        let old = blocks_of(&sim, 2, &blocks);
+        let (again, gone) = old.split_at(old.len() / 2);
+        let cids = |blocks: &[&Block]| blocks.iter().map(|b| *b.cid()).collect::<Vec<_>>();
+        let store = Store::open_on(Arc::new(sim.clone()), common::DIR, config()).unwrap();
+        store.delete_many(&cids(&old)).unwrap();
+        let late: Vec<Block> = (0..4_u8)
+            .map(|n| Block::raw(vec![n; 900]).unwrap())
+            .collect();
+        store.put_many(&late).unwrap();
+        // A kill: what was extended ahead has to be cut.
+        let sim = sim.kill();
+        drop(store);
+        let last = (all..all + 2)
+            .rev()
+            .find(|number| sim.bytes(&pack(*number)).is_some())
+            .unwrap();
+        assert_eq!(blocks_of(&sim, last, &late).len(), late.len());
+        let disk: Arc<dyn Disk> = if unreadable {
+            Arc::new(BadSectors {
+                sim: sim.clone(),
+                path: pack(last),
+                bad: 32..64,
+            })
+        } else {
+            sim.fail(Call::SetLen, 1, 1);
+            Arc::new(sim.clone())
+        };
+        let store = Store::open_on(disk, common::DIR, config()).unwrap();
+        assert_eq!(store.open_report().unreadable[0].pack, last);
+        let put: Vec<Block> = again.iter().map(|block| (*block).clone()).collect();
+        assert_eq!(store.put_many(&put).unwrap().new, put.len() as u64);
+        // Once.
+        assert_eq!(store.put_many(&put).unwrap().new, 0);
+        store.delete_many(&cids(&[&late[0]])).unwrap();
+        // Of the others most are gone too: worth copying, were nothing away.
+        let more: Vec<Cid> = (3..last)
+            .flat_map(|number| blocks_of(&sim, number, &blocks).into_iter().skip(2))
+            .map(|block| *block.cid())
+            .collect();
+        store.delete_many(&more).unwrap();
+        compact(&store, Aim::default().below(90).with_damaged_packs());
+        let sim = sim.power_cut(&mut Rng::new(8));
+        drop(store);
+
+        let store = Store::open_on(Arc::new(sim), common::DIR, config()).unwrap();
+        assert!(store.open_report().unreadable.is_empty());
+        for block in again.iter().copied().chain(&late[1..]) {
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
+        let gone = cids(gone).into_iter().chain(more);
+        for cid in gone.chain([*late[0].cid()]) {
+            assert!(!store.has(&cid), "{unreadable}: {cid}");
+        }
+        // Nothing is away: the space comes back.
+        assert!(compact(&store, Aim::default().below(90)).removed > 0);
+    }
+}
+
 fn of(blocks: &[Block], cid: &Cid) -> Block {
     blocks
         .iter()

@@ -234,6 +234,9 @@ fn collect(store: &Store, rng: &mut Rng, model: &Arc<Mutex<Model>>) {
     for block in &victims {
         model.lock().unwrap().put.remove(block.cid());
     }
+    // A collection takes nothing out of a pack that was set aside.
+    let victims = victims.into_iter();
+    let victims: Vec<_> = victims.filter(|block| store.has(block.cid())).collect();
     let mut sweep = collection.sweep();
     for _ in 0..1 + rng.below(20) {
         match sweep.step(1 + rng.below(9) as usize) {
