@@ -115,6 +115,7 @@ impl Control {
 impl Received {
     /// Entries of the cache that wait for a verdict because of it. Whoever drops it answers for them: else they wait for their whole
     /// time-to-live, and nobody else can use their room.
+    #[cfg(feature = "swarm")]
     pub(crate) fn marks(&self) -> impl Iterator<Item = Mark> {
         let candidates = self.candidates.iter().map(|candidate| candidate.mark);
         candidates.chain(self.refused.iter().map(|(mark, _)| *mark))
