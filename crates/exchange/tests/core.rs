@@ -1193,6 +1193,41 @@ fn x5_peers_that_do_not_read_cannot_keep_others_from_being_served() {
     assert!(counters.given_up_peers > 0, "{counters:?}");
 }
 
+/// Threat X5: while peers that do not read fill what strangers may fill, each keeps few answers; who reads keeps all of its own, also those that come
+/// while a message is on its way to it. Those that were dropped it asked for again after two seconds, 64 blocks at a time.
+#[test]
+fn x5_peers_that_do_not_read_cost_a_reader_none_of_its_answers() {
+    let content = blocks(200, 200_000);
+    let mut bench = Bench::new(&Config::default());
+    let honest = bench.peer();
+    assert_eq!(bench.serve(honest, &content), content.len());
+    for _ in 0..200 {
+        let idle = bench.peer();
+        bench.ask_for(idle, &content);
+        bench.load_from(&content);
+    }
+    assert!(bench.core.load().served_bytes >= 16 << 20);
+    bench.ask_for(honest, &content[..1]);
+    bench.load_from(&content);
+    let on_its_way = bench.responses(honest);
+    let wants = content.iter().map(|b| asks(b.cid(), WantKind::Have, 1));
+    bench.receive(honest, wantlist(wants.collect()));
+    while let Some((id, cid, kind)) = bench.loads.pop() {
+        let size = content.iter().find(|b| *b.cid() == cid).unwrap().len();
+        assert_eq!(kind, LoadKind::Have);
+        bench.core.loaded(id, Loaded::Size(size as u64));
+        bench.drain();
+    }
+    for message in on_its_way {
+        bench.written(honest, &message);
+    }
+    let said = bench.responses(honest).into_iter();
+    let said: usize = said.map(|message| message.presences.len()).sum();
+    assert_eq!(said, content.len());
+    let counters = bench.core.counters();
+    assert_eq!(counters.dropped_presences, 0, "{counters:?}");
+}
+
 /// Threat X5: strangers share the lookup of a large block, of which nobody knows beforehand how large it is. They fill what strangers may
 /// fill all the same, and who is known to read is served as if they were not there.
 #[test]

@@ -538,9 +538,14 @@ impl Server {
     }
 
     fn say(&mut self, key: PeerKey, cid: Cid, presence: Presence, counters: &mut Counters) {
-        // Once those of whom it is not known that they read fill half of what all may fill, each keeps few.
-        let full = self.memory.strangers() + self.memory.stuck >= self.config.served_node_bytes / 2;
-        let most = match full {
+        // Once those of whom it is not known that they read fill half of what all may fill, each keeps few. Not so those who read: what they
+        // are not told they wait for until they ask again.
+        let standing = self.peers.get(&key).map(|peer| peer.flow.standing());
+        let filled = match standing {
+            Some(Standing::Reader) => self.memory.readers,
+            _ => self.memory.strangers() + self.memory.stuck,
+        };
+        let most = match filled >= self.config.served_node_bytes / 2 {
             true => LEAST_WANTS.min(self.config.served_wants),
             false => 2 * self.config.served_wants,
         };
