@@ -341,7 +341,7 @@ impl Order {
         let mut out = feeder.control.open_stream(self.peer, V1_2).await?;
         // More than are asked for, since Kubo drops what comes while its queue of 32 is full. Each author counts by ones.
         let enough = Arc::new(AtomicBool::new(false));
-        let (most, over) = (4 * self.count, enough.clone());
+        let (most, over) = (16 * self.count, enough.clone());
         let feed = async move {
             for begin in (0..most).step_by(25) {
                 if over.load(Ordering::Relaxed) {
@@ -362,7 +362,7 @@ impl Order {
         };
         let feeding = tokio::spawn(feed);
         let mut came = BTreeSet::new();
-        let end = tokio::time::sleep(SOON);
+        let end = tokio::time::sleep(3 * SOON);
         tokio::pin!(end);
         while came.len() < self.count {
             tokio::select! {

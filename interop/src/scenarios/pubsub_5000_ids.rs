@@ -12,12 +12,12 @@ use std::time::Duration;
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "pubsub_5000_ids",
     about: "pubsub with a real Kubo: 5,000 messages by IHAVE and IWANT from Kubo, and 5,000 ids in one IHAVE to Kubo",
-    limit: Duration::from_secs(150),
+    limit: Duration::from_secs(240),
     play,
 };
 
 const COUNT: usize = 5000;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 fn play(stage: &Stage) -> Outcome<String> {
     let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
