@@ -67,6 +67,16 @@ impl Stage {
         self.kubo_with(name, &kubo::Options::new(&key()))
     }
 
+    /// A running Kubo with pubsub.
+    pub(crate) fn kubo_with_pubsub(&self) -> Outcome<Kubo> {
+        let options = kubo::Options::new(&key());
+        let mut kubo = Kubo::init(&self.kubo, &self.dir, "kubo", &options)?;
+        kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
+        self.step("starting kubo with pubsub");
+        kubo.up()?;
+        Ok(kubo)
+    }
+
     pub(crate) fn kubo_with(&self, name: &str, options: &kubo::Options) -> Outcome<Kubo> {
         self.step(&format!("starting {name}"));
         Kubo::start(&self.kubo, &self.dir, name, options)

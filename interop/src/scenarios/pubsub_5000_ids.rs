@@ -3,8 +3,7 @@
 
 use super::pubsub_both_ways::{TOPIC, multibase};
 use crate::failure::{Outcome, ensure};
-use crate::rig::kubo::{self, Kubo};
-use crate::scenario::{Scenario, Stage, key};
+use crate::scenario::{Scenario, Stage};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -20,10 +19,7 @@ const COUNT: usize = 5000;
 const LIMIT: Duration = Duration::from_secs(90);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
-    stage.step("starting kubo with pubsub");
-    kubo.up()?;
+    let kubo = stage.kubo_with_pubsub()?;
     let address = kubo.address()?;
     // Reads the topic, so that Kubo keeps what comes; its messages are not looked at.
     let body = kubo.rpc_stream("pubsub/sub", &[&multibase(TOPIC)])?;

@@ -4,7 +4,7 @@
 
 use crate::failure::{Context, Outcome, ensure};
 use crate::rig::gemba::{self, Gemba};
-use crate::rig::kubo::{self, Kubo};
+use crate::rig::kubo::Kubo;
 use crate::rig::process::{command, run};
 use crate::rig::until;
 use crate::scenario::{Scenario, Stage, key};
@@ -28,10 +28,7 @@ const COUNT: usize = 30;
 const SOON: Duration = Duration::from_secs(20);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
-    stage.step("starting kubo with pubsub");
-    kubo.up()?;
+    let mut kubo = stage.kubo_with_pubsub()?;
     kubo.keep_port()?;
     let mut gemba = stage.gemba_with(
         "gemba",

@@ -4,7 +4,6 @@
 use super::pubsub_both_ways::{TOPIC, multibase, until_kubo_knows};
 use crate::failure::{Context, Outcome, ensure};
 use crate::rig::gemba::{self, Gemba};
-use crate::rig::kubo::{self, Kubo};
 use crate::rig::until;
 use crate::scenario::{Scenario, Stage, key};
 use serde_json::Value;
@@ -27,10 +26,7 @@ const BURST: usize = 200;
 const SOON: Duration = Duration::from_secs(20);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
-    stage.step("starting kubo with pubsub");
-    kubo.up()?;
+    let kubo = stage.kubo_with_pubsub()?;
     let options = gemba::Options {
         bootstrap: vec![kubo.address()?],
         ..gemba::Options::new(&key())

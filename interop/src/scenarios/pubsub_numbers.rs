@@ -4,8 +4,7 @@
 use super::pubsub_both_ways::{TOPIC, multibase};
 use super::pubsub_limits::until_reading;
 use crate::failure::{Context, Outcome, ensure};
-use crate::rig::kubo::{self, Kubo};
-use crate::scenario::{Scenario, Stage, key};
+use crate::scenario::{Scenario, Stage};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -20,10 +19,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
 const SOON: Duration = Duration::from_secs(20);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
-    stage.step("starting kubo with pubsub");
-    kubo.up()?;
+    let kubo = stage.kubo_with_pubsub()?;
     let body = kubo.rpc_stream("pubsub/sub", &[&multibase(TOPIC)])?;
     let mut lines = BufReader::new(body).lines();
     stage.step("numbers to Kubo");

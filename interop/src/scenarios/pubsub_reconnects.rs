@@ -7,8 +7,8 @@
 
 use super::pubsub_both_ways::{TOPIC, multibase};
 use crate::failure::{Context, Outcome, ensure, fail};
-use crate::rig::kubo::{self, Kubo};
-use crate::scenario::{Scenario, Stage, key};
+use crate::rig::kubo::Kubo;
+use crate::scenario::{Scenario, Stage};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -25,10 +25,7 @@ const LIMIT: Duration = Duration::from_secs(280);
 const SOON: Duration = Duration::from_secs(20);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Pubsub.Enabled", "true"])?;
-    stage.step("starting kubo with pubsub");
-    kubo.up()?;
+    let kubo = stage.kubo_with_pubsub()?;
     let body = kubo.rpc_stream("pubsub/sub", &[&multibase(TOPIC)])?;
     stage.step("reconnecting");
     let address = kubo.address()?;

@@ -233,7 +233,7 @@ impl Core {
         }
     }
 
-    /// Peers that take our stream and open none of their own are deaf to nothing and say nothing: a Kubo is so for as long as the connection stands when it
+    /// Closes connections to peers that take our stream and open none of their own, so that nothing of theirs comes: a Kubo is so for as long as the connection stands when it
     /// has taken five of them for gone in ten minutes (GO-27). A new connection ends it.
     pub(super) fn close_mute(&mut self) {
         let (now, patience) = (self.now, self.config.knobs.stall * 2);
