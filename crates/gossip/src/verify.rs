@@ -130,7 +130,9 @@ struct Worker {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(Option<u64>, Work)>,
+    /// Threads that wait for work, and how many of them were called and have not come yet.
     idle: usize,
+    called: usize,
     closed: bool,
 }
 
@@ -177,14 +179,14 @@ impl Pool {
     fn enqueue(&mut self, turn: Option<u64>, work: Work) {
         let mut queue = lock(&self.shared.queue);
         queue.jobs.push_back((turn, work));
-        let idle = queue.idle;
-        let short = idle < queue.jobs.len().div_ceil(BATCH);
+        let short = queue.idle < queue.jobs.len().div_ceil(BATCH);
+        let call = queue.needs_another(turn.is_none());
+        queue.called += usize::from(call);
         drop(queue);
         if short && self.threads < self.most {
             self.start();
         }
-        // A word to nobody is a system call all the same.
-        if idle > 0 {
+        if call {
             self.shared.work.notify_one();
         }
     }
@@ -333,6 +335,7 @@ impl Shared {
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
+            queue.called = queue.called.saturating_sub(1);
         }
     }
 
@@ -350,6 +353,14 @@ impl Shared {
         if wake {
             self.waker.wake();
         }
+    }
+}
+
+impl Queue {
+    /// Whether one more thread is to be called. A call is a system call, whether one sleeps or not; and a thread that finds eight checks does them
+    /// for less than two that find four. Judgements may block, so each has a thread if there is one.
+    fn needs_another(&self, judgement: bool) -> bool {
+        self.called < self.idle && (judgement || self.called * BATCH < self.jobs.len())
     }
 }
 
@@ -509,6 +520,28 @@ mod tests {
             assert_eq!(found, wanted);
         }
         assert!((10..35).contains(&with_table), "{with_table}");
+    }
+
+    /// Of a burst each check called a thread: 64 system calls for the work of eight.
+    #[test]
+    fn a_burst_calls_a_thread_for_each_eight_checks() {
+        let mut queue = Queue {
+            idle: 4,
+            ..Queue::default()
+        };
+        let mut calls = Vec::new();
+        for n in 0..40 {
+            let work = Work::Sign(PublishId(n), some_job(), None);
+            queue.jobs.push_back((Some(n), work));
+            if queue.needs_another(false) {
+                queue.called += 1;
+                calls.push(n);
+            }
+        }
+        assert_eq!(calls, [0, 8, 16, 24], "the fifth would sleep on");
+        queue.called = 1;
+        queue.jobs.truncate(2);
+        assert!(!queue.needs_another(false) && queue.needs_another(true));
     }
 
     #[test]

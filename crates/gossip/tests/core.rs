@@ -465,11 +465,19 @@ fn g11_somebody_who_uses_our_key_is_told_of() {
     assert_eq!(b.deliveries().len(), 0);
     b.publish("t", "next", Mode::Try).unwrap();
     let last = b.published.values().last().unwrap().as_ref().unwrap();
+    // Ours go on behind it, so that Kubo hears us; and what Kubo took for old is said again.
+    assert_eq!(last.seqno, Some(number + 12));
+    let heard = b.heard(a);
+    assert_eq!(heard.data(), ["mine", "mine", "next"]);
+    assert_eq!(heard.messages[1].seqno(), Some(number + 11));
+    // Once, whoever goes on.
+    b.send(a, &signed(b.me, number + 50, "t", b"theirs", GOOD));
+    assert_eq!(b.heard(a).messages.len(), 0);
     assert_eq!(
-        last.seqno,
-        Some(number + 11),
-        "ours go on behind it, so that Kubo hears us"
+        (b.core.counters().said_again, b.core.counters().clones),
+        (1, 2)
     );
+    assert_eq!(b.published.len(), 2, "it is told of once");
 }
 
 // --- policies

@@ -248,7 +248,7 @@ fn g3_who_floods_pushes_out_its_own_and_nobody_elses() {
     }
     assert_eq!(seen.len(), 1 << 12);
     let now = secs(102);
-    let known = (0..800)
+    let known = (0..800_u64)
         .filter(|n| seen.knows(&n.to_be_bytes(), now))
         .count();
     assert_eq!(known, 800);
@@ -257,8 +257,8 @@ fn g3_who_floods_pushes_out_its_own_and_nobody_elses() {
         Sight::Known(State::Accepted)
     );
     // Of its own the younger ones are those that are left, all but a few.
-    let kept = (0..100_000).filter(|n| seen.knows(&(1_000_000 + n).to_be_bytes(), now));
-    let late = kept.filter(|n| *n > 90_000_u64).count();
+    let kept = (0..100_000_u64).filter(|n| seen.knows(&(1_000_000 + n).to_be_bytes(), now));
+    let late = kept.filter(|n| *n > 90_000).count();
     assert!(late > 2900, "{late}");
     // Another flood beside it has to share with it, not with the others.
     let other = seen.join(peer_id(101));
@@ -267,7 +267,7 @@ fn g3_who_floods_pushes_out_its_own_and_nobody_elses() {
         accept(&mut seen, 3_000_000 + n, flood, secs(103) + millis(n));
     }
     let now = secs(113);
-    let known = (0..800)
+    let known = (0..800_u64)
         .filter(|n| seen.knows(&n.to_be_bytes(), now))
         .count();
     assert_eq!(known, 800);

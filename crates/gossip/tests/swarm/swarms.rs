@@ -78,6 +78,8 @@ async fn g8_s0_31_a_line_of_which_only_the_ends_read_delivers_everything(over: O
         for between in &all[1..len - 1] {
             assert_eq!(between.got.len(), 0);
             assert_eq!(between.gossip().counters().relayed, 2 * EACH as u64);
+            let tables = between.gossip().tables();
+            assert!(tables > 100_000, "two authors write much: {tables} bytes");
         }
     }
 }
