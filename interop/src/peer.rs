@@ -98,6 +98,7 @@ impl Order {
             "numbers" => self.numbers().await,
             "offer-raw" => self.offer_raw().await,
             "ask" => self.ask().await,
+            "offer" => self.offer().await,
             "reconnect" => self.reconnect().await,
             "put-records" => self.put_records().await,
             other => Err(format!("no such verb: {other}").into()),
@@ -227,11 +228,16 @@ impl Order {
 
     /// A peer without gossip of its own: streams of bytes.
     async fn raw(&self, keypair: &Keypair) -> Outcome<Raw> {
+        self.raw_to(self.to.clone(), keypair).await
+    }
+
+    /// The same, connected to another.
+    async fn raw_to(&self, to: Multiaddr, keypair: &Keypair) -> Outcome<Raw> {
         let streams = libp2p_stream::Behaviour::new();
         let control = streams.new_control();
         let incoming = streams.new_control().accept(V1_2)?;
         let mut swarm = self.swarm(keypair, streams)?;
-        swarm.dial(self.to.clone())?;
+        swarm.dial(to)?;
         loop {
             match swarm.select_next_some().await {
                 SwarmEvent::ConnectionEstablished { .. } => break,
@@ -314,6 +320,68 @@ impl Order {
         Ok(
             json!({ "ihave_bytes": bytes, "asked": asked.len(), "largest_iwant": largest, "sent": sent }),
         )
+    }
+
+    /// A node of gemba's gossip hears `count` messages, and meets the other side only then: it tells of all of them, and gives what it is asked for.
+    async fn offer(&self) -> Outcome<Value> {
+        // All is kept until the other side has asked.
+        let config = Config::builder().history_length(60).build()?;
+        let (mut ours, _messages) = self.gossip(&Keypair::generate_ed25519(), config)?;
+        let id = *ours.local_peer_id();
+        ours.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
+        let address = loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = ours.select_next_some().await {
+                break address;
+            }
+        };
+        let feeder = Keypair::generate_ed25519();
+        let met = drive(&mut ours, |gossip| !gossip.peers().is_empty());
+        let (met, feeder) = tokio::join!(met, self.raw_to(address, &feeder));
+        met?;
+        let mut feeder = feeder?;
+        let (count, topic) = (self.count, self.topic.clone());
+        let feed = tokio::spawn(async move {
+            let mut out = feeder
+                .control
+                .open_stream(id, V1_2)
+                .await
+                .map_err(std::io::Error::other)?;
+            let authors: Vec<_> = (0..250).map(|_| Keypair::generate_ed25519()).collect();
+            for n in 0..count {
+                let author = &authors[n % authors.len()];
+                let number = (1 << 60) + (n / authors.len()) as u64;
+                let data = format!("kept {n}");
+                let rpc = signed(author, number, topic.as_str(), data.as_bytes());
+                out.write_all(&framed(&rpc)).await?;
+                if n % 25 == 24 {
+                    out.flush().await?;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            out.flush().await?;
+            Ok::<_, std::io::Error>((feeder, out))
+        });
+        drive(&mut ours, |gossip| {
+            gossip.counters().delivered >= count as u64
+        })
+        .await?;
+        let _open = feed.await??;
+        ours.dial(self.to.clone())?;
+        let served = drive(&mut ours, |gossip| {
+            gossip.counters().iwant_served >= count as u64
+        });
+        let served = tokio::time::timeout(SOON, served).await.is_ok();
+        // On its way is not there.
+        let rest = tokio::time::sleep(Duration::from_secs(2));
+        tokio::pin!(rest);
+        loop {
+            tokio::select! {
+                _ = ours.select_next_some() => {}
+                () = &mut rest => break,
+            }
+        }
+        let counters = ours.behaviour().inner.counters();
+        Ok(json!({ "all_served": served, "counters": told(&counters) }))
     }
 
     /// Has the other side advertise `count` messages, and asks for all of them with gemba's own engine. A second peer, which takes nothing,

@@ -434,6 +434,12 @@ impl Behaviour {
         self.receive.used()
     }
 
+    /// Bytes of the tables by which the signatures of those who write much are checked, at most 2.5 MiB.
+    #[must_use]
+    pub fn tables(&self) -> usize {
+        self.pool.tables()
+    }
+
     /// Time since start, the scale of all reports.
     #[must_use]
     pub fn now(&self) -> Time {
@@ -620,16 +626,7 @@ impl Behaviour {
                 message,
                 deadline,
             } => return self.on_validate(ticket, message, deadline),
-            Output::Sign { publish, job } => match self.key.clone() {
-                Some(key) => self.pool.push_in_order(Box::new(move || {
-                    let result = job.run(&key);
-                    Done::Fact(Input::Signed { publish, result })
-                })),
-                None => {
-                    let result = Err(PublishError::NoKey);
-                    self.handle(Input::Signed { publish, result });
-                }
-            },
+            Output::Sign { publish, job } => self.pool.sign(publish, job, self.key.clone()),
             Output::Reserve { upto } => self.use_sequence(move |store| {
                 let reserved = store.reserve(upto);
                 reserved.map(|()| Input::SequenceReserved { upto })

@@ -391,8 +391,8 @@ impl Script {
             crate::wire::unsigned(&data, topic.as_str())
         } else {
             let author = Author::keyless(author);
-            let job = crate::wire::SignJob::new(&author, self.number, &data, topic.as_str());
-            job.attach(&[signature; 64])
+            let signature = [signature; 64];
+            crate::wire::signed(&author, self.number, &data, topic.as_str(), &signature)
         };
         if let Ok(message) = message {
             let field = message.field().clone();

@@ -23,6 +23,27 @@ impl BuildHasher for Keyed {
     }
 }
 
+#[cfg(feature = "sim")]
+thread_local! {
+    static HASHED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Notes bytes of a payload that are hashed, for the test that asks where.
+#[inline]
+pub(crate) fn note(bytes: usize) {
+    #[cfg(feature = "sim")]
+    HASHED.set(HASHED.get() + bytes);
+    #[cfg(not(feature = "sim"))]
+    let _ = bytes;
+}
+
+/// Bytes that this thread hashed so far.
+#[cfg(feature = "sim")]
+#[must_use]
+pub fn hashed() -> usize {
+    HASHED.get()
+}
+
 /// A seeded generator for choices that need no secrecy (splitmix64).
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);

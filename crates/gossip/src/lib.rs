@@ -126,6 +126,9 @@ pub use error::{ConfigError, PublishError, SubscribeError, TopicError, WaitCause
 #[cfg(feature = "swarm")]
 #[doc(hidden)]
 pub use handler::HandClock;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use hash::hashed;
 pub use message::{MAX_TOPIC_BYTES, Message, MessageId, OWN_PREFIX, RawMessage, Topic};
 pub use metrics::Counters;
 pub use seen::{

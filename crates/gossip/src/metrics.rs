@@ -144,4 +144,6 @@ counters! {
     probes_answered,
     /// Times that somebody else was heard to use our key.
     clones,
+    /// Own messages said again because their numbers had been used before.
+    said_again,
 }

@@ -4,9 +4,10 @@
 //! enters with *accepted* only, so that forged bytes never silence a real message. Every further copy of the same bytes is recognised
 //! before it is parsed, counted, and makes the entry young again: what still goes round is not forgotten.
 //!
-//! It is bounded in entries and so in bytes. When it is full the entry with the least time left goes; if that one is younger than a
-//! message may be held anywhere ([`SeenConfig::hold`]), new messages of sources above their fair share are refused instead, since what is
-//! forgotten too early goes round again.
+//! It is bounded in entries and so in bytes. When it is full the entry with the least time left goes, but no source loses one while another
+//! has more than twice as many: who floods pushes out its own. If what would go is younger than a message may be held anywhere
+//! ([`SeenConfig::hold`]), new messages of sources above their fair share are refused instead, since what is forgotten too early goes
+//! round again.
 //!
 //! It is shared: a driver keeps it behind a lock and looks up on the task of each connection. It has no clock; `now` comes in.
 
@@ -18,7 +19,7 @@ use siphasher::sip::SipHasher13;
 use siphasher::sip128::SipHasher13 as SipHasher128;
 
 use crate::Time;
-use crate::hash::Keyed;
+use crate::hash::{Dice, Keyed};
 
 /// Shortest and longest time-to-live.
 pub const MIN_TTL: Duration = Duration::from_secs(1);
@@ -84,6 +85,7 @@ impl Digester {
     /// Of the bytes of a message.
     #[must_use]
     pub fn digest(&self, bytes: &[u8]) -> Digest {
+        crate::hash::note(bytes.len());
         let hash = SipHasher128::new_with_keys(self.bytes.0, self.bytes.1).hash(bytes);
         Digest(hash.h1, hash.h2)
     }
@@ -199,6 +201,8 @@ pub struct SeenCounters {
 }
 
 const NONE: u32 = u32::MAX;
+/// Entries that are looked at for one of a source that has many: whoever has half of the cache is missed by one search of 65,536.
+const LOOKS: usize = 16;
 
 /// 40 bytes.
 struct Entry {
@@ -248,8 +252,12 @@ pub struct Seen {
     slots: Vec<Option<Slot>>,
     free_slots: Vec<u16>,
     by_peer: HashMap<PeerId, Source, Keyed>,
+    /// Entries of [`Source::LOCAL`].
+    local: u32,
     /// Sources with entries.
     active: usize,
+    /// Where in the slab it is looked for somebody's entry.
+    dice: Dice,
     counters: SeenCounters,
     pressure: Pressure,
     /// A bug for the simulator to find: copies do not make an entry young again.
@@ -282,7 +290,9 @@ impl Seen {
             slots: vec![None],
             free_slots: Vec::new(),
             by_peer: HashMap::with_hasher(keyed),
+            local: 0,
             active: 0,
+            dice: Dice::new(digester.id.1),
             counters: SeenCounters::default(),
             pressure: Pressure::default(),
             #[cfg(feature = "sim")]
@@ -471,12 +481,6 @@ impl Seen {
             self.name(at, self.digester.id(id));
         }
         senders
-    }
-
-    /// Enters a message of one's own as accepted.
-    pub fn enter(&mut self, bytes: &[u8], id: &[u8], class: Class, now: Time) {
-        let mark = Mark(self.digester.digest(bytes));
-        self.settle(mark, State::Accepted, Some(id), class, now);
     }
 
     /// Takes a pending entry back: the next copy is new again.
@@ -677,19 +681,10 @@ impl Seen {
         if self.len < self.config.entries {
             return true;
         }
-        let left = |list: &&List| {
-            let age = now.wrapping_sub(self.slab[list.head as usize].last);
-            list.ttl.saturating_sub(age)
-        };
-        let Some(victim) = self
-            .lists
-            .iter()
-            .filter(|list| list.head != NONE)
-            .min_by_key(left)
-            .map(|list| list.head)
-        else {
+        let Some(oldest) = self.least_left(now) else {
             return true;
         };
+        let victim = self.victim(oldest, now);
         let age = now.wrapping_sub(self.slab[victim as usize].last);
         let age = Duration::from_millis(u64::from(age));
         let first = self.pressure == Pressure::default();
@@ -708,7 +703,39 @@ impl Seen {
         true
     }
 
+    /// The entry with the least time left.
+    fn least_left(&self, now: u32) -> Option<u32> {
+        let left = |list: &&List| {
+            let age = now.wrapping_sub(self.slab[list.head as usize].last);
+            list.ttl.saturating_sub(age)
+        };
+        let heads = self.lists.iter().filter(|list| list.head != NONE);
+        heads.min_by_key(left).map(|list| list.head)
+    }
+
+    /// Who goes in a full cache: the oldest, unless another source has more than twice as many entries as its source. Then it is the oldest of
+    /// some that are looked at, of the source with most.
+    fn victim(&mut self, oldest: u32, now: u32) -> u32 {
+        let of_oldest = self.entries_of(self.slab[oldest as usize].source);
+        if of_oldest > self.len / 3 {
+            return oldest;
+        }
+        let (mut victim, mut most) = (oldest, (2 * of_oldest, u32::MAX));
+        for _ in 0..LOOKS {
+            let at = self.dice.below(self.slab.len());
+            let entry = &self.slab[at];
+            let found = (self.entries_of(entry.source), now.wrapping_sub(entry.last));
+            if found > most {
+                (victim, most) = (at as u32, found);
+            }
+        }
+        victim
+    }
+
     fn entries_of(&self, source: Source) -> usize {
+        if source == Source::LOCAL {
+            return self.local as usize;
+        }
         self.slots
             .get(usize::from(source.0))
             .and_then(Option::as_ref)
@@ -777,12 +804,14 @@ impl Seen {
     }
 
     fn count_entries(&mut self, source: Source, change: i32) {
-        let Some(slot) = self.slot(source) else {
-            return;
+        let entries = match self.slot(source) {
+            Some(slot) => &mut slot.entries,
+            None => &mut self.local,
         };
-        let before = slot.entries;
-        slot.entries = before.saturating_add_signed(change);
-        match (before, slot.entries) {
+        let before = *entries;
+        *entries = before.saturating_add_signed(change);
+        let after = *entries;
+        match (before, after) {
             (0, 1..) => self.active += 1,
             (1.., 0) => {
                 self.active -= 1;

@@ -14,10 +14,13 @@ use std::thread;
 
 use futures::task::AtomicWaker;
 
-use crate::core::{Input, Ticket};
+use libp2p_identity::Keypair;
+
+use crate::core::{Input, PublishId, Ticket};
+use crate::error::PublishError;
 use crate::handler::lock;
 use crate::sequence::{AuthorNumber, ReplayStore, SequenceStore};
-use crate::wire::{Keys, VerifyJob, VerifyOutcome};
+use crate::wire::{Keys, Open, SignJob, Tables, VerifyJob, VerifyOutcome};
 
 /// Threads and what they share.
 pub(crate) struct Pool {
@@ -37,36 +40,53 @@ pub(crate) type Job = Box<dyn FnOnce() -> Done + Send>;
 enum Work {
     /// By far the most frequent.
     Check(Ticket, VerifyJob),
+    Sign(PublishId, SignJob, Option<Arc<Keypair>>),
     Other(Job),
 }
+
+/// A result, and whose turn it has.
+type Outcome = (Option<u64>, Option<Done>);
 
 impl Work {
     fn run(self, keys: &mut Keys) -> Done {
         match self {
-            Self::Check(ticket, job) => {
-                let outcome = job.run_with(keys);
-                Done::Fact(Input::Verified { ticket, outcome })
+            Self::Check(ticket, job) => verified(ticket, job.run_with(keys)),
+            Self::Sign(publish, job, key) => {
+                let result = match &key {
+                    Some(key) => job.run(key),
+                    None => job.run_keyless(),
+                };
+                Done::Fact(Input::Signed { publish, result })
             }
             Self::Other(job) => job(),
         }
     }
 
-    /// Runs it. A check that panics found nothing out: the core, which lets out so many at a time, waits for its word. A validator that panics
-    /// has no opinion, its message ends at its deadline.
-    fn attempt(self, keys: &mut Keys) -> Option<Done> {
-        let ticket = match &self {
-            Self::Check(ticket, _) => Some(*ticket),
+    /// What the core is told if it panics: it waits for a word, and counts what it let out. A check found nothing out, a signature failed. A
+    /// validator that panics has no opinion, its message ends at its deadline.
+    fn lost(&self) -> Option<Done> {
+        match self {
+            Self::Check(ticket, _) => Some(verified(*ticket, VerifyOutcome::Unknown)),
+            Self::Sign(publish, ..) => Some(Done::Fact(Input::Signed {
+                publish: *publish,
+                result: Err(PublishError::Signing("the worker panicked".into())),
+            })),
             Self::Other(_) => None,
-        };
-        result_or_unknown(ticket, || self.run(keys))
+        }
+    }
+
+    fn attempt(self, keys: &mut Keys) -> Option<Done> {
+        let lost = self.lost();
+        run_or(lost, || self.run(keys))
     }
 }
 
-fn result_or_unknown(check: Option<Ticket>, run: impl FnOnce() -> Done) -> Option<Done> {
-    catch_unwind(AssertUnwindSafe(run)).ok().or_else(|| {
-        let outcome = VerifyOutcome::Unknown;
-        check.map(|ticket| Done::Fact(Input::Verified { ticket, outcome }))
-    })
+fn run_or(lost: Option<Done>, run: impl FnOnce() -> Done) -> Option<Done> {
+    catch_unwind(AssertUnwindSafe(run)).ok().or(lost)
+}
+
+fn verified(ticket: Ticket, outcome: VerifyOutcome) -> Done {
+    Done::Fact(Input::Verified { ticket, outcome })
 }
 
 /// What came of a job.
@@ -85,6 +105,8 @@ struct Shared {
     work: Condvar,
     done: Mutex<Finished>,
     waker: AtomicWaker,
+    /// Of authors who write much.
+    tables: Mutex<Tables>,
 }
 
 /// Results on their way back.
@@ -96,10 +118,21 @@ struct Finished {
     early: BTreeMap<u64, Option<Done>>,
 }
 
+/// What a thread has for itself.
+#[derive(Default)]
+struct Worker {
+    keys: Keys,
+    /// Checks whose last step is done together, and where their results go.
+    open: Vec<Open>,
+    places: Vec<(usize, Ticket)>,
+}
+
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<(Option<u64>, Work)>,
+    /// Threads that wait for work, and how many of them were called and have not come yet.
     idle: usize,
+    called: usize,
     closed: bool,
 }
 
@@ -127,9 +160,9 @@ impl Pool {
         self.enqueue_in_order(Work::Check(ticket, job));
     }
 
-    /// Runs a job whose result comes behind those of all that were pushed so before.
-    pub(crate) fn push_in_order(&mut self, job: Job) {
-        self.enqueue_in_order(Work::Other(job));
+    /// Writes and signs a message. The result comes behind those of all that were pushed in order before.
+    pub(crate) fn sign(&mut self, publish: PublishId, job: SignJob, key: Option<Arc<Keypair>>) {
+        self.enqueue_in_order(Work::Sign(publish, job, key));
     }
 
     /// Runs a job whose result comes when it comes.
@@ -146,14 +179,14 @@ impl Pool {
     fn enqueue(&mut self, turn: Option<u64>, work: Work) {
         let mut queue = lock(&self.shared.queue);
         queue.jobs.push_back((turn, work));
-        let idle = queue.idle;
-        let short = idle < queue.jobs.len().div_ceil(BATCH);
+        let short = queue.idle < queue.jobs.len().div_ceil(BATCH);
+        let call = queue.needs_another(turn.is_none());
+        queue.called += usize::from(call);
         drop(queue);
         if short && self.threads < self.most {
             self.start();
         }
-        // A word to nobody is a system call all the same.
-        if idle > 0 {
+        if call {
             self.shared.work.notify_one();
         }
     }
@@ -199,6 +232,11 @@ impl Pool {
             .map(drop)
     }
 
+    /// Bytes of the authors' tables.
+    pub(crate) fn tables(&self) -> usize {
+        lock(&self.shared.tables).memory()
+    }
+
     /// What was done since the last call.
     pub(crate) fn take(&self) -> Vec<Done> {
         std::mem::take(&mut lock(&self.shared.done).ready)
@@ -229,12 +267,55 @@ impl Drop for Pool {
 
 impl Shared {
     fn run(&self) {
-        let (mut done, mut keys) = (Vec::with_capacity(BATCH), Keys::default());
+        let mut worker = Worker::default();
         while let Some(jobs) = self.next() {
-            for (turn, work) in jobs {
-                done.push((turn, work.attempt(&mut keys)));
-            }
-            self.finish(&mut done);
+            let mut results = self.run_batch(jobs, &mut worker);
+            self.finish(&mut results);
+            // What was due is told; nobody waits for this.
+            self.make_table(&mut worker);
+        }
+    }
+
+    fn run_batch(&self, jobs: Vec<(Option<u64>, Work)>, worker: &mut Worker) -> Vec<Outcome> {
+        let mut results = Vec::with_capacity(jobs.len());
+        for (turn, work) in jobs {
+            let opened = match &work {
+                Work::Check(ticket, job) => self.open(job, worker).map(|open| (*ticket, open)),
+                _ => None,
+            };
+            let result = match opened {
+                Some((ticket, open)) => {
+                    worker.open.push(open);
+                    worker.places.push((results.len(), ticket));
+                    None
+                }
+                None => work.attempt(&mut worker.keys),
+            };
+            results.push((turn, result));
+        }
+        worker.close(&mut results);
+        results
+    }
+
+    /// Begins a check by the table of its author, if there is one.
+    fn open(&self, job: &VerifyJob, worker: &mut Worker) -> Option<Open> {
+        let mut tables = lock(&self.tables);
+        let table = tables.of(job.message.from());
+        worker.keys.set_checks(tables.checks());
+        drop(tables);
+        let table = table?;
+        catch_unwind(AssertUnwindSafe(|| job.open(&table))).ok()?
+    }
+
+    /// Makes the table of an author for whom it is worth it.
+    fn make_table(&self, worker: &mut Worker) {
+        let Some(due) = worker.keys.take_due() else {
+            return;
+        };
+        let making = lock(&self.tables).reserve(due);
+        if let Some(making) = making {
+            let table = catch_unwind(AssertUnwindSafe(|| making.make()));
+            lock(&self.tables).fill(&making, table.ok().flatten());
         }
     }
 
@@ -254,6 +335,7 @@ impl Shared {
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
+            queue.called = queue.called.saturating_sub(1);
         }
     }
 
@@ -274,6 +356,29 @@ impl Shared {
     }
 }
 
+impl Queue {
+    /// Whether one more thread is to be called. A call is a system call, whether one sleeps or not; and a thread that finds eight checks does them
+    /// for less than two that find four. Judgements may block, so each has a thread if there is one.
+    fn needs_another(&self, judgement: bool) -> bool {
+        self.called < self.idle && (judgement || self.called * BATCH < self.jobs.len())
+    }
+}
+
+impl Worker {
+    /// Does the last step of all checks that were begun by a table.
+    fn close(&mut self, results: &mut [Outcome]) {
+        if self.open.is_empty() {
+            return;
+        }
+        let open = std::mem::take(&mut self.open);
+        let outcomes = catch_unwind(AssertUnwindSafe(|| Open::close(&open))).unwrap_or_default();
+        for (n, (place, ticket)) in self.places.drain(..).enumerate() {
+            let outcome = outcomes.get(n).copied();
+            results[place].1 = Some(verified(ticket, outcome.unwrap_or(VerifyOutcome::Unknown)));
+        }
+    }
+}
+
 impl Finished {
     fn in_turn(&mut self, turn: u64, result: Option<Done>) {
         self.early.insert(turn, result);
@@ -286,8 +391,12 @@ impl Finished {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::core::PublishId;
+    use crate::message::{RawMessage, Topic};
+    use crate::seen::{Seen, SeenConfig};
+    use crate::wire::{Author, parse};
 
     /// Found by two nodes over TCP: eight at a time on two threads came back as 40, 48, 41.
     #[test]
@@ -316,7 +425,13 @@ mod tests {
     /// Sixty-four of them, and nothing was verified any more.
     #[test]
     fn a_check_that_panics_gives_its_slot_back() {
-        let found = result_or_unknown(Some(Ticket(7)), || panic!("a bug"));
+        let check = Work::Check(
+            Ticket(7),
+            VerifyJob {
+                message: some_message(),
+            },
+        );
+        let found = run_or(check.lost(), || panic!("a bug"));
         assert!(matches!(
             found,
             Some(Done::Fact(Input::Verified {
@@ -324,27 +439,126 @@ mod tests {
                 outcome: VerifyOutcome::Unknown
             }))
         ));
-        assert!(result_or_unknown(None, || panic!("a validator's bug")).is_none());
+        assert!(run_or(None, || panic!("a validator's bug")).is_none());
+    }
+
+    /// It was told at its deadline only.
+    #[test]
+    fn a_signature_that_panics_is_told_at_once() {
+        let work = Work::Sign(PublishId(7), some_job(), None);
+        let told = run_or(work.lost(), || panic!("a bug"));
+        assert!(matches!(
+            told,
+            Some(Done::Fact(Input::Signed {
+                publish: PublishId(7),
+                result: Err(PublishError::Signing(_))
+            }))
+        ));
+    }
+
+    fn some_job() -> SignJob {
+        let digester = Seen::new(SeenConfig::default(), [1; 32]).digester();
+        let topic = Topic::new("/gemba/t").unwrap();
+        SignJob::new(None, Bytes::from_static(b"data"), topic, digester)
+    }
+
+    fn some_message() -> RawMessage {
+        some_job().run_keyless().unwrap().message
+    }
+
+    fn signed_by(key: &Keypair, number: u64) -> VerifyJob {
+        let digester = Seen::new(SeenConfig::default(), [1; 32]).digester();
+        let author = Some((Author::new(&key.public()), number));
+        let topic = Topic::new("t").unwrap();
+        let job = SignJob::new(author, Bytes::from_static(b"data"), topic, digester);
+        VerifyJob {
+            message: job.run(key).unwrap().message,
+        }
+    }
+
+    /// Through the workers: an author becomes due, has a table made, and everybody's good and bad signatures come out as they went in, in order.
+    #[test]
+    fn go_5_checks_by_tables_and_without_come_out_alike_and_in_order() {
+        let shared = Shared::default();
+        let mut worker = Worker::default();
+        let (much, little) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let (mut ticket, mut with_table) = (0, 0);
+        for round in 0..40_u64 {
+            let mut wanted = Vec::new();
+            let mut jobs = Vec::new();
+            for n in 0..BATCH as u64 {
+                let key = if n == 5 { &little } else { &much };
+                let mut job = signed_by(key, round * 8 + n);
+                let mut outcome = VerifyOutcome::Good;
+                if (round + n) % 6 == 0 {
+                    // One that another has signed.
+                    let other = signed_by(if n == 5 { &much } else { &little }, 1);
+                    let field = job.message.field().to_vec();
+                    let at = field.len() - 64;
+                    let forged = [&field[..at], other.message.signature()].concat();
+                    let start = field.len() - job.message.bytes().len();
+                    job.message = parse(forged.into(), start).unwrap();
+                    outcome = VerifyOutcome::Bad;
+                }
+                ticket += 1;
+                wanted.push((ticket, outcome));
+                jobs.push((Some(ticket), Work::Check(Ticket(ticket), job)));
+            }
+            let results = shared.run_batch(jobs, &mut worker);
+            with_table += usize::from(lock(&shared.tables).memory() > 0);
+            shared.make_table(&mut worker);
+            let found: Vec<_> = results
+                .into_iter()
+                .map(|(turn, done)| match done {
+                    Some(Done::Fact(Input::Verified { ticket, outcome })) => {
+                        assert_eq!(turn, Some(ticket.0));
+                        (ticket.0, outcome)
+                    }
+                    _ => panic!("no verdict"),
+                })
+                .collect();
+            assert_eq!(found, wanted);
+        }
+        assert!((10..35).contains(&with_table), "{with_table}");
+    }
+
+    /// Of a burst each check called a thread: 64 system calls for the work of eight.
+    #[test]
+    fn a_burst_calls_a_thread_for_each_eight_checks() {
+        let mut queue = Queue {
+            idle: 4,
+            ..Queue::default()
+        };
+        let mut calls = Vec::new();
+        for n in 0..40 {
+            let work = Work::Sign(PublishId(n), some_job(), None);
+            queue.jobs.push_back((Some(n), work));
+            if queue.needs_another(false) {
+                queue.called += 1;
+                calls.push(n);
+            }
+        }
+        assert_eq!(calls, [0, 8, 16, 24], "the fifth would sleep on");
+        queue.called = 1;
+        queue.jobs.truncate(2);
+        assert!(!queue.needs_another(false) && queue.needs_another(true));
     }
 
     #[test]
     fn without_a_thread_signatures_are_dealt_with_all_the_same() {
         let mut pool = Pool::new(4);
         pool.spawn = |_| Err(io::Error::other("no more threads"));
-        let signed = |n| -> Job {
-            Box::new(move || {
-                Done::Fact(Input::Signed {
-                    publish: PublishId(n),
-                    result: Err(crate::PublishError::NoKey),
-                })
+        pool.push(Box::new(|| {
+            Done::Fact(Input::Validated {
+                ticket: Ticket(0),
+                verdict: crate::Verdict::Accept,
             })
-        };
-        pool.push(signed(0));
-        pool.push_in_order(signed(1));
-        pool.push_in_order(signed(2));
+        }));
+        pool.sign(PublishId(1), some_job(), None);
+        pool.sign(PublishId(2), some_job(), None);
         assert_eq!(pool.take().len(), 2, "judgements wait for a thread");
         pool.spawn = spawn;
-        pool.push_in_order(signed(3));
+        pool.sign(PublishId(3), some_job(), None);
         let mut rest = 0;
         while rest < 2 {
             rest += pool.take().len();

@@ -272,6 +272,35 @@ fn g6_nothing_is_read_deeper_than_the_protocol_is() {
 }
 
 /// Threats G3, G4: one topic that is flooded by everybody but one does not starve another topic of the same node.
+/// Threat G12 in bytes: a million names of topics, as long as they come, and as many that are left again.
+#[test]
+fn g12_a_million_topics_take_less_than_eight_mebibytes() {
+    let (b, used) = measure(|| {
+        let mut b = besieged(Config::default());
+        let peers: Vec<PeerId> = (0..8).map(|_| b.connect(false)).collect();
+        for batch in 0..250_u64 {
+            let peer = peers[batch as usize % peers.len()];
+            let mut rpc = Vec::new();
+            for n in 0..4000_u64 {
+                let name = format!("topic {batch} {n} of names that are a little longer than most");
+                let word = u64::from(n % 3 != 0);
+                rpc.extend(pb::bytes(
+                    1,
+                    &[pb::number(1, word), pb::bytes(2, name.as_bytes())].concat(),
+                ));
+            }
+            assert!(hear(&mut b, peer, &rpc.into()));
+        }
+        (b.frames, b.sent, b.events) = Default::default();
+        b
+    });
+    let bare = measure(|| besieged(Config::default())).1.left;
+    let left = used.left - bare;
+    assert!(left < 8 << 20, "{left} bytes are kept");
+    let load = b.core.load(&b.seen);
+    assert!(load.topics <= 8 * 256 + 1, "{}", load.topics);
+}
+
 #[test]
 fn g3_a_flood_of_one_topic_leaves_room_for_another() {
     let mut b = besieged(Config::default());

@@ -123,6 +123,28 @@ impl World {
         }
     }
 
+    /// A node that is started again, with these numbers and this clock, and meets those whom it knew.
+    fn restart(&mut self, n: usize, stored: Option<u64>, wall_nanos: u64) {
+        let links: Vec<(usize, Time)> = self
+            .links
+            .iter()
+            .filter(|((a, _), _)| *a == n)
+            .map(|((_, b), latency)| (*b, *latency))
+            .collect();
+        for (other, _) in &links {
+            self.unlink(n, *other);
+        }
+        let config = Config::default();
+        let node = &mut self.nodes[n];
+        node.seen = Seen::new(config.seen(), [n as u8; 32]);
+        node.core = Core::new(config, Some(Author::keyless(id(n))), 77);
+        self.input(n, Input::SequenceLoaded { stored, wall_nanos });
+        self.subscribe(n, "t", TopicOptions::default());
+        for (other, latency) in links {
+            self.link(n, other, latency);
+        }
+    }
+
     fn full(&mut self, latency: Time) {
         for a in 0..self.nodes.len() {
             for b in a + 1..self.nodes.len() {
@@ -320,6 +342,52 @@ fn s0_31_a_line_of_three_and_of_five_with_relays_between_delivers_everything() {
         for node in &w.nodes {
             assert!(node.core.health(&topic("t")).is_none());
         }
+    }
+}
+
+/// Threat G11, restored from a backup: with a clock that is right nothing is lost. With neither clock nor number it is found out within a moment
+/// what numbers were used, and what was said before that is said again: nothing new is lost, though some of it may come twice.
+#[test]
+fn g11_a_device_restored_from_an_old_backup_loses_no_new_message() {
+    const HOUR: u64 = 3_600_000_000_000;
+    for (stored, wall_nanos) in [
+        (Some((1 << 60) - HOUR), (1 << 60) + HOUR),
+        (None, (1 << 60) + HOUR),
+        // The battery of the clock is empty.
+        (Some((1 << 60) - HOUR), 1),
+        (Some(1 << 60), 1),
+        (None, 1),
+    ] {
+        let mut w = World::plain(1, 5);
+        w.full(millis(5));
+        for n in 0..5 {
+            w.subscribe(n, "t", TopicOptions::default());
+        }
+        w.run(secs(1));
+        for n in 0..200 {
+            w.publish(0, "t", number(n));
+            w.run(millis(10));
+        }
+        w.restart(0, stored, wall_nanos);
+        // At once, before anybody could say anything.
+        for n in 1000..1100 {
+            w.publish(0, "t", number(n));
+            w.run(millis(10));
+        }
+        w.run(secs(3));
+        for n in 1..5 {
+            let got: BTreeSet<Bytes> = w.nodes[n].delivered.iter().map(|d| d.0.clone()).collect();
+            let lost = (1000..1100).filter(|i| !got.contains(&number(*i))).count();
+            assert_eq!(lost, 0, "{stored:?} at {wall_nanos}: {n}");
+        }
+        let found = w.nodes[0].events.iter();
+        let found = found
+            .filter(|e| matches!(e, Event::CloneDetected { .. }))
+            .count();
+        assert_eq!(found > 0, wall_nanos == 1);
+        // Said again once, whatever comes.
+        let again = w.counters(0).said_again;
+        assert!(again <= 100 && (again > 0) == (wall_nanos == 1), "{again}");
     }
 }
 

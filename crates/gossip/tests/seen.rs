@@ -224,6 +224,95 @@ fn g3_when_all_entries_are_young_the_noisiest_are_refused_and_not_the_oldest_for
     ));
 }
 
+/// The oldest of anybody went: a neighbour with 1,000 messages a second had all others forgotten within a minute.
+#[test]
+fn g3_who_floods_pushes_out_its_own_and_nobody_elses() {
+    let mut seen = seen(1 << 12, 120);
+    let honest: Vec<Source> = (0..8).map(|n| seen.join(peer_id(n))).collect();
+    let flood = seen.join(peer_id(100));
+    let accept = |seen: &mut Seen, n: u64, from, now| {
+        if let Sight::New(mark) = look(seen, n, from, now) {
+            let id = n.to_be_bytes();
+            seen.settle(mark, State::Accepted, Some(&id), Class::DEFAULT, now);
+        }
+    };
+    // What came before the flood is the oldest all along.
+    for n in 0..800 {
+        accept(&mut seen, n, honest[n as usize % 8], secs(1));
+    }
+    // A message of our own has no source that is a peer.
+    let own = mark(look(&mut seen, 900, Source::LOCAL, secs(1)));
+    seen.settle(own, State::Accepted, None, Class::DEFAULT, secs(1));
+    for n in 0..100_000_u64 {
+        accept(&mut seen, 1_000_000 + n, flood, secs(2) + millis(n));
+    }
+    assert_eq!(seen.len(), 1 << 12);
+    let now = secs(102);
+    let known = (0..800_u64)
+        .filter(|n| seen.knows(&n.to_be_bytes(), now))
+        .count();
+    assert_eq!(known, 800);
+    assert_eq!(
+        look(&mut seen, 900, honest[0], now),
+        Sight::Known(State::Accepted)
+    );
+    // Of its own the younger ones are those that are left, all but a few.
+    let kept = (0..100_000_u64).filter(|n| seen.knows(&(1_000_000 + n).to_be_bytes(), now));
+    let late = kept.filter(|n| *n > 90_000).count();
+    assert!(late > 2900, "{late}");
+    // Another flood beside it has to share with it, not with the others.
+    let other = seen.join(peer_id(101));
+    for n in 0..10_000_u64 {
+        accept(&mut seen, 2_000_000 + n, other, secs(103) + millis(n));
+        accept(&mut seen, 3_000_000 + n, flood, secs(103) + millis(n));
+    }
+    let now = secs(113);
+    let known = (0..800_u64)
+        .filter(|n| seen.knows(&n.to_be_bytes(), now))
+        .count();
+    assert_eq!(known, 800);
+}
+
+/// Threat G3 as it is written: 500 peers with 1,000 messages a second each, all of them well signed, beside 30 honest ones. The cache is 8 MiB
+/// at most, and of the honest messages at least 999 of 1,000 are taken, and known when their copies come.
+#[test]
+fn g3_five_hundred_floods_of_a_thousand_a_second_leave_the_honest_their_entries() {
+    let seconds = sim_scale(60).max(4) as u64;
+    let mut seen = seen(1 << 17, 120);
+    let honest: Vec<Source> = (0..30).map(|n| seen.join(peer_id(n))).collect();
+    let hostile: Vec<Source> = (0..500).map(|n| seen.join(peer_id(1000 + n))).collect();
+    let (mut sent, mut taken, mut copies, mut known) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let mut flood = 1 << 32;
+    for at in 0..seconds * 1000 {
+        let now = secs(1) + millis(at);
+        for from in &hostile {
+            flood += 1;
+            if let Sight::New(mark) = look(&mut seen, flood, *from, now) {
+                seen.settle(mark, State::Accepted, None, Class::DEFAULT, now);
+            }
+        }
+        // Two a second of each honest one, and a copy of what came two seconds ago.
+        for n in (0..30).filter(|n| (at + n * 17) % 500 == 0) {
+            let (number, from) = (at * 30 + n, honest[n as usize]);
+            sent += 1;
+            if let Sight::New(mark) = look(&mut seen, number, from, now) {
+                taken += 1;
+                seen.settle(mark, State::Accepted, None, Class::DEFAULT, now);
+            }
+            if at >= 2000 {
+                copies += 1;
+                let sight = look(&mut seen, (at - 2000) * 30 + n, honest[0], now);
+                known += u64::from(sight == Sight::Known(State::Accepted));
+            }
+        }
+    }
+    assert!(sent >= seconds * 60 && copies > 0);
+    assert!(taken * 1000 >= sent * 999, "{taken} of {sent}");
+    assert!(known * 1000 >= copies * 999, "{known} of {copies}");
+    assert!(seen.memory() <= 8 << 20, "{} bytes", seen.memory());
+    assert!(seen.counters().refused_pressure > 0, "it is full");
+}
+
 #[test]
 fn g3_what_waits_for_a_verdict_is_shared_out() {
     let mut seen = seen(1 << 12, 120);

@@ -94,7 +94,7 @@ fn publish(key: &Keypair, number: u64, name: &str, data: &[u8]) -> RawMessage {
             Output::Reserve { upto } => {
                 core.handle(&mut seen, Input::SequenceReserved { upto }, now);
             }
-            Output::Sign { job, .. } => return job.run(key).unwrap(),
+            Output::Sign { job, .. } => return job.run(key).unwrap().message,
             _ => {}
         }
     }

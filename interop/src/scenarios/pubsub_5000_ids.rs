@@ -1,11 +1,13 @@
 //! S4.44 (pubsub): IHAVE and IWANT of thousands of ids pass in both directions. Messages that nobody was sent are advertised, asked for, and
-//! given: by Kubo to gemba's engine, and to Kubo by a peer that puts 5,000 ids into one IHAVE, as Kubo does.
+//! given: by Kubo to gemba's engine, by gemba's engine to Kubo, and to Kubo by a peer that puts 5,000 ids into one IHAVE, as Kubo does.
 
 use super::pubsub_both_ways::{TOPIC, multibase};
 use crate::failure::{Outcome, ensure};
 use crate::scenario::{Scenario, Stage};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(super) const SCENARIO: Scenario = Scenario {
@@ -16,14 +18,23 @@ pub(super) const SCENARIO: Scenario = Scenario {
 };
 
 const COUNT: usize = 5000;
+/// Kubo takes ten IHAVE of a peer in a second, and ours have some 300 ids each.
+const OFFERED: usize = 2000;
 const LIMIT: Duration = Duration::from_secs(90);
 
 fn play(stage: &Stage) -> Outcome<String> {
     let kubo = stage.kubo_with_pubsub()?;
     let address = kubo.address()?;
-    // Reads the topic, so that Kubo keeps what comes; its messages are not looked at.
+    // Reads the topic, so that Kubo keeps what comes.
     let body = kubo.rpc_stream("pubsub/sub", &[&multibase(TOPIC)])?;
-    std::thread::spawn(move || for _line in BufReader::new(body).lines() {});
+    let kept = Arc::new(AtomicUsize::new(0));
+    let counted = kept.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(body).lines().map_while(Result::ok) {
+            // "kept " and a number, as Kubo writes it.
+            counted.fetch_add(usize::from(line.contains("ua2VwdCA")), Ordering::Relaxed);
+        }
+    });
 
     stage.step("Kubo advertises, gemba's engine asks");
     let asked = stage.peer("ask", (&address, TOPIC), COUNT, LIMIT)?;
@@ -41,6 +52,21 @@ fn play(stage: &Stage) -> Outcome<String> {
     );
     let from_kubo = (number(&asked, "came"), number(&asked, "largest_ihave"));
 
+    stage.step("gemba's engine advertises, Kubo asks");
+    let offered = stage.peer("offer", (&address, TOPIC), OFFERED, LIMIT)?;
+    println!("{offered}");
+    let served = number(&offered["counters"], "iwant_served");
+    ensure!(
+        number(&offered["counters"], "iwant_in") >= OFFERED && served >= OFFERED,
+        "of {OFFERED} messages Kubo did not ask for all, or was not given them: {offered}"
+    );
+    let taken = kept.load(Ordering::Relaxed);
+    ensure!(
+        // It verifies 32 at a time and drops what comes while these wait.
+        taken >= 32,
+        "Kubo was given {served} messages, its reader has {taken}"
+    );
+
     stage.step("5,000 ids in one IHAVE to Kubo");
     let raw = stage.peer("offer-raw", (&address, TOPIC), COUNT, LIMIT)?;
     println!("{raw}");
@@ -50,7 +76,7 @@ fn play(stage: &Stage) -> Outcome<String> {
         raw["asked"]
     );
     Ok(format!(
-        "{} of {COUNT} from Kubo (up to {} ids in one IHAVE), {COUNT} ids in one IHAVE of {} KB asked for",
+        "{} of {COUNT} from Kubo (up to {} ids in one IHAVE), {served} of {OFFERED} to Kubo, of which its reader has {taken}, {COUNT} ids in one IHAVE of {} KB asked for",
         from_kubo.0,
         from_kubo.1,
         number(&raw, "ihave_bytes") / 1000

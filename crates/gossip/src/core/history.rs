@@ -153,6 +153,16 @@ impl History {
         self.bytes
     }
 
+    /// What there is of an author, in the order in which it came.
+    pub(super) fn of_author(&self, author: &[u8]) -> Vec<Bytes> {
+        let all = self.order.iter().filter_map(|(_, hash)| self.all.get(hash));
+        let of_author = all.filter(|kept| {
+            let id = kept.id.as_bytes();
+            id.len() == author.len() + 8 && id.starts_with(author)
+        });
+        of_author.map(|kept| kept.field.clone()).collect()
+    }
+
     /// Nobody is there to ask.
     pub(super) fn clear(&mut self) {
         self.all.clear();

@@ -40,11 +40,13 @@ use libp2p_identity::PeerId;
 use crate::config::{Config, TopicOptions};
 use crate::error::{PublishError, SubscribeError};
 use crate::hash::{Dice, Keyed};
-use crate::message::{Message, MessageId, RawMessage, Topic};
+use crate::message::{Message, MessageId, Topic};
 use crate::metrics::Counters;
 use crate::seen::{Pressure, Seen};
 use crate::sequence::{AuthorNumber, Sequence};
-use crate::wire::{Author, Frame, Received, SignJob, VerifyJob, VerifyOutcome, Version};
+use crate::wire::{
+    Author, Frame, OwnMessage, Received, SignJob, VerifyJob, VerifyOutcome, Version,
+};
 pub use reports::{Health, Load, PeerReport, StreamReport, Trouble};
 
 use budget::Bans;
@@ -183,12 +185,12 @@ pub enum Input {
         /// How.
         verdict: Verdict,
     },
-    /// An own message was signed ([`Output::Sign`]).
+    /// An own message was written and signed ([`Output::Sign`]).
     Signed {
         /// Which.
         publish: PublishId,
         /// The message.
-        result: Result<RawMessage, PublishError>,
+        result: Result<OwnMessage, PublishError>,
     },
     /// What [`crate::SequenceStore::load`] gave, and the wall clock. Once, at start; before it nothing signed is published.
     SequenceLoaded {
@@ -256,7 +258,7 @@ pub enum Output {
         /// Until when.
         deadline: Time,
     },
-    /// Sign an own message on a worker. Answer with [`Input::Signed`].
+    /// Write an own message and sign it, unless it goes without, on a worker. Answer with [`Input::Signed`].
     Sign {
         /// To be given back.
         publish: PublishId,
@@ -590,7 +592,7 @@ impl Core {
         now: Time,
     ) -> Result<PublishId, PublishError> {
         self.at(now);
-        let taken = self.on_publish(seen, topic, data, mode);
+        let taken = self.on_publish(topic, data, mode);
         if taken.is_err() {
             self.counters.publish_refused += 1;
         }

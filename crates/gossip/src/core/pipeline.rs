@@ -421,6 +421,7 @@ impl Core {
         {
             self.counters.clones += 1;
             self.event(Event::CloneDetected { seqno });
+            self.say_again();
             self.reserve();
         }
     }

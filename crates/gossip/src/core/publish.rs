@@ -4,6 +4,7 @@
 //! leave in their order: Kubo drops a number that comes after a higher one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -11,13 +12,15 @@ use super::lanes::Item;
 use super::{Core, Mode, Output, PublishId, Receipt, Time};
 use crate::config::Signing;
 use crate::error::{PublishError, WaitCause};
-use crate::message::{Message, RawMessage, Topic};
-use crate::seen::Seen;
-use crate::wire::{MAX_FRAME_BYTES, SignJob, bytes_field_len, unsigned};
+use crate::message::{Message, Topic};
+use crate::seen::{Digester, Seen, State as SeenState};
+use crate::wire::{MAX_FRAME_BYTES, OwnMessage, SignJob, bytes_field_len, parse_again};
 
 /// An Ed25519 signature. Where a key must come along it is another kind of key, and its signature is longer.
 const SIGNATURE: usize = 64;
 const LONG_SIGNATURE: usize = 1024;
+/// What is said again waits so long for somebody who reads it.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 enum State {
     /// For a subscriber, room, a number.
@@ -25,7 +28,7 @@ enum State {
     /// Numbered, at a worker.
     Signing,
     /// Ready to leave, in its turn.
-    Signed(RawMessage),
+    Signed(OwnMessage),
 }
 
 struct Entry {
@@ -35,6 +38,8 @@ struct Entry {
     until: Time,
     /// May wait for subscribers and room.
     patient: bool,
+    /// Was sent before under a number that others know already. Nobody waits for what becomes of it.
+    again: bool,
     state: State,
 }
 
@@ -44,12 +49,14 @@ pub(super) struct Own {
     all: BTreeMap<PublishId, Entry>,
     /// Those that wait, by topic and in order; some may have ended meanwhile.
     waiting: BTreeMap<Topic, VecDeque<PublishId>>,
-    /// Numbered ones, in the order of their numbers.
+    /// Those that were at a worker or are there, in the order in which they leave, which is that of their numbers.
     order: VecDeque<PublishId>,
     bytes: usize,
     next: u64,
     /// Something changed that may let one of them go.
     pub(super) stir: bool,
+    /// What was sent under used numbers was sent again.
+    said_again: bool,
 }
 
 impl Own {
@@ -83,18 +90,16 @@ impl Own {
 impl Core {
     pub(super) fn on_publish(
         &mut self,
-        seen: &mut Seen,
         topic: &Topic,
         data: Bytes,
         mode: Mode,
     ) -> Result<PublishId, PublishError> {
-        let signing = self.signing(topic);
         let max = MAX_FRAME_BYTES - self.overhead(topic);
         if data.len() > max {
             let len = data.len();
             return Err(PublishError::TooLarge { len, max });
         }
-        if signing == Signing::Strict && self.author.is_none() {
+        if self.signing(topic) == Signing::Strict && self.author.is_none() {
             return Err(PublishError::NoKey);
         }
         let knobs = &self.config.knobs;
@@ -103,14 +108,6 @@ impl Core {
         if full {
             let queued_bytes = self.own.bytes;
             return Err(PublishError::Backpressure { queued_bytes });
-        }
-        if signing == Signing::Unsigned
-            && seen.knows(
-                crate::MessageId::unsigned(topic.as_str(), &data).as_bytes(),
-                self.now,
-            )
-        {
-            return Err(PublishError::Duplicate);
         }
         let (until, patient) = match mode {
             // The signature still takes a moment.
@@ -129,6 +126,7 @@ impl Core {
             data,
             until,
             patient,
+            again: false,
             state: State::Waiting(WaitCause::Peers),
         };
         self.own.all.insert(id, entry);
@@ -138,6 +136,35 @@ impl Core {
         self.keep_house();
         self.wake_at(until);
         Ok(id)
+    }
+
+    /// Numbers that this node used were used before, by a clone or by itself before it was restored from a backup: who remembers them dropped what
+    /// it said. So what is kept of that is said again, once, under numbers that nobody knows. Whoever took it the first time has it twice.
+    pub(super) fn say_again(&mut self) {
+        if std::mem::replace(&mut self.own.said_again, true) {
+            return;
+        }
+        let Some(author) = self.author.as_ref().map(|author| author.peer().to_bytes()) else {
+            return;
+        };
+        let hold = Mode::Hold(SAY_AGAIN);
+        for message in self
+            .history
+            .of_author(&author)
+            .into_iter()
+            .filter_map(parse_again)
+        {
+            let Ok(topic) = Topic::new(message.topic()) else {
+                continue;
+            };
+            // There is room, or newer ones have it.
+            if let Ok(id) = self.on_publish(&topic, message.data(), hold)
+                && let Some(entry) = self.own.all.get_mut(&id)
+            {
+                entry.again = true;
+                self.counters.said_again += 1;
+            }
+        }
     }
 
     pub(super) fn on_withdraw(&mut self, id: PublishId) -> bool {
@@ -213,7 +240,7 @@ impl Core {
                     break;
                 };
                 // What is behind it waits for the same.
-                if let Err(cause) = self.start(seen, &topic, id) {
+                if let Err(cause) = self.start(seen.digester(), &topic, id) {
                     self.wait_for(&topic, cause);
                     break;
                 }
@@ -222,8 +249,8 @@ impl Core {
         self.send_signed(seen);
     }
 
-    /// Numbers a waiting message and has it signed, or says what it waits for.
-    fn start(&mut self, seen: &mut Seen, topic: &Topic, id: PublishId) -> Result<(), WaitCause> {
+    /// Numbers a waiting message and has it written and signed, or says what it waits for.
+    fn start(&mut self, digester: Digester, topic: &Topic, id: PublishId) -> Result<(), WaitCause> {
         let Some(entry) = self.own.all.get(&id) else {
             self.not_waiting(topic, id);
             return Ok(());
@@ -234,20 +261,18 @@ impl Core {
                 PublishError::NoPeers => WaitCause::Peers,
                 _ => WaitCause::Room,
             })?;
-        if self.signing(topic) == Signing::Unsigned {
-            self.not_waiting(topic, id);
-            match unsigned(&data, topic.as_str()) {
-                Ok(message) => self.send_own(seen, id, &message),
-                Err(error) => self.end_own(id, Err(error)),
+        let author = match (self.signing(topic), &self.author) {
+            (Signing::Unsigned, _) => None,
+            (Signing::Strict, Some(author)) => {
+                let seqno = self.sequence.take().ok_or(WaitCause::Sequence)?;
+                Some((author.clone(), seqno))
             }
-            return Ok(());
-        }
-        let Some(author) = &self.author else {
-            self.end_own(id, Err(PublishError::NoKey));
-            return Ok(());
+            (Signing::Strict, None) => {
+                self.end_own(id, Err(PublishError::NoKey));
+                return Ok(());
+            }
         };
-        let seqno = self.sequence.take().ok_or(WaitCause::Sequence)?;
-        let job = SignJob::new(author, seqno, &data, topic.as_str());
+        let job = SignJob::new(author, data, topic.clone(), digester);
         self.not_waiting(topic, id);
         if let Some(entry) = self.own.all.get_mut(&id) {
             entry.state = State::Signing;
@@ -280,7 +305,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_signed(&mut self, id: PublishId, result: Result<RawMessage, PublishError>) {
+    pub(super) fn on_signed(&mut self, id: PublishId, result: Result<OwnMessage, PublishError>) {
         self.own.stir = true;
         match result {
             Ok(message) => {
@@ -308,18 +333,23 @@ impl Core {
         }
     }
 
-    fn send_own(&mut self, seen: &mut Seen, id: PublishId, message: &RawMessage) {
+    fn send_own(&mut self, seen: &mut Seen, id: PublishId, own: &OwnMessage) {
+        let message = &own.message;
         let Some(entry) = self.own.all.get(&id) else {
             return;
         };
         let topic = entry.topic.clone();
-        let patient = entry.patient;
+        let (patient, again) = (entry.patient, entry.again);
         let lane = self
             .topics
             .named(topic.as_str())
             .map_or(self.config.knobs.lane_age, |t| t.lane);
         let message_id = message.id();
         let hash = seen.digester().id(message_id.as_bytes());
+        if !message.is_signed() && seen.knows_hash(hash, self.now) {
+            self.counters.publish_refused += 1;
+            return self.end_own(id, Err(PublishError::Duplicate));
+        }
         let (mut queued_to, mut refused_by) = (0, 0);
         let (bytes, messages) = (
             self.config.knobs.lane_bytes,
@@ -358,7 +388,7 @@ impl Core {
         }
         self.wake(expires);
         self.counters.published += 1;
-        self.on_own_sent(seen, &topic, message, &message_id);
+        self.on_own_sent(seen, &topic, own, &message_id, again);
         let receipt = Receipt {
             id: message_id,
             seqno: message.seqno(),
@@ -373,13 +403,20 @@ impl Core {
         &mut self,
         seen: &mut Seen,
         topic: &Topic,
-        message: &RawMessage,
+        OwnMessage { message, mark }: &OwnMessage,
         id: &crate::MessageId,
+        again: bool,
     ) {
         let state = self.topics.named(topic.as_str());
         let class = state.map_or(crate::seen::Class::DEFAULT, |t| t.class);
-        seen.enter(message.bytes(), id.as_bytes(), class, self.now);
-        let echo = state.is_some_and(|t| t.subscribed && t.options.echo);
+        seen.settle(
+            *mark,
+            SeenState::Accepted,
+            Some(id.as_bytes()),
+            class,
+            self.now,
+        );
+        let echo = state.is_some_and(|t| t.subscribed && t.options.echo) && !again;
         if let Some(key) = self.topics.key(topic.as_str()) {
             let hash = seen.digester().id(id.as_bytes());
             self.history
@@ -412,7 +449,7 @@ impl Core {
     }
 
     fn end_own(&mut self, id: PublishId, result: Result<Receipt, PublishError>) {
-        if self.own.remove(id).is_some() {
+        if self.own.remove(id).is_some_and(|entry| !entry.again) {
             self.out.push_back(Output::Published {
                 publish: id,
                 result,

@@ -8,7 +8,7 @@ use super::{INVENTED, peer_id, sign};
 use crate::hash::Dice;
 use crate::message::{MessageId, RawMessage, Topic};
 use crate::seen::{Seen, SeenConfig};
-use crate::wire::{Author, FrameBuilder, Received, SignJob, VerifyJob};
+use crate::wire::{Author, FrameBuilder, Received, VerifyJob};
 use crate::{Time, wire};
 
 /// A hostile node acts so often.
@@ -194,8 +194,8 @@ impl Hostile {
                 &self.dice.next_u64().to_be_bytes(),
             ]
             .concat();
-            let job = SignJob::new(&author, seqno + 1, &data, topic.as_str());
-            if let Ok(message) = job.attach(&[0xba; 64]) {
+            let forged = wire::signed(&author, seqno + 1, &data, topic.as_str(), &[0xba; 64]);
+            if let Ok(message) = forged {
                 frame.message(message.field().clone());
             }
         }
@@ -224,8 +224,9 @@ impl Hostile {
             ) {
                 let author = Author::keyless(author);
                 let data = [&INVENTED.to_be_bytes()[..], &nonce].concat();
-                let job = SignJob::new(&author, seqno, &data, message.topic());
-                if let Ok(variant) = job.attach(message.signature()) {
+                let signature = message.signature();
+                let variant = wire::signed(&author, seqno, &data, message.topic(), signature);
+                if let Ok(variant) = variant {
                     frame.message(variant.field().clone());
                 }
             }
@@ -241,8 +242,10 @@ impl Hostile {
         for _ in 0..50 {
             self.next += 1;
             let data = [&INVENTED.to_be_bytes()[..], &self.next.to_be_bytes()].concat();
-            let job = SignJob::new(&self.author, self.next, &data, topic.as_str());
-            if let Ok(message) = job.attach(&sign(job.unsigned())) {
+            let bytes = wire::to_sign(&self.author, self.next, &data, topic.as_str());
+            let signature = sign(&bytes);
+            let message = wire::signed(&self.author, self.next, &data, topic.as_str(), &signature);
+            if let Ok(message) = message {
                 frame.message(message.field().clone());
             }
         }

@@ -751,7 +751,7 @@ impl World {
                 self.todo.push_back(Input::Validated { ticket, verdict });
             }
             Output::Sign { publish, job } => {
-                let result = job.attach(&sign(job.unsigned()));
+                let result = job.attach(&sign(&job.unsigned()));
                 self.todo.push_back(Input::Signed { publish, result });
             }
             Output::Reserve { upto } => {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::WireError;
 use super::pb::{self, Fields, Value};
-use crate::message::{MAX_TOPIC_BYTES, RawMessage, Span};
+use crate::message::{MAX_TOPIC_BYTES, MessageId, RawMessage, Span};
 
 /// Longest author id that is taken. A peer id has 34 to 42 bytes.
 const MAX_FROM_BYTES: usize = 128;
@@ -85,6 +85,14 @@ pub fn parse(field: Bytes, start: usize) -> Result<RawMessage, Refused> {
     }
     found.check(&field)?;
     let topic = found.topic.ok_or(Refused::Topic)?;
+    let id = match found.seqno {
+        Some(seqno) => MessageId::signed(&field[found.from.unwrap_or_default().range()], seqno),
+        None => {
+            // It was checked above.
+            let name = std::str::from_utf8(&field[topic.range()]).unwrap_or_default();
+            MessageId::unsigned(name, &field[found.data.range()])
+        }
+    };
     Ok(RawMessage {
         start: start as u32,
         from: found.from.unwrap_or_default(),
@@ -94,8 +102,15 @@ pub fn parse(field: Bytes, start: usize) -> Result<RawMessage, Refused> {
         signature: found.signature.unwrap_or_default(),
         key: found.key.unwrap_or_default(),
         seqno: found.seqno,
+        id,
         field,
     })
+}
+
+/// Reads a message from a field that was read or written here before.
+pub(crate) fn parse_again(field: Bytes) -> Option<RawMessage> {
+    let header = field.iter().skip(1).position(|byte| *byte < 0x80)?;
+    parse(field, header + 2).ok()
 }
 
 #[derive(Default)]
@@ -206,6 +221,15 @@ mod tests {
             [HASHED.1, SEQNO.1].concat().as_slice()
         );
         assert!(message.is_signed());
+        for len in [1, 200, 70_000] {
+            let mut body = Vec::new();
+            pb::put_bytes(&mut body, 2, &vec![7; len]);
+            pb::put_bytes(&mut body, 4, b"t");
+            let mut field = Vec::new();
+            pb::put_bytes(&mut field, 2, &body);
+            let again = parse_again(field.into()).unwrap();
+            assert_eq!((again.data_len(), again.bytes().len()), (len, body.len()));
+        }
     }
 
     #[test]
@@ -216,7 +240,6 @@ mod tests {
         assert_ne!(message.id(), MessageId::unsigned("t", b"1hi"));
         assert_eq!(read(&[TOPIC]).unwrap().data_len(), 0);
     }
-    use crate::message::MessageId;
 
     #[test]
     fn other_forms_of_the_same_message_are_refused() {

@@ -3,8 +3,10 @@
 //! Bytes become types here and nowhere else. [`Reader`] is what a connection's task uses: it walks the fields of a frame without
 //! allocating for what was seen before, checks every limit before it takes memory, and takes messages in canonical form only.
 //! [`FrameBuilder`] writes frames as lists of pieces, so that a payload is in memory once, whatever the number of peers.
-//! [`VerifyJob`] and [`SignJob`] are the two pieces of heavy work, as values: they run wherever the driver wants them to.
+//! [`VerifyJob`] and [`SignJob`] are the two pieces of heavy work, as values: they run wherever the driver wants them to. [`Tables`] make checks
+//! of those who write much cheaper.
 
+mod comb;
 mod encode;
 mod frame;
 mod message;
@@ -12,16 +14,21 @@ mod pb;
 mod rpc;
 mod run;
 mod sign;
+mod tables;
 
 pub use encode::{Frame, FrameBuilder};
 pub use frame::{WireError, read_length};
+pub(crate) use message::parse_again;
 pub use message::{Refused, parse};
 pub(crate) use pb::bytes_field_len;
 #[cfg(feature = "sim")]
 pub(crate) use pb::put_bytes as put_field;
 pub use rpc::{Candidate, Control, IHave, Known, Prune, Reader, Received, Subscription};
-pub(crate) use sign::unsigned;
-pub use sign::{Author, Keys, SIGN_PREFIX, SignJob, VerifyJob, VerifyOutcome};
+#[cfg(feature = "sim")]
+pub(crate) use sign::to_sign;
+pub use sign::{Author, Keys, OwnMessage, SIGN_PREFIX, SignJob, VerifyJob, VerifyOutcome};
+pub(crate) use sign::{signed, unsigned};
+pub use tables::{Due, Making, Open, Table, Tables};
 
 /// Longest RPC that is read or written, in bytes, without its length prefix: exactly what Kubo takes.
 pub const MAX_FRAME_BYTES: usize = 1_048_576;

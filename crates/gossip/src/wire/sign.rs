@@ -7,8 +7,10 @@ use libp2p_identity::{Keypair, PeerId, PublicKey};
 
 use super::message;
 use super::pb::put_bytes;
+use super::tables::{Due, WORTH};
 use crate::error::PublishError;
-use crate::message::RawMessage;
+use crate::message::{RawMessage, Topic};
+use crate::seen::{Digester, Mark};
 
 /// Stands in front of the signed bytes.
 pub const SIGN_PREFIX: &[u8] = b"libp2p-pubsub:";
@@ -43,8 +45,12 @@ impl VerifyJob {
     #[must_use]
     pub fn run_with(&self, keys: &mut Keys) -> VerifyOutcome {
         let from = self.message.from();
-        if let Some(key) = keys.known.get(from) {
-            return self.check(key);
+        if let Some(known) = keys.known.get_mut(from) {
+            let outcome = self.check(&known.key);
+            if outcome == VerifyOutcome::Good && known.count(keys.checks) {
+                keys.due = Some(known.due(from));
+            }
+            return outcome;
         }
         let Ok(author) = PeerId::from_bytes(from) else {
             return VerifyOutcome::Bad;
@@ -74,7 +80,17 @@ impl VerifyJob {
 /// 300 bytes each. When it is full it begins anew.
 #[derive(Default)]
 pub struct Keys {
-    known: BTreeMap<Box<[u8]>, PublicKey>,
+    known: BTreeMap<Box<[u8]>, Known>,
+    /// Checks of all workers so far, see [`super::Tables`].
+    checks: u64,
+    due: Option<Due>,
+}
+
+struct Known {
+    key: PublicKey,
+    /// Good signatures since so many checks.
+    good: u32,
+    since: u64,
 }
 
 const MAX_KEYS: usize = 512;
@@ -84,7 +100,41 @@ impl Keys {
         if self.known.len() >= MAX_KEYS {
             self.known.clear();
         }
-        self.known.insert(author.into(), key);
+        let known = Known {
+            key,
+            good: 1,
+            since: self.checks,
+        };
+        self.known.insert(author.into(), known);
+    }
+
+    /// Says how many checks there were, of all workers ([`super::Tables::checks`]).
+    pub fn set_checks(&mut self, checks: u64) {
+        self.checks = checks;
+    }
+
+    /// The author that was the last to sign well 64 times: a table may be worth it ([`super::Tables::reserve`]).
+    pub fn take_due(&mut self) -> Option<Due> {
+        self.due.take()
+    }
+}
+
+impl Known {
+    /// Counts a good signature. Returns whether a table would be worth it, once in [`WORTH`].
+    fn count(&mut self, checks: u64) -> bool {
+        if self.good == 0 {
+            self.since = checks;
+        }
+        self.good = (self.good + 1) % WORTH;
+        self.good == 0
+    }
+
+    fn due(&self, author: &[u8]) -> Due {
+        Due {
+            author: author.into(),
+            key: self.key.clone(),
+            since: self.since,
+        }
     }
 }
 
@@ -166,60 +216,145 @@ impl Author {
     }
 }
 
-/// A message of one's own that waits for its signature. Run it off the swarm's task; hand the result in as
-/// [`crate::Input::Signed`].
+/// A message of one's own that is to be written, signed and digested: all that takes longer the longer it is. Shares the payload's memory
+/// until it is run. Run it off the swarm's task; hand the result in as [`crate::Input::Signed`].
 #[derive(Clone, Debug)]
 pub struct SignJob {
-    unsigned: Vec<u8>,
-    key: Bytes,
+    /// None on unsigned topics.
+    author: Option<(Author, u64)>,
+    data: Bytes,
+    topic: Topic,
+    digester: Digester,
+}
+
+/// A message of one's own, ready to leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnMessage {
+    /// As it travels.
+    pub message: RawMessage,
+    /// Of its bytes, for the cache: copies that come back are known.
+    pub(crate) mark: Mark,
 }
 
 impl SignJob {
-    pub(crate) fn new(author: &Author, seqno: u64, data: &[u8], topic: &str) -> Self {
-        let from = author.peer.to_bytes();
-        let mut unsigned = Vec::with_capacity(data.len() + from.len() + topic.len() + 24);
-        message::put_unsigned(&mut unsigned, Some((&from, seqno)), data, topic);
+    pub(crate) fn new(
+        author: Option<(Author, u64)>,
+        data: Bytes,
+        topic: Topic,
+        digester: Digester,
+    ) -> Self {
         Self {
-            unsigned,
-            key: author.key.clone(),
+            author,
+            data,
+            topic,
+            digester,
         }
     }
 
-    /// Signs.
+    /// Writes and signs. On a topic without signatures the key is not used.
     ///
     /// # Errors
     /// [`PublishError::Signing`] if the key cannot sign.
-    pub fn run(&self, keypair: &Keypair) -> Result<RawMessage, PublishError> {
+    pub fn run(&self, keypair: &Keypair) -> Result<OwnMessage, PublishError> {
+        let Some((author, seqno)) = &self.author else {
+            return self.run_keyless();
+        };
+        let mut unsigned = put_author(SIGN_PREFIX, author, *seqno, &self.data, self.topic.as_str());
         let signature = keypair
-            .sign(&[SIGN_PREFIX, &self.unsigned].concat())
+            .sign(&unsigned)
             .map_err(|error| PublishError::Signing(error.to_string()))?;
-        self.attach(&signature)
+        unsigned.drain(..SIGN_PREFIX.len());
+        self.digested(finish(unsigned, author, &signature)?)
     }
 
-    /// What is signed, behind its prefix.
+    /// Writes a message of a topic without signatures.
+    ///
+    /// # Errors
+    /// [`PublishError::NoKey`] if it is to be signed.
+    pub fn run_keyless(&self) -> Result<OwnMessage, PublishError> {
+        match &self.author {
+            None => self.digested(unsigned(&self.data, self.topic.as_str())?),
+            Some(_) => Err(PublishError::NoKey),
+        }
+    }
+
+    /// What is signed, behind its prefix; empty on topics without signatures.
     #[cfg(feature = "sim")]
-    pub(crate) fn unsigned(&self) -> &[u8] {
-        &self.unsigned
+    pub(crate) fn unsigned(&self) -> Vec<u8> {
+        self.author
+            .as_ref()
+            .map_or_else(Vec::new, |(author, seqno)| {
+                to_sign(author, *seqno, &self.data, self.topic.as_str())
+            })
     }
 
-    /// Takes a signature that was made elsewhere.
+    /// Takes a signature that was made elsewhere; leaves it out on topics without signatures.
     ///
     /// # Errors
     /// [`PublishError::Signing`] if it is none: empty, or above 1,024 bytes.
-    pub fn attach(&self, signature: &[u8]) -> Result<RawMessage, PublishError> {
-        let mut body = self.unsigned.clone();
-        put_bytes(&mut body, 5, signature);
-        if !self.key.is_empty() {
-            put_bytes(&mut body, 6, &self.key);
+    pub fn attach(&self, signature: &[u8]) -> Result<OwnMessage, PublishError> {
+        match &self.author {
+            None => self.run_keyless(),
+            Some((author, seqno)) => {
+                let topic = self.topic.as_str();
+                self.digested(signed(author, *seqno, &self.data, topic, signature)?)
+            }
         }
-        from_body(&body)
     }
+
+    fn digested(&self, message: RawMessage) -> Result<OwnMessage, PublishError> {
+        let mark = Mark::new(self.digester.digest(message.bytes()));
+        Ok(OwnMessage { message, mark })
+    }
+}
+
+/// What is signed, behind the prefix.
+#[cfg(feature = "sim")]
+pub(crate) fn to_sign(author: &Author, seqno: u64, data: &[u8], topic: &str) -> Vec<u8> {
+    put_author(&[], author, seqno, data, topic)
+}
+
+/// A message with a signature that was made elsewhere.
+pub(crate) fn signed(
+    author: &Author,
+    seqno: u64,
+    data: &[u8],
+    topic: &str,
+    signature: &[u8],
+) -> Result<RawMessage, PublishError> {
+    finish(
+        put_author(&[], author, seqno, data, topic),
+        author,
+        signature,
+    )
 }
 
 /// A message without author.
 pub(crate) fn unsigned(data: &[u8], topic: &str) -> Result<RawMessage, PublishError> {
     let mut body = Vec::with_capacity(data.len() + topic.len() + 16);
     message::put_unsigned(&mut body, None, data, topic);
+    from_body(&body)
+}
+
+/// What is signed, behind `prefix`.
+fn put_author(prefix: &[u8], author: &Author, seqno: u64, data: &[u8], topic: &str) -> Vec<u8> {
+    let from = author.peer.to_bytes();
+    let len = prefix.len() + data.len() + from.len() + topic.len();
+    let mut out = Vec::with_capacity(len + author.key.len() + 24 + 80);
+    out.extend_from_slice(prefix);
+    message::put_unsigned(&mut out, Some((&from, seqno)), data, topic);
+    out
+}
+
+fn finish(
+    mut body: Vec<u8>,
+    author: &Author,
+    signature: &[u8],
+) -> Result<RawMessage, PublishError> {
+    put_bytes(&mut body, 5, signature);
+    if !author.key.is_empty() {
+        put_bytes(&mut body, 6, &author.key);
+    }
     from_body(&body)
 }
 
@@ -233,11 +368,13 @@ fn from_body(body: &[u8]) -> Result<RawMessage, PublishError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seen::{Seen, SeenConfig};
 
     fn job(author: &Author, signer: &Keypair, seqno: u64) -> VerifyJob {
-        let message = SignJob::new(author, seqno, b"data", "t")
-            .run(signer)
-            .unwrap();
+        let digester = Seen::new(SeenConfig::default(), [1; 32]).digester();
+        let (data, topic) = (Bytes::from_static(b"data"), Topic::new("t").unwrap());
+        let job = SignJob::new(Some((author.clone(), seqno)), data, topic, digester);
+        let message = job.run(signer).unwrap().message;
         VerifyJob { message }
     }
 
@@ -272,6 +409,29 @@ mod tests {
             job(&another, &other, 6).run_with(&mut keys),
             VerifyOutcome::Good
         );
+    }
+
+    #[test]
+    fn go_5_who_signs_well_often_is_due_for_a_table_and_nobody_else() {
+        let (key, other) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let author = Author::new(&key.public());
+        let mut keys = Keys::default();
+        for n in 1..=u64::from(WORTH) * 2 {
+            assert_eq!(
+                job(&author, &other, n).run_with(&mut keys),
+                VerifyOutcome::Bad
+            );
+            assert!(keys.due.is_none(), "forgeries count for nobody");
+            keys.checks = n * 10;
+            job(&author, &key, n).run_with(&mut keys);
+            let due = keys.due.take();
+            assert_eq!(due.is_some(), n % u64::from(WORTH) == 0, "{n}");
+            if let Some(due) = due {
+                let first = n + 1 - u64::from(WORTH);
+                assert_eq!(*due.author, *author.peer.to_bytes());
+                assert_eq!(due.since, first * 10);
+            }
+        }
     }
 
     #[test]

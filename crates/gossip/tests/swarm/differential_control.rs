@@ -16,7 +16,7 @@ use crate::side_by_side::{
     differences, explain, play,
 };
 use gemba_gossip::wire::Version;
-use gemba_testkit::Rng;
+use gemba_testkit::{Rng, sim_scale};
 
 fn a(acts: impl Into<Vec<Act>>) -> Step {
     Step::Rpc(A, acts.into())
@@ -430,11 +430,11 @@ fn unexplained(
     differ.iter().filter(|d| !explained(d)).copied().collect()
 }
 
-/// The same sixty each time: what two engines do on three tasks depends on turns in few of them, and those are no defect of either.
+/// The same each time, two thousand in full: what two engines do on three tasks depends on turns in few of them, and those are no defect of either.
 #[test]
 fn random_scripts_are_answered_alike_but_for_what_is_explained() {
     let rows = causes();
-    for seed in 0..60 {
+    for seed in 0..sim_scale(2000) as u64 {
         let script = random(&mut Rng::new(seed));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

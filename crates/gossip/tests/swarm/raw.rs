@@ -192,9 +192,9 @@ impl Signer {
         while let Some(output) = self.core.poll() {
             match output {
                 Output::Sign { publish, job } => {
-                    let message = job.run(&self.key).unwrap();
-                    signed = Some(message.clone());
-                    let result = Ok(message);
+                    let own = job.run(&self.key).unwrap();
+                    signed = Some(own.message.clone());
+                    let result = Ok(own);
                     self.core
                         .handle(&mut self.seen, Input::Signed { publish, result }, now);
                 }

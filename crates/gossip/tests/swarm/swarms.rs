@@ -7,7 +7,7 @@ use crate::rig::{Node, Over, join, over_each_transport, run_until, run_with, top
 use futures::AsyncWriteExt;
 use gemba_gossip::{
     Behaviour, Buffer, Config, Delivery, FileReplay, FileSequence, Full, Mode, PublishError,
-    TopicOptions, Verdict, WaitCause,
+    RelayPolicy, TopicOptions, Verdict, WaitCause,
 };
 use libp2p_identity::Keypair;
 
@@ -30,6 +30,58 @@ over_each_transport! {
     async fn a_second_connection_takes_over_when_the_first_goes;
     #[tokio::test]
     async fn frames_of_every_size_arrive_as_they_were;
+    #[tokio::test]
+    async fn g8_s0_31_a_line_of_which_only_the_ends_read_delivers_everything;
+}
+
+/// Threat G8: lines of three and of five over real connections. Those between read nothing and carry everything.
+async fn g8_s0_31_a_line_of_which_only_the_ends_read_delivers_everything(over: Over) {
+    const EACH: usize = 500;
+    let alarms = topic("line-1/alarms");
+    let relay = RelayPolicy::Bridge { max_topics: 4 };
+    for len in [3, 5] {
+        let mut line = Vec::new();
+        for _ in 0..len {
+            let config = Config::builder().relay(relay.clone()).build().unwrap();
+            let mut node = Node::new(over, config).await;
+            if let Some(before) = line.last() {
+                let before: &Node = before;
+                node.swarm.dial(before.address.clone()).unwrap();
+            }
+            line.push(node);
+        }
+        line[0].subscribe(&alarms);
+        line[len - 1].subscribe(&alarms);
+        let beside = [line[1].id(), line[len - 2].id()];
+        let mut all: Vec<&mut Node> = line.iter_mut().collect();
+        run_until(&mut all, |n| {
+            n[0].knows(&alarms, beside[0]) && n[len - 1].knows(&alarms, beside[1])
+        })
+        .await;
+        for n in 0..EACH as u32 {
+            for end in [0, len - 1] {
+                let data = n.to_be_bytes().to_vec();
+                let wait = Mode::Wait(MINUTE);
+                let publishing = all[end].gossip_mut().publish(&alarms, data, wait).unwrap();
+                run_with(&mut all, publishing).await.unwrap();
+            }
+        }
+        run_until(&mut all, |n| {
+            n[0].got.len() == EACH && n[len - 1].got.len() == EACH
+        })
+        .await;
+        for end in [0, len - 1] {
+            let got: Vec<Vec<u8>> = all[end].data();
+            let wanted: Vec<Vec<u8>> = (0..EACH as u32).map(|n| n.to_be_bytes().to_vec()).collect();
+            assert_eq!(got, wanted, "in order, all of them");
+        }
+        for between in &all[1..len - 1] {
+            assert_eq!(between.got.len(), 0);
+            assert_eq!(between.gossip().counters().relayed, 2 * EACH as u64);
+            let tables = between.gossip().tables();
+            assert!(tables > 100_000, "two authors write much: {tables} bytes");
+        }
+    }
 }
 
 async fn a_message_arrives_from_the_first_moment_both_ways(over: Over) {

@@ -564,7 +564,7 @@ fn counters(gossip: &Gossip) -> Vec<(String, u64)> {
 }
 
 /// Bytes by component: name, what it is, how many.
-fn memory(gossip: &Gossip) -> [(&'static str, &'static str, u64); 8] {
+fn memory(gossip: &Gossip) -> [(&'static str, &'static str, u64); 9] {
     let load = gossip.load();
     let (_, waiting) = gossip.waiting();
     [
@@ -577,6 +577,11 @@ fn memory(gossip: &Gossip) -> [(&'static str, &'static str, u64); 8] {
             "pubsub_receiving",
             "Large messages that are on their way in",
             gossip.receiving() as u64,
+        ),
+        (
+            "pubsub_tables",
+            "Tables by which signatures of busy authors are checked",
+            gossip.tables() as u64,
         ),
         (
             "pubsub_pipeline",
