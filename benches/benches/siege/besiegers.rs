@@ -305,7 +305,8 @@ impl Besieger<'_> {
                 _ = second.tick() => {
                     for stream in &mut held {
                         // Polled once: what did not come is read a second later.
-                        let read = tokio::time::timeout(Duration::ZERO, stream.read(&mut [0]));
+                        let mut byte = [0];
+                        let read = tokio::time::timeout(Duration::ZERO, stream.read(&mut byte));
                         if matches!(read.await, Ok(Ok(1))) {
                             self.done.fetch_add(1, Ordering::Relaxed);
                         }
