@@ -25,20 +25,20 @@ const CHILD: &str = "GEMBA_BENCH_SIEGE";
 
 /// At whom they are, and so what they do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Serving,
     Reading,
     Fetching,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Serving, Self::Reading, Self::Fetching];
+    pub(crate) const ALL: [Self; 3] = [Self::Serving, Self::Reading, Self::Fetching];
 
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Serving => "serving",
             Self::Reading => "reading",
@@ -48,19 +48,19 @@ impl Kind {
 }
 
 /// Whether this process is to be the besiegers.
-pub fn are_we() -> bool {
+pub(crate) fn are_we() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
 /// The process of the besiegers, until it is ended.
-pub struct Siege {
+pub(crate) struct Siege {
     child: Child,
     orders: ChildStdin,
     done: Arc<AtomicU64>,
 }
 
 impl Siege {
-    pub fn begin(kind: Kind, count: usize, address: &str, known: &[Cid]) -> Self {
+    pub(crate) fn begin(kind: Kind, count: usize, address: &str, known: &[Cid]) -> Self {
         let mut child = Command::new("nice")
             .args(["-n", "19"])
             .arg(std::env::current_exe().unwrap())
@@ -94,30 +94,30 @@ impl Siege {
     }
 
     /// The process.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// How many things they did so far.
-    pub fn done(&self) -> u64 {
+    pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
     /// How many they do a second.
-    pub fn done_in(&self, time: Duration) -> f64 {
+    pub(crate) fn done_in(&self, time: Duration) -> f64 {
         let before = self.done();
         std::thread::sleep(time);
         (self.done() - before) as f64 / time.as_secs_f64()
     }
 
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         drop(self.orders);
         self.child.wait().unwrap();
     }
 }
 
 /// What that process does: it is told whom to besiege, and then goes on until its standard input ends.
-pub fn besiege_until_told(key: &SwarmKey) {
+pub(crate) fn besiege_until_told(key: &SwarmKey) {
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
     let kind = Kind::named(&lines.next().unwrap()).unwrap();
     let count: usize = lines.next().unwrap().parse().unwrap();
