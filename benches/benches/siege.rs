@@ -1,8 +1,11 @@
 //! What 500 hostile members of the swarm cost a node: its memory, the throughput of an honest neighbour, and what stays when they go.
 //!
 //! `cargo bench -p gemba-benches --bench siege` needs the release program beside it (`cargo build --release --bin gemba`) or one named
-//! by `GEMBA_BIN`. Two real daemons: one has the files, the other fetches and pins them, in quiet, under siege, and in quiet again. The
-//! besiegers hold the swarm key, which is the worst case; each does one of these for as long as it lasts:
+//! by `GEMBA_BIN`. Two real daemons: one has the files, the other fetches and pins them, in quiet, under siege, and in quiet again. There are
+//! three sieges; `-- serving`, `-- reading` and `-- fetching` choose some of them, and a number chooses how many besiegers there are. The
+//! besiegers hold the swarm key, which is the worst case.
+//!
+//! *Serving*: at the node that has the files, each does one of these for as long as it lasts:
 //!
 //! - asks for a thousand blocks that nobody has, over and over, and reads no answer;
 //! - asks for all blocks of a file, takes the streams that answer and never reads them;
@@ -10,44 +13,47 @@
 //! - opens streams and says nothing on them;
 //! - sends blocks that nobody asked for.
 //!
-//! They live in a process of their own that has what the daemons leave of the processors (`nice -n 19`): hostile devices bring their own.
-//! How much they did all the same is told, and so is what processor time an honest GiB cost the node that serves, which no besieger's
-//! own work can change.
+//! *Reading*, at the same node: all of them ask for all blocks of a file, and read a byte a second of what comes.
 //!
-//! Ends with an error when a bound of docs/limits is passed: 128 MiB, nine tenths of the throughput, back within ten seconds, and S4.13: a
-//! block that is there within 100 ms, in 99 of 100 cases.
+//! *Fetching*: at the node that fetches, which asks whoever is connected:
+//!
+//! - takes what it is asked, and says nothing;
+//! - says that it has everything, and sends nothing;
+//! - says so, and sends what is asked for by 4 KiB a second;
+//! - says so, and sends other bytes;
+//! - asks for a thousand blocks that nobody has, over and over, and reads no answer;
+//! - says so, and sends a thousand answers to what nobody asked, over and over.
+//!
+//! They live in a process of their own that has what the daemons leave of the processors (`nice -n 19`): hostile devices bring their own.
+//! How much they did all the same is told, and so is what processor time an honest GiB cost the two nodes, which no besieger's own work can
+//! change.
+//!
+//! Ends with an error when a bound of docs/limits is passed: 128 MiB (600 MiB of slow readers, X5), nine tenths of the throughput, back
+//! within ten seconds, and S4.13: a block that is there within 100 ms, in 99 of 100 cases.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "siege/besiegers.rs"]
+mod besiegers;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::{AsyncWriteExt, StreamExt};
+use besiegers::{Kind, Siege};
 use gemba_benches::daemon::{Daemon, binary, cpu};
-use gemba_block::{Block, Cid};
-use gemba_exchange::wire::{self, Entry, Message, Version, WantKind};
-use gemba_pnet::{Network, SwarmKey, TransportConfig};
-use gemba_testkit::Rng;
-use libp2p_identity::{Keypair, PeerId};
-use libp2p_stream::{Behaviour, Control, IncomingStreams};
-use libp2p_swarm::{Stream, StreamProtocol, Swarm, SwarmEvent};
-use multiaddr::Multiaddr;
-use tokio::sync::watch;
+use gemba_block::Cid;
+use gemba_pnet::SwarmKey;
 
 const BESIEGERS: usize = 500;
 const FILE: usize = 256 << 20;
 const ROUNDS: usize = 7;
-const BITSWAP: StreamProtocol = StreamProtocol::new("/ipfs/bitswap/1.2.0");
-/// How often a besieger does what it does.
-const PACE: Duration = Duration::from_secs(2);
 const KEY: [u8; 32] = [7; 32];
 
 /// What may be lost at most.
 const MOST_MEMORY: u64 = 128 << 20;
+const MOST_MEMORY_OF_READERS: u64 = 600 << 20;
 const LEAST_THROUGHPUT: f64 = 0.90;
 const BACK_WITHIN: Duration = Duration::from_secs(10);
 /// How long it is looked at when it takes longer.
@@ -61,56 +67,77 @@ const READS: usize = 32;
 const ABSENT: &str = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
 
 fn main() -> ExitCode {
-    if std::env::var_os(CHILD).is_some() {
-        besiege_until_told();
+    if besiegers::are_we() {
+        besiegers::besiege_until_told(&SwarmKey::from_bytes(KEY));
         return ExitCode::SUCCESS;
     }
+    let (kinds, count) = asked_for();
     let binary = binary();
+    let broken: Vec<String> = kinds
+        .into_iter()
+        .flat_map(|kind| besieged(&binary, kind, count))
+        .collect();
+    if broken.is_empty() {
+        println!("every bound holds");
+        ExitCode::SUCCESS
+    } else {
+        println!("BROKEN: {}", broken.join("; "));
+        ExitCode::FAILURE
+    }
+}
+
+/// Which sieges, with how many besiegers.
+fn asked_for() -> (Vec<Kind>, usize) {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let mut kinds: Vec<Kind> = words.iter().filter_map(|word| Kind::named(word)).collect();
+    if kinds.is_empty() {
+        kinds = Kind::ALL.to_vec();
+    }
+    let count = words.iter().find_map(|word| word.parse().ok());
+    (kinds, count.unwrap_or(BESIEGERS))
+}
+
+/// One siege, with daemons of its own; the bounds that it broke.
+fn besieged(binary: &Path, kind: Kind, count: usize) -> Vec<String> {
+    println!("---- {count} besiegers, {}", kind.name());
     let home = tempfile::tempdir().unwrap();
     let key = SwarmKey::from_bytes(KEY);
-    let source = Daemon::start(&binary, home.path(), "source", &key);
-    let sink = Daemon::start(&binary, home.path(), "sink", &key);
+    let source = Daemon::start(binary, home.path(), "source", &key);
+    let sink = Daemon::start(binary, home.path(), "sink", &key);
     sink.gemba(&["connect", &source.address()]);
     let mut files = Files::new(home.path());
+    let target = match kind {
+        Kind::Serving | Kind::Reading => &source,
+        Kind::Fetching => &sink,
+    };
 
     let before = fetch_rounds(&source, &sink, &mut files);
     let known = leaves(&source, &files.last);
     std::thread::sleep(Duration::from_secs(2));
-    let idle = source.resident();
-    source.reset_peak();
+    let idle = target.resident();
+    target.reset_peak();
 
-    let siege = Siege::begin(&source.address(), &known);
+    let siege = Siege::begin(kind, count, &target.address(), &known);
     let done_alone = siege.done_in(Duration::from_secs(5));
-    println!("{} peers at the node under siege", source.peers());
-    let (done, used, begun) = (siege.done(), cpu(siege.child.id()), Instant::now());
-    let besieged = fetch_rounds(&source, &sink, &mut files);
+    println!("{} peers at the node under siege", target.peers());
+    let (done, used, begun) = (siege.done(), cpu(siege.id()), Instant::now());
+    let under = fetch_rounds(&source, &sink, &mut files);
     let done = (siege.done() - done) as f64 / begun.elapsed().as_secs_f64();
-    let used = (cpu(siege.child.id()) - used).as_secs_f64() / begun.elapsed().as_secs_f64();
-    let connected = source.peers();
-    let peak = source.peak();
+    let used = (cpu(siege.id()) - used).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let connected = target.peers();
+    let peak = target.peak();
     siege.end();
 
-    let lifted = Instant::now();
-    let (left, took, is_back) = loop {
-        let now = source.resident();
-        let took = lifted.elapsed();
-        let is_back = now <= idle + idle / 20 + MAY_STAY && source.peers() <= 1;
-        if is_back || took > LOOKED_AT {
-            break (now, took, is_back && took <= BACK_WITHIN);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    };
+    let (left, took, is_back) = look_until_back(target, idle);
     let after = fetch_rounds(&source, &sink, &mut files);
-
-    // Once more, for what is asked meanwhile by those who belong here.
-    let siege = Siege::begin(&source.address(), &known);
-    let local = under_load(&source, &sink, &mut files, &known[0]);
-    siege.end();
 
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let quiet = Rounds::of(&[before, after]);
-    let besieged = Rounds::of(&[besieged]);
-    let kept = quiet.time / besieged.time;
+    let under = Rounds::of(&[under]);
+    let kept = quiet.time / under.time;
     let above = peak.saturating_sub(idle);
     println!(
         "{connected} peers at the end of it; the besiegers did {done_alone:.0} things a second before the fetches and {done:.0} beside \
@@ -118,44 +145,63 @@ fn main() -> ExitCode {
     );
     println!(
         "256 MiB fetched and pinned: {:.3} s in quiet, {:.3} s under siege ({kept:.3} of the throughput)",
-        quiet.time, besieged.time
+        quiet.time, under.time
     );
     println!(
         "processor time for a GiB: {:.2} s in quiet, {:.2} s under siege at the node that serves, {:.2} s and {:.2} s at the other",
-        quiet.serving, besieged.serving, quiet.fetching, besieged.fetching
+        quiet.serving, under.serving, quiet.fetching, under.fetching
     );
     println!(
-        "a block that is there, asked for under siege beside fetches and {READS} reads of what nobody has: 99 of 100 within {local:?}"
-    );
-    println!(
-        "memory of the node that serves: {:.0} MiB before, {:.0} MiB at most (+{:.0}), {:.0} MiB {:.1} s after",
+        "memory of the node under siege: {:.0} MiB before, {:.0} MiB at most (+{:.0}), {:.0} MiB {:.1} s after",
         mib(idle),
         mib(peak),
         mib(above),
         mib(left),
         took.as_secs_f64()
     );
-    let bounds = [
-        (above <= MOST_MEMORY, "more than 128 MiB above"),
+    let most = match kind {
+        Kind::Reading => MOST_MEMORY_OF_READERS,
+        Kind::Serving | Kind::Fetching => MOST_MEMORY,
+    };
+    let mut bounds = vec![
+        (above <= most, "more memory than it may"),
         (kept >= LEAST_THROUGHPUT, "less than 0.90 of the throughput"),
         (is_back, "not back to what it had within 10 s"),
-        (local < LOCAL_WITHIN, "a block that is there took 100 ms"),
+        // Whoever lies is thrown out and comes back: not all are there at one moment.
         (
-            connected > BESIEGERS / 2,
+            connected > count / 2,
             "half of the besiegers were not there",
         ),
     ];
-    let broken: Vec<&str> = bounds
-        .iter()
+    if kind == Kind::Serving {
+        // Once more, for what is asked meanwhile by those who belong here.
+        let siege = Siege::begin(kind, count, &target.address(), &known);
+        let local = under_load(&source, &sink, &mut files, &known[0]);
+        siege.end();
+        println!(
+            "a block that is there, asked for under siege beside fetches and {READS} reads of what nobody has: 99 of 100 within {local:?}"
+        );
+        bounds.push((local < LOCAL_WITHIN, "a block that is there took 100 ms"));
+    }
+    bounds
+        .into_iter()
         .filter(|(holds, _)| !holds)
-        .map(|(_, what)| *what)
-        .collect();
-    if broken.is_empty() {
-        println!("every bound holds");
-        ExitCode::SUCCESS
-    } else {
-        println!("BROKEN: {}", broken.join(", "));
-        ExitCode::FAILURE
+        .map(|(_, what)| format!("{}: {what}", kind.name()))
+        .collect()
+}
+
+/// What it has, when it has what it had and nobody is there, or when it was looked at for long enough; how long that took, and whether it was
+/// soon enough.
+fn look_until_back(target: &Daemon, idle: u64) -> (u64, Duration, bool) {
+    let lifted = Instant::now();
+    loop {
+        let now = target.resident();
+        let took = lifted.elapsed();
+        let is_back = now <= idle + idle / 20 + MAY_STAY && target.peers() <= 1;
+        if is_back || took > LOOKED_AT {
+            return (now, took, is_back && took <= BACK_WITHIN);
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -278,267 +324,4 @@ impl Files {
         fs::write(&self.path, &self.data).unwrap();
         &self.path
     }
-}
-
-// ---- the besiegers
-
-/// Tells a process of this program that it is the besiegers.
-const CHILD: &str = "GEMBA_BENCH_SIEGE";
-
-/// The process of the besiegers, until it is ended.
-struct Siege {
-    child: Child,
-    orders: ChildStdin,
-    done: Arc<AtomicU64>,
-}
-
-impl Siege {
-    fn begin(address: &str, known: &[Cid]) -> Self {
-        let mut child = Command::new("nice")
-            .args(["-n", "19"])
-            .arg(std::env::current_exe().unwrap())
-            .env(CHILD, "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut orders = child.stdin.take().unwrap();
-        writeln!(orders, "{address}").unwrap();
-        for cid in known {
-            writeln!(orders, "{cid}").unwrap();
-        }
-        writeln!(orders).unwrap();
-        orders.flush().unwrap();
-        let done = Arc::new(AtomicU64::new(0));
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let there = lines.next().expect("the besiegers are there").unwrap();
-        assert_eq!(there, "0");
-        let counts = Arc::clone(&done);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                counts.store(line.parse().unwrap(), Ordering::Relaxed);
-            }
-        });
-        Self {
-            child,
-            orders,
-            done,
-        }
-    }
-
-    /// How many things they did so far.
-    fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// How many they do a second.
-    fn done_in(&self, time: Duration) -> f64 {
-        let before = self.done();
-        std::thread::sleep(time);
-        (self.done() - before) as f64 / time.as_secs_f64()
-    }
-
-    fn end(mut self) {
-        drop(self.orders);
-        self.child.wait().unwrap();
-    }
-}
-
-/// What that process does: it is told whom to besiege, and then goes on until its standard input ends.
-fn besiege_until_told() {
-    let mut lines = std::io::stdin().lines().map(Result::unwrap);
-    let address = lines.next().unwrap().parse().unwrap();
-    let known = lines.by_ref().take_while(|line| !line.is_empty());
-    let target = Target {
-        address,
-        key: SwarmKey::from_bytes(KEY),
-        known: Arc::new(known.map(|cid| cid.parse().unwrap()).collect()),
-        done: Arc::default(),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let (end, ended) = watch::channel(false);
-    let mut tasks = Vec::new();
-    for n in 0..BESIEGERS {
-        tasks.push(runtime.spawn(besiege(n, target.clone(), ended.clone())));
-        std::thread::sleep(Duration::from_millis(4));
-    }
-    println!("0");
-    let done = Arc::clone(&target.done);
-    std::thread::spawn(move || {
-        let mut out = std::io::stdout();
-        while writeln!(out, "{}", done.load(Ordering::Relaxed)).is_ok() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
-    lines.for_each(drop);
-    let _ = end.send(true);
-    for task in tasks {
-        let _ = runtime.block_on(task);
-    }
-}
-
-#[derive(Clone)]
-struct Target {
-    address: Multiaddr,
-    key: SwarmKey,
-    known: Arc<Vec<Cid>>,
-    done: Arc<AtomicU64>,
-}
-
-/// One hostile peer, until the end.
-async fn besiege(n: usize, target: Target, mut end: watch::Receiver<bool>) {
-    let work = async {
-        loop {
-            // Refused or thrown out: it comes again.
-            let _ = attack(n, &target).await;
-            tokio::time::sleep(PACE).await;
-        }
-    };
-    tokio::select! {
-        () = work => {}
-        _ = end.wait_for(|end| *end) => {}
-    }
-}
-
-async fn attack(n: usize, target: &Target) -> Option<()> {
-    let key = Keypair::generate_ed25519();
-    let network = Network::Private(target.key.clone());
-    let transport = gemba_pnet::transport(&key, &network, &TransportConfig::default()).ok()?;
-    let behaviour = Behaviour::new();
-    let mut control = behaviour.new_control();
-    let incoming = control.accept(BITSWAP).ok()?;
-    let config = libp2p_swarm::Config::with_tokio_executor()
-        .with_idle_connection_timeout(Duration::from_secs(3600));
-    let mut swarm = Swarm::new(transport, behaviour, key.public().to_peer_id(), config);
-    swarm.dial(target.address.clone()).ok()?;
-    let node = loop {
-        match swarm.select_next_some().await {
-            SwarmEvent::ConnectionEstablished { peer_id, .. } => break peer_id,
-            SwarmEvent::OutgoingConnectionError { .. } => return None,
-            _ => {}
-        }
-    };
-    let closed = async {
-        loop {
-            if let SwarmEvent::ConnectionClosed { .. } = swarm.select_next_some().await {
-                return None;
-            }
-        }
-    };
-    let attack = async {
-        let peer = Besieger {
-            node,
-            control,
-            done: &target.done,
-        };
-        match n % 5 {
-            0 => peer.flood(n as u64).await,
-            1 => peer.never_read(incoming, &target.known).await,
-            2 => peer.trickle().await,
-            3 => peer.silent_streams().await,
-            _ => peer.push(n as u64).await,
-        }
-    };
-    tokio::select! {
-        end = closed => end,
-        end = attack => end,
-    }
-}
-
-struct Besieger<'a> {
-    node: PeerId,
-    control: Control,
-    done: &'a AtomicU64,
-}
-
-impl Besieger<'_> {
-    async fn open(&mut self) -> Option<Stream> {
-        self.control.open_stream(self.node, BITSWAP).await.ok()
-    }
-
-    async fn send(&self, stream: &mut Stream, bytes: &[u8]) -> Option<()> {
-        stream.write_all(bytes).await.ok()?;
-        stream.flush().await.ok()?;
-        self.done.fetch_add(1, Ordering::Relaxed);
-        Some(())
-    }
-
-    async fn flood(mut self, salt: u64) -> Option<()> {
-        let mut rng = Rng::new(salt);
-        let mut stream = self.open().await?;
-        loop {
-            let cids = (0..1000).map(|_| *Block::raw(rng.bytes(16)).unwrap().cid());
-            self.send(&mut stream, &asking(cids)).await?;
-            tokio::time::sleep(PACE).await;
-        }
-    }
-
-    async fn never_read(mut self, mut incoming: IncomingStreams, known: &[Cid]) -> Option<()> {
-        let mut stream = self.open().await?;
-        self.send(&mut stream, &asking(known.iter().copied()))
-            .await?;
-        let mut held = Vec::new();
-        loop {
-            held.push(incoming.next().await?);
-        }
-    }
-
-    async fn trickle(mut self) -> Option<()> {
-        let mut stream = self.open().await?;
-        // A length of 4 MiB, and then a byte at a time.
-        self.send(&mut stream, &[0x80, 0x80, 0x80, 0x02]).await?;
-        loop {
-            self.send(&mut stream, &[0x0a]).await?;
-            tokio::time::sleep(PACE / 4).await;
-        }
-    }
-
-    async fn silent_streams(mut self) -> Option<()> {
-        let mut held = Vec::new();
-        for _ in 0..64 {
-            held.push(self.open().await?);
-            self.done.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(PACE / 4).await;
-        }
-        std::future::pending().await
-    }
-
-    async fn push(mut self, salt: u64) -> Option<()> {
-        let mut rng = Rng::new(salt);
-        let mut stream = self.open().await?;
-        loop {
-            let blocks = vec![Block::raw(rng.bytes(100_000)).unwrap()];
-            let message = Message {
-                blocks,
-                ..Message::default()
-            };
-            self.send(
-                &mut stream,
-                &wire::encode(&message, Version::V1_2).unwrap().to_vec(),
-            )
-            .await?;
-            tokio::time::sleep(PACE).await;
-        }
-    }
-}
-
-fn asking(cids: impl Iterator<Item = Cid>) -> Vec<u8> {
-    let entries = cids
-        .map(|cid| Entry {
-            cid,
-            priority: 1,
-            cancel: false,
-            kind: WantKind::Block,
-            send_dont_have: true,
-        })
-        .collect();
-    let message = Message {
-        entries,
-        ..Message::default()
-    };
-    wire::encode(&message, Version::V1_2).unwrap().to_vec()
 }

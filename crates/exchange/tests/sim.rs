@@ -7,8 +7,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gemba_block::Block;
+use gemba_exchange::Lane;
+use gemba_exchange::wire::{Entry, Message, WantKind};
+use gemba_testkit::alloc::{CountingAlloc, measure};
 use gemba_testkit::{Rng, check, sim_scale};
 use world::{Event, HOUR, MS, Manner, World, blocks};
+
+#[global_allocator]
+static ALLOC: CountingAlloc = CountingAlloc;
 
 /// While something is owed, time-outs are looked for this often.
 const TICK: Duration = Duration::from_millis(250);
@@ -269,6 +275,113 @@ fn s4_34_a_lost_want_or_block_is_asked_for_again_within_the_stall_time() {
         assert!(world.counters(0).duplicates <= 3);
     });
     assert!(arms.iter().all(|n| *n > 0), "{arms:?}");
+}
+
+/// Wants that a flood consists of: all kinds, all priorities, some withdrawn, none of a block that anybody has.
+fn flood(rng: &mut Rng, count: usize) -> Message {
+    let entries = (0..count).map(|_| Entry {
+        cid: *Block::raw(rng.bytes(12)).unwrap().cid(),
+        priority: rng.next_u64() as i32,
+        cancel: rng.chance(1, 10),
+        kind: *rng.pick(&[WantKind::Have, WantKind::Block]),
+        send_dont_have: rng.coin(),
+    });
+    let entries = entries.collect();
+    // Now and then the list starts anew, which forgets a thousand wants at once.
+    let full = rng.chance(1, 50);
+    Message {
+        entries,
+        full,
+        ..Message::default()
+    }
+}
+
+/// Threat X1: eight peers ask for a million blocks each that nobody has, as fast as their lines carry it, half of them without ever reading an
+/// answer. An honest neighbour beside them is served as if they were not there, what they cost is bounded whatever they ask for, and nothing
+/// of it is left when they go.
+#[test]
+fn x1_a_million_wants_of_each_of_eight_peers() {
+    const HOSTILE: usize = 8;
+    const AT_ONCE: usize = 1000;
+    let wants = sim_scale(1_000_000);
+    check!(1, |rng| {
+        let mut manners = vec![Manner::Honest; 2];
+        manners.extend([Manner::Mute; HOSTILE]);
+        let mut world = World::new(rng, &manners);
+        let content = blocks(rng, 400, 50_000);
+        world.give(0, &content);
+        world.join(0, 1);
+        let fetch = |world: &mut World, half: &[Block]| {
+            let begun = world.now;
+            world.want(1, half);
+            assert!(world.run(HOUR, |w| w.has_all(1)), "never hangs");
+            world.now - begun
+        };
+        let quiet = fetch(&mut world, &content[..200]);
+        let before = world.nodes[0].core.load();
+
+        let (besieged, used) = measure(|| {
+            for peer in 2..2 + HOSTILE {
+                world.join(0, peer);
+            }
+            let mut took = None;
+            let mut sent = 0;
+            let begun = world.now;
+            world.want(1, &content[200..]);
+            while sent < wants {
+                for peer in 2..2 + HOSTILE {
+                    let message = flood(rng, AT_ONCE);
+                    world.transmit(peer, 0, Lane::Request, message);
+                    if peer % 2 == 0 && sent == 0 {
+                        // It reads nothing.
+                        world.stall(0, peer, HOUR);
+                    }
+                }
+                sent += AT_ONCE;
+                // As long as the line takes for it.
+                let until = world.now + 4 * MS;
+                if world.run(until, |w| w.has_all(1)) && took.is_none() {
+                    took = Some(world.now - begun);
+                }
+                world.run(until, |_| false);
+                let load = world.nodes[0].core.load();
+                assert!(load.served_wants <= world.config.served_node_wants());
+            }
+            let took = took.unwrap_or_else(|| {
+                assert!(world.run(HOUR, |w| w.has_all(1)), "never hangs");
+                world.now - begun
+            });
+            for peer in 2..2 + HOSTILE {
+                world.part(0, peer);
+            }
+            // Ten seconds, in which nothing is waited for any more.
+            world.run(world.now + 10_000 * MS, |_| false);
+            // What is on its way to peers that are gone arrives nowhere.
+            world
+                .queue
+                .retain(|_, event| !matches!(event, Event::Deliver { .. } | Event::Written { .. }));
+            took
+        });
+        let counters = world.counters(0);
+        assert!(counters.wants_in as usize >= HOSTILE * wants * 8 / 10);
+        assert!(counters.dropped_wants + counters.replaced_wants > 0);
+        assert_eq!(world.nodes[0].core.load(), before);
+        assert!(
+            besieged <= 2 * quiet + 100 * MS,
+            "{besieged:?}, not {quiet:?}"
+        );
+        let (peak, left) = (used.peak / 1024, used.left / 1024);
+        assert!(peak < 64 * 1024, "{peak} KiB");
+        println!(
+            "figure: x1 {HOSTILE} x {wants} wants: {quiet:?} in quiet, {besieged:?} beside them; at most {peak} KiB, {left} KiB left"
+        );
+        // Beside it stands what the fetch itself left: 200 blocks that the neighbour has now.
+        let fetched = content[200..].iter().map(Block::len).sum::<usize>() as i64;
+        assert!(
+            left - fetched / 1024 < peak as i64 / 20,
+            "{left} KiB left of {peak}"
+        );
+    });
 }
 
 /// Threat X7: honest devices fetch the same blocks from one origin and from each other, and nobody gets a block much more than

@@ -6,10 +6,12 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gemba_pnet::{
     KeyError, KeyFile, KeyFileError, Network, Policy, PolicyError, Replace, SwarmKey,
 };
+use gemba_segment::{Disk, RealDisk};
 use gemba_store::{OpenError, Store, StoreError};
 use libp2p_identity::Keypair;
 
@@ -303,6 +305,7 @@ pub struct Repo {
     /// Its settings.
     pub config: Config,
     access: Access,
+    disk: Arc<dyn Disk>,
     _lock: Lock,
 }
 
@@ -351,6 +354,7 @@ impl Repo {
             layout,
             config,
             access: Access::Write,
+            disk: Arc::new(RealDisk),
             _lock: lock,
         })
     }
@@ -381,8 +385,16 @@ impl Repo {
             layout,
             config,
             access,
+            disk: Arc::new(RealDisk),
             _lock: lock,
         })
+    }
+
+    /// Has the blocks on another disk than the operating system's: whatever stands between them and the medium.
+    #[must_use]
+    pub fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
+        self.disk = disk;
+        self
     }
 
     /// What it was opened for.
@@ -418,9 +430,10 @@ impl Repo {
         if let Some(bytes) = self.config.store.max_size {
             config = config.max_bytes(bytes);
         }
+        let disk = Arc::clone(&self.disk);
         let opened = match self.access {
-            Access::Write => Store::open(self.layout.blocks(), config),
-            Access::Read => Store::open_read_only(self.layout.blocks(), config),
+            Access::Write => Store::open_on(disk, self.layout.blocks(), config),
+            Access::Read => Store::open_read_only_on(disk, self.layout.blocks(), config),
         };
         opened.map_err(open_fail)
     }
@@ -477,6 +490,13 @@ pub fn store_fail(error: &StoreError) -> Fail {
         StoreError::ReadOnly => Fail::internal(error),
         _ => Fail::new(Code::Failure, error).hint("look at the log of the daemon and of the system (`dmesg`)"),
     }
+}
+
+/// How many packs are noted, so that the next start compares pins with what is there if it finds fewer. One that is away counts twice: when it
+/// comes back it may bury what was found meanwhile (specs/store.md, STO-27).
+pub fn packs_to_note(store: &Store) -> u64 {
+    let stat = store.stat();
+    stat.packs + stat.unreadable_packs
 }
 
 /// For `status`: packs that the disk could not read when the store was opened.

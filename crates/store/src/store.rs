@@ -282,6 +282,9 @@ impl Store {
     }
 
     /// Whether a block is there and not known to be damaged. Never a reason to skip a put: see [`Store::put_many`].
+    ///
+    /// While a pack is set aside ([`Stat::unreadable_packs`]) this and reads go by the packs that are read: a block that the absent pack deleted
+    /// may be there again, and goes when it comes back (STO-27). Compare again then, or put what has to stay.
     #[must_use]
     pub fn has(&self, cid: &Cid) -> bool {
         self.size(cid).is_some()

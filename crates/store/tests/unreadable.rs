@@ -318,6 +318,11 @@ fn s2_s9_a_pack_that_comes_back_changes_nothing_that_was_acknowledged_meanwhile(
         };
         let store = Store::open_on(disk, common::DIR, config()).unwrap();
         assert_eq!(store.open_report().unreadable[0].pack, last);
+        // What is here is told as here, and read, until the pack that deleted it is back.
+        for block in &old {
+            assert!(store.has(block.cid()) && store.size(block.cid()) == Some(900));
+            assert_eq!(store.get(block.cid()).unwrap().as_ref(), Some(block.data()));
+        }
         let put: Vec<Block> = again.iter().map(|block| (*block).clone()).collect();
         assert_eq!(store.put_many(&put).unwrap().new, put.len() as u64);
         // Once.

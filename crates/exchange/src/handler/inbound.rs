@@ -11,8 +11,9 @@ use futures::channel::oneshot;
 use futures::{AsyncRead, AsyncWrite, FutureExt, Stream};
 use futures_timer::Delay;
 
-use super::budget::{Budget, Share};
-use super::shared::{Clock, Gate, Outbox};
+use super::budget::{Budget, Seat, Share};
+use super::gate::{Gate, Queue};
+use super::shared::{Clock, Outbox};
 use crate::core::Time;
 use crate::wire::{self, DecodeError, Message};
 
@@ -21,6 +22,8 @@ pub(crate) struct Inbound<S> {
     stream: S,
     state: State,
     shared: Shared,
+    queue: Queue,
+    seat: Seat,
     /// Over the message that is being read.
     watch: Option<Watch>,
     /// Messages on the worker, in order of arrival. The next one is read meanwhile.
@@ -129,6 +132,8 @@ impl<S> Inbound<S> {
         Self {
             stream,
             state: START,
+            queue: Queue::new(shared.gate.clone()),
+            seat: Seat::new(shared.budget.clone()),
             shared,
             watch: None,
             decoding: VecDeque::new(),
@@ -209,10 +214,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Inbound<S> {
                 }
                 State::Waiting { len } => {
                     let len = *len;
-                    if !self.shared.gate.is_open(cx) {
+                    if !self.queue.is_open(cx) {
                         return Poll::Pending;
                     }
-                    let Some(share) = self.shared.budget.take(len, cx) else {
+                    let Some(share) = self.seat.take(len, cx) else {
                         return Poll::Pending;
                     };
                     self.state = State::Body {
@@ -478,7 +483,11 @@ mod tests {
             got[..],
             [Err(InboundError::Decode(DecodeError::TooLong(_)))]
         ));
-        assert!(shared.budget.take(8 << 20, &waker_context()).is_some());
+        assert!(
+            Seat::new(shared.budget.clone())
+                .take(8 << 20, &waker_context())
+                .is_some()
+        );
     }
 
     #[test]
@@ -501,7 +510,9 @@ mod tests {
         assert_eq!(got.len(), 1, "nothing after the error is read");
         assert!(got[0].as_ref().is_err_and(InboundError::is_malformed));
         assert!(
-            shared.budget.take(8 << 20, &waker_context()).is_some(),
+            Seat::new(shared.budget.clone())
+                .take(8 << 20, &waker_context())
+                .is_some(),
             "all memory came back"
         );
     }

@@ -2,9 +2,14 @@
 //! nothing about wants.
 
 mod budget;
+mod gate;
 mod inbound;
 mod outbound;
 mod shared;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod wakers;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,9 +27,10 @@ use libp2p_swarm::handler::{
 use libp2p_swarm::{ConnectionId, Stream, StreamProtocol, StreamUpgradeError, SubstreamProtocol};
 
 pub(crate) use budget::{Account, Budget, Pool};
+pub(crate) use gate::Gate;
 pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
-pub(crate) use shared::{Clock, Gate, Outbox};
+pub(crate) use shared::{Clock, Outbox};
 
 use crate::core::{Lane, SpareStream};
 use crate::wire::Version;

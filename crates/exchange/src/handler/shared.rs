@@ -2,13 +2,14 @@
 //! channel: a full channel of one connection would stop every behaviour of the node.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use libp2p_swarm::ConnectionId;
 
+use super::sync::lock;
 use crate::core::{Lane, SpareStream, Time};
 use crate::wire::Message;
 
@@ -198,39 +199,6 @@ impl Inner {
     }
 }
 
-/// Closed while the owner does not release found blocks: no connection starts to read another message.
-#[derive(Default)]
-pub(crate) struct Gate {
-    closed: AtomicBool,
-    /// One for each connection that waits.
-    wakers: Mutex<Vec<Waker>>,
-}
-
-impl Gate {
-    pub(crate) fn set(&self, closed: bool) {
-        self.closed.store(closed, Ordering::Release);
-        if !closed {
-            for waker in lock(&self.wakers).drain(..) {
-                waker.wake();
-            }
-        }
-    }
-
-    pub(crate) fn is_open(&self, cx: &Context<'_>) -> bool {
-        if !self.closed.load(Ordering::Acquire) {
-            return true;
-        }
-        let mut wakers = lock(&self.wakers);
-        if !self.closed.load(Ordering::Acquire) {
-            return true;
-        }
-        if !wakers.iter().any(|w| w.will_wake(cx.waker())) {
-            wakers.push(cx.waker().clone());
-        }
-        false
-    }
-}
-
 /// The one clock of the driver.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
@@ -243,9 +211,4 @@ impl Clock {
     pub(crate) fn now(&self) -> Time {
         self.0.elapsed()
     }
-}
-
-/// Nothing here panics while it holds a lock, and every value stays consistent: a poisoned lock is as good as any.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -77,7 +77,7 @@ fn offline(context: &Context, args: &Args, progress: &Progress) -> Result<Collec
     if !args.dry_run {
         let compacted = compact(&store, &thorough(), &mut report, |_| false, &mut between);
         // Also after an interruption: packs that were removed are not lost.
-        meta.note_packs(store.stat().packs)?;
+        meta.note_packs(crate::repo::packs_to_note(&store))?;
         compacted?;
     }
     report.done = true;

@@ -292,7 +292,8 @@ impl MakeRoom for Here {
             &mut |_, _| (self.check)(),
         );
         // Also after an interruption: packs that were removed are not lost.
-        self.meta.note_packs(self.store.stat().packs)?;
+        self.meta
+            .note_packs(crate::repo::packs_to_note(&self.store))?;
         let made = Made::from(&made.map_err(Stop::into_fail)?);
         if room(&self.store) >= short.needed {
             Ok(())

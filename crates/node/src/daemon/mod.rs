@@ -35,7 +35,7 @@ use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
 use crate::handover::{self, Desk};
 use crate::meta::Meta;
-use crate::repo::{Access, Repo};
+use crate::repo::{Access, Repo, packs_to_note};
 use keeper::{Figures, Keeper};
 use room::Room;
 use run::Node;
@@ -184,13 +184,12 @@ fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
         let pin = pin?;
         rootless += u64::from(pin.complete && !store.has(&pin.cid));
     }
-    let packs = store.stat().packs;
-    let lost_packs = meta.packs()?.saturating_sub(packs);
+    let lost_packs = meta.packs()?.saturating_sub(store.stat().packs);
     if lost == 0 && rootless == 0 && lost_packs == 0 {
         return Ok(());
     }
     let struck = crate::content::pins::strike_out(store, meta)?;
-    meta.note_packs(packs)?;
+    meta.note_packs(packs_to_note(store))?;
     tracing::error!(
         damaged_places = lost,
         lost_packs,
@@ -205,5 +204,72 @@ fn listen_addresses(repo: &Repo, options: &Options) -> Vec<Multiaddr> {
         repo.config.network.listen.clone()
     } else {
         options.listen.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gemba_block::Block;
+    use gemba_pins::{Add, Edit, Kind};
+    use gemba_testkit::disk::{Call, SimDisk};
+
+    use super::*;
+    use crate::meta::PinEdit;
+
+    /// A leaf was deleted, the pack with its tombstone was away, and a pin that needs the leaf was whole by an older copy. When the pack is back
+    /// the leaf is gone, and the pin is not called whole any more.
+    #[test]
+    fn what_a_pack_buries_that_comes_back_is_struck_out() {
+        let sim = SimDisk::new(1);
+        let config = || gemba_store::Config::default().pack_bytes(4096);
+        let open = || Store::open_on(Arc::new(sim.clone()), "/blocks", config());
+        let store = open().unwrap();
+        let leaf = Block::raw(vec![7; 900]).unwrap();
+        store.put_many(std::slice::from_ref(&leaf)).unwrap();
+        for n in 0..12_u8 {
+            store
+                .put_many(&[Block::raw(vec![n + 100; 900]).unwrap()])
+                .unwrap();
+        }
+        store.delete_many(&[*leaf.cid()]).unwrap();
+        assert!(!store.has(leaf.cid()));
+        drop(store);
+        let store = (1..100)
+            .find_map(|nth| {
+                sim.fail(Call::Read, nth, 1);
+                let store = open();
+                sim.heal();
+                store.ok().filter(|store| store.has(leaf.cid()))
+            })
+            .unwrap();
+        assert_eq!(store.stat().unreadable_packs, 1);
+
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let meta = Meta::open(dir.path(), Access::Write).unwrap();
+        strike_out_after_damage(&store, &meta).unwrap();
+        let link = gemba_unixfs::dagpb::Link::new(*leaf.cid(), b"", 900);
+        let root = Block::dag_pb(gemba_unixfs::dagpb::encode([link].into_iter(), None)).unwrap();
+        store.put_many(std::slice::from_ref(&root)).unwrap();
+        meta.edit_one(PinEdit::Own(Add {
+            cid: *root.cid(),
+            kind: Kind::Recursive,
+            name: None,
+            now_ms: 5,
+        }))
+        .unwrap();
+        let pin = || meta.pins().unwrap().get(root.cid()).unwrap().unwrap();
+        let (id, size) = (pin().id, None);
+        let whole = Edit::Complete { id, size };
+        meta.edit(&[PinEdit::Plain(*root.cid(), whole)]).unwrap();
+        drop(store);
+
+        let store = open().unwrap();
+        assert!(!store.has(leaf.cid()) && store.has(root.cid()));
+        assert!(pin().complete);
+        strike_out_after_damage(&store, &meta).unwrap();
+        assert!(!pin().complete);
+        // Nothing is away: it is not compared for ever.
+        assert_eq!(meta.packs().unwrap(), store.stat().packs);
     }
 }

@@ -45,7 +45,7 @@ use crate::error::{Code, Fail};
 use crate::meta::{Meta, PinEdit};
 use crate::metrics::{Figures, resident_memory};
 use crate::names::follows;
-use crate::repo::Layout;
+use crate::repo::{Layout, packs_to_note};
 
 /// Answers of the disk threads that may wait for the loop; the threads wait beyond it.
 const ANSWERS: usize = 1024;
@@ -320,7 +320,7 @@ impl Node {
     /// How many packs there are is noted beside the pins: if there are fewer at the next start, the disk has lost some. Those that a
     /// compaction removed are not lost.
     fn note_packs(&mut self) {
-        let packs = self.store.stat().packs;
+        let packs = packs_to_note(&self.store);
         if packs == self.packs {
             return;
         }

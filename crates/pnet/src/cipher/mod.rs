@@ -43,7 +43,10 @@ pub enum Engine {
 impl Engine {
     /// The fastest one of this processor.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Soft)
+        let engines = Self::available();
+        #[cfg(feature = "bench")]
+        let engines = bench::no_faster_than_chosen(engines);
+        engines.last().copied().unwrap_or(Self::Soft)
     }
 
     /// Those that this processor can run, slowest first.
@@ -98,6 +101,29 @@ impl Engine {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(engine) => engine.xor_groups_to(state, counter, from, to),
         }
+    }
+}
+
+/// For benches only: what a processor without the widest registers would do.
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::Engine;
+
+    /// Blocks of the engine that is the fastest from now on; 0: whatever there is.
+    static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// All connections of the process that begin from now on use no faster engine. `None`: the fastest of the processor again.
+    pub fn choose(engine: Option<Engine>) {
+        CHOSEN.store(engine.map_or(0, Engine::blocks), Ordering::Relaxed);
+    }
+
+    pub(super) fn no_faster_than_chosen(mut engines: Vec<Engine>) -> Vec<Engine> {
+        let chosen = CHOSEN.load(Ordering::Relaxed);
+        engines.retain(|engine| chosen == 0 || engine.blocks() <= chosen);
+        engines
     }
 }
 
@@ -249,6 +275,17 @@ mod tests {
         let mut data = data.to_vec();
         cipher.apply_keystream(&mut data);
         data
+    }
+
+    #[test]
+    #[cfg(feature = "bench")]
+    fn a_bench_chooses_what_is_the_fastest() {
+        for engine in Engine::available() {
+            bench::choose(Some(engine));
+            assert_eq!(Engine::best(), engine);
+        }
+        bench::choose(None);
+        assert_eq!(Some(&Engine::best()), Engine::available().last());
     }
 
     #[test]

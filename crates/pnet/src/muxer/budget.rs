@@ -4,13 +4,9 @@
 //! through a full budget. One with more is read only while the node as a whole is below its limit; the kernel's buffer and the
 //! remote's window then hold the rest. It goes on when its own streams were read, or others' were.
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::Waker,
-};
+use std::{sync::Arc, task::Waker};
+
+use super::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, fence, lock};
 
 /// What each connection may have unread without asking, in bytes.
 pub(super) const FLOOR: usize = 64 * 1024;
@@ -33,8 +29,8 @@ struct Inner {
     limit: usize,
     used: AtomicUsize,
     streams: AtomicUsize,
-    /// Somebody waits. Set before `used` is looked at once more, and looked at after `used` was lowered: in one total order (`SeqCst`), or
-    /// each side could miss the other on a machine that lets a load pass a store.
+    /// Somebody waits. Set before `used` is looked at once more, and looked at after `used` was lowered, each with a fence in between: or each
+    /// side could miss the other on a machine that lets a load pass a store.
     contended: AtomicBool,
     wakers: Mutex<Vec<Waker>>,
 }
@@ -53,7 +49,7 @@ impl ReceiveBudget {
 
     /// Bytes received and not read at the moment.
     pub fn used(&self) -> usize {
-        self.0.used.load(Ordering::SeqCst)
+        self.0.used.load(Ordering::Acquire)
     }
 
     /// Streams open at the moment, on all connections.
@@ -79,15 +75,16 @@ impl ReceiveBudget {
     }
 
     pub(super) fn add(&self, bytes: usize) {
-        self.0.used.fetch_add(bytes, Ordering::SeqCst);
+        self.0.used.fetch_add(bytes, Ordering::AcqRel);
     }
 
     pub(super) fn give_back(&self, bytes: usize) {
-        self.0.used.fetch_sub(bytes, Ordering::SeqCst);
-        if self.0.contended.load(Ordering::SeqCst) && !self.is_exceeded() {
+        self.0.used.fetch_sub(bytes, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        if self.0.contended.load(Ordering::Relaxed) && !self.is_exceeded() {
             let woken = {
                 let mut wakers = lock(&self.0.wakers);
-                self.0.contended.store(false, Ordering::SeqCst);
+                self.0.contended.store(false, Ordering::Relaxed);
                 std::mem::take(&mut *wakers)
             };
             // Without the lock: the last waker of a task may end it, and with it a connection.
@@ -97,11 +94,14 @@ impl ReceiveBudget {
 
     /// To be woken when the limit is kept again. Look once more afterwards.
     pub(super) fn wait(&self, waker: &Waker) {
-        let mut wakers = lock(&self.0.wakers);
-        self.0.contended.store(true, Ordering::SeqCst);
-        if !wakers.iter().any(|w| w.will_wake(waker)) {
-            wakers.push(waker.clone());
+        {
+            let mut wakers = lock(&self.0.wakers);
+            self.0.contended.store(true, Ordering::Relaxed);
+            if !wakers.iter().any(|w| w.will_wake(waker)) {
+                wakers.push(waker.clone());
+            }
         }
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -109,9 +109,4 @@ impl Default for ReceiveBudget {
     fn default() -> Self {
         Self::new(DEFAULT_LIMIT)
     }
-}
-
-/// Nothing here panics while it holds a lock: a poisoned one is as good as any.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

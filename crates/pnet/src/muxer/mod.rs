@@ -14,6 +14,9 @@ mod account;
 mod budget;
 mod frames;
 mod gate;
+mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::VecDeque,
