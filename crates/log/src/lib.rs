@@ -2,11 +2,16 @@
 
 mod batch;
 mod cbor;
+pub mod consume;
+pub mod core;
 mod event;
 mod feed;
 mod headers;
 pub mod skip;
+pub mod state;
 mod stream;
+mod varint;
+pub mod wire;
 
 pub use batch::{Batch, BatchError, Draft, FORMAT, MAX_BATCH_BYTES, Sealer, UnverifiedBatch};
 pub use bytes::Bytes;
