@@ -7,6 +7,8 @@ pub mod core;
 mod event;
 mod feed;
 mod headers;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod skip;
 pub mod state;
 mod stream;

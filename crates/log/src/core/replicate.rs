@@ -311,7 +311,8 @@ impl Replicate {
     fn on_tips(&mut self, peer: Option<Peer>, tips: Vec<Tip>, _now: Time) {
         let mut doubtful = Vec::new();
         for tip in tips {
-            if !self.is_ours(&tip.feed) || self.tips.contains(&tip) {
+            let is_coming = self.tails.get(&tip.feed) == Some(&tip.batch);
+            if is_coming || !self.is_ours(&tip.feed) || self.tips.contains(&tip) {
                 continue;
             }
             let longest = self.tips.of(&tip.feed).next_back();
