@@ -7,6 +7,8 @@
 
 pub mod consumer;
 pub mod dead;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod reconcile;
 pub mod replicate;
 
