@@ -2,16 +2,30 @@
 
 mod batch;
 mod cbor;
+mod config;
+mod error;
 mod event;
+mod fast;
 mod feed;
+mod format;
 mod headers;
+mod index;
+mod log;
+mod open;
+mod producers;
+mod read;
+mod reserve;
 pub mod skip;
+mod state;
 mod stream;
+mod writer;
 
 pub use batch::{Batch, BatchError, Draft, FORMAT, MAX_BATCH_BYTES, Sealer, UnverifiedBatch};
 pub use bytes::Bytes;
 pub use cbor::Malformed;
 pub use cid::Cid;
+pub use config::{Config, ReadCheck};
+pub use error::{LogError, OpenError};
 pub use event::{
     Event, EventError, EventList, EventRef, Events, MAX_EVENTS, MAX_EVENTS_BYTES, MAX_PAYLOAD,
     NewEvent,
@@ -22,4 +36,8 @@ pub use feed::{
 pub use headers::{
     Headers, HeadersError, MAX_HEADERS, MAX_LABEL, MAX_USER_PAIRS, Origin, Producer, Trace,
 };
+pub use log::{Head, Log, Stat, StreamInfo};
+pub use open::{OpenReport, SegmentGap};
+pub use read::{Chunk, Cursor, Merge};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};
+pub use writer::{Appended, Repeated};
