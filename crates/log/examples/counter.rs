@@ -7,7 +7,7 @@ use gemba_log::{
     consume::{Consumer, LogSink, Step, Takeover},
     core::consumer::{Config, ConsumerName, Worker},
     sim::MemoryLog,
-    state::{KeyValue, RedbStore, StateStore},
+    store::{KeyValue, RedbStore, StateStore},
 };
 use std::{error::Error, thread, time::Instant};
 

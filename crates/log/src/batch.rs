@@ -131,7 +131,7 @@ impl Draft<'_> {
             size
         };
         let mut out = Vec::with_capacity(body + 512 + self.skip.len() * 41 + SIGNATURE_ENTRY);
-        let fields = 9
+        let fields = 10
             + u64::from(prev.is_some())
             + u64::from(!self.skip.is_empty())
             + u64::from(compressed);
@@ -800,6 +800,7 @@ mod tests {
     #[test]
     fn l3_every_flipped_bit_of_a_batch_is_refused() {
         for batch in [seal(0, &events(3), false), seal(8, &events(12), true)] {
+            assert!(Batch::decode(batch.bytes().clone()).is_ok());
             for bit in 0..batch.bytes().len() * 8 {
                 let mut bytes = batch.bytes().to_vec();
                 bytes[bit / 8] ^= 1 << (bit % 8);

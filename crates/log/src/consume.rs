@@ -27,7 +27,7 @@ use crate::{
     event::{Event, NewEvent},
     feed::{Author, Epoch, EventHash, EventId, FeedId, Seq},
     headers::{self, Headers, HeadersError},
-    state::{StateError, StateStore, Transaction},
+    store::{StateError, StateStore, Transaction},
     stream::StreamName,
     varint::{bytes, put_bytes, put_varint, varint},
 };

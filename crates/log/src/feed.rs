@@ -121,17 +121,17 @@ impl fmt::Debug for EventHash {
 
 /// The place of an event in the one order over all feeds, which is the same on all nodes (specs/log.md LOG-7). Wall clocks have no part in it.
 ///
-/// The CID of the batch comes last and decides only where an author wrote two events of one name: a fork.
+/// Logical time rises along a feed from batch to batch, so the batch decides only where an author forked its feed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OrderKey {
     /// Logical time of the batch.
     pub lamport: u64,
     /// The feed.
     pub feed: FeedId,
-    /// Place in the feed.
-    pub seq: Seq,
     /// Digest of the batch.
     pub batch: [u8; 32],
+    /// Place in the feed.
+    pub seq: Seq,
 }
 
 /// Signs batches. The key stays where it is: the log never sees or stores it.
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// LOG-7: Lamport time, author, stream, epoch, place, and the batch where an author forked.
+    /// LOG-7: Lamport time, author, stream, epoch, the batch where an author forked, place.
     #[test]
     fn log_7_the_order_has_one_form() {
         let key = |lamport, feed: FeedId, seq, batch| OrderKey {
@@ -205,8 +205,8 @@ mod tests {
             key(2, feed(1, "z", 9), 9, 9),
             key(2, feed(2, "a", 9), 9, 9),
             key(2, feed(2, "b", 0), 9, 9),
-            key(2, feed(2, "b", 1), 0, 9),
             key(2, feed(2, "b", 1), 1, 0),
+            key(2, feed(2, "b", 1), 0, 1),
             key(2, feed(2, "b", 1), 1, 1),
         ];
         assert!(sorted.windows(2).all(|pair| pair[0] < pair[1]));

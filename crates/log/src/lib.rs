@@ -2,23 +2,37 @@
 
 mod batch;
 mod cbor;
+mod config;
 pub mod consume;
 pub mod core;
+mod error;
 mod event;
+mod fast;
 mod feed;
+mod format;
 mod headers;
+mod index;
+mod log;
+mod open;
+mod producers;
+mod read;
+mod reserve;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod skip;
-pub mod state;
+mod state;
+pub mod store;
 mod stream;
 mod varint;
 pub mod wire;
+mod writer;
 
 pub use batch::{Batch, BatchError, Draft, FORMAT, MAX_BATCH_BYTES, Sealer, UnverifiedBatch};
 pub use bytes::Bytes;
 pub use cbor::Malformed;
 pub use cid::Cid;
+pub use config::{Config, ReadCheck};
+pub use error::{LogError, OpenError};
 pub use event::{
     Event, EventError, EventList, EventRef, Events, MAX_EVENTS, MAX_EVENTS_BYTES, MAX_PAYLOAD,
     NewEvent,
@@ -29,4 +43,8 @@ pub use feed::{
 pub use headers::{
     Headers, HeadersError, MAX_HEADERS, MAX_LABEL, MAX_USER_PAIRS, Origin, Producer, Trace,
 };
+pub use log::{Head, Log, Stat, StreamInfo};
+pub use open::{OpenReport, SegmentGap};
+pub use read::{Chunk, Cursor, Merge};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};
+pub use writer::{Appended, Repeated};

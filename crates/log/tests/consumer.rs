@@ -9,7 +9,7 @@ use gemba_log::{
         dead::{Letters, Record},
     },
     sim::{Fuse, FusedLog, FusedStore, MemoryLog},
-    state::{KeyValue, MemoryStore, StateStore, Transaction},
+    store::{KeyValue, MemoryStore, StateStore, Transaction},
 };
 use std::{sync::Arc, time::Duration};
 

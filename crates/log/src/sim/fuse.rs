@@ -5,7 +5,7 @@ use crate::{
     consume::{LogSink, LogSource, Portion, SourceError, Span},
     event::NewEvent,
     feed::{EventHash, EventId, FeedId, Seq},
-    state::{KeyValue, MemoryStore, MemoryTx, StateError, StateStore, Transaction},
+    store::{KeyValue, MemoryStore, MemoryTx, StateError, StateStore, Transaction},
     stream::StreamName,
 };
 use std::sync::{

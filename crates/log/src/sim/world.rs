@@ -11,7 +11,7 @@ use crate::{
     },
     event::NewEvent,
     feed::FeedId,
-    state::{KeyValue, StateStore},
+    store::{KeyValue, StateStore},
     stream::{Pattern, StreamName},
     wire::{Message, Run},
 };
