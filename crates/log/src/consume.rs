@@ -103,11 +103,11 @@ pub trait LogSource: Send + Sync {
 
 /// The log as a consumer writes it: its dead letters, and what handlers emit.
 pub trait LogSink: Send + Sync {
-    /// Appends, durably when it returns, and names the first. An event with a producer that was appended before is not appended again.
+    /// Appends, durably when it returns. An event with a producer that was appended before is not appended again.
     ///
     /// # Errors
     /// [`SourceError`].
-    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<EventId, SourceError>;
+    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError>;
 }
 
 impl<T: LogSource + ?Sized> LogSource for &T {
@@ -132,7 +132,7 @@ impl<T: LogSource + ?Sized> LogSource for &T {
 }
 
 impl<T: LogSink + ?Sized> LogSink for &T {
-    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<EventId, SourceError> {
+    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         (**self).append(stream, events)
     }
 }
@@ -646,7 +646,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                 .collect();
             let written = match events.is_empty() {
                 true => Ok(()),
-                false => self.log.append(&stream, events).map(drop),
+                false => self.log.append(&stream, events),
             };
             for (ticket, result, _) in letters {
                 let result = match &written {

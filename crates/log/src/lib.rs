@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod attach;
 mod batch;
 mod cbor;
 mod config;
@@ -27,6 +28,7 @@ mod varint;
 pub mod wire;
 mod writer;
 
+pub use attach::Loaded;
 pub use batch::{Batch, BatchError, Draft, FORMAT, MAX_BATCH_BYTES, Sealer, UnverifiedBatch};
 pub use bytes::Bytes;
 pub use cbor::Malformed;

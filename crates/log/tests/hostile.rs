@@ -247,7 +247,7 @@ fn batches_that_came_early_follow_on() {
     let mut appended = Vec::new();
     for _ in 0..4 {
         for output in drain(&mut node) {
-            if let Output::Append { ticket, batches } = output {
+            if let Output::Append { ticket, batches, .. } = output {
                 appended.push(batches.len());
                 let last = batches.last().unwrap();
                 let result = Ok(vec![(last.end(), digest(last))]);

@@ -366,7 +366,7 @@ impl Replicate {
     }
 
     /// Appends batches of one feed that follow on each other.
-    fn append(&mut self, from: Peer, batches: Vec<Batch>) {
+    fn append(&mut self, from: Peer, batches: Vec<Batch>, begins: bool) {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return;
         };
@@ -382,7 +382,11 @@ impl Replicate {
         self.tails.insert(appending.feed.clone(), appending.last);
         self.wants.appending(&appending.feed, true);
         self.appending.insert(ticket, appending);
-        self.outputs.push_back(Output::Append { ticket, batches });
+        self.outputs.push_back(Output::Append {
+            ticket,
+            batches,
+            begins,
+        });
     }
 
     fn on_appended(

@@ -5,7 +5,7 @@ use crate::{
     consume::{LogSink, LogSource, Portion, SourceError, Span},
     core::{reconcile::Tip, replicate::NotAppended},
     event::{EventList, NewEvent},
-    feed::{Author, Epoch, EventHash, EventId, FeedId, MemorySigner, OrderKey, Seq, Signer},
+    feed::{Author, Epoch, EventHash, FeedId, MemorySigner, OrderKey, Seq, Signer},
     skip::Spine,
     stream::StreamName,
 };
@@ -28,7 +28,7 @@ pub struct MemoryLog {
 #[derive(Debug, Default)]
 struct Model {
     feeds: BTreeMap<FeedId, Feed>,
-    producers: BTreeMap<(StreamName, String), (u64, EventId)>,
+    producers: BTreeMap<(StreamName, String), u64>,
     lamport: u64,
     epoch: u64,
     quota: Option<usize>,
@@ -371,7 +371,14 @@ impl LogSource for MemoryLog {
 }
 
 impl LogSink for MemoryLog {
-    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<EventId, SourceError> {
+    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
+        let lists = crate::attach::lists(events);
+        lists.into_iter().try_for_each(|list| self.append_list(stream, list))
+    }
+}
+
+impl MemoryLog {
+    fn append_list(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         let wrong = |error| SourceError(Box::new(error));
         let mut guard = self.lock();
         let model = &mut *guard;
@@ -380,29 +387,20 @@ impl LogSink for MemoryLog {
             stream: stream.clone(),
             epoch: Epoch(model.epoch),
         };
-        let mut first = None;
         let mut fresh = Vec::new();
         let next = model.feeds.get(&id).map_or(0, Feed::next);
         for event in events {
-            let seq = next + fresh.len() as u64;
             if let Some(producer) = &event.headers.producer {
                 let key = (stream.clone(), producer.id.clone());
-                if let Some((last, known)) = model.producers.get(&key)
-                    && producer.seq <= *last
-                {
-                    first = first.or(Some(known.clone()));
+                if model.producers.get(&key).is_some_and(|last| producer.seq <= *last) {
                     continue;
                 }
-                let name = EventId {
-                    feed: id.clone(),
-                    seq,
-                };
-                model.producers.insert(key, (producer.seq, name));
+                model.producers.insert(key, producer.seq);
             }
             fresh.push(event);
         }
         if fresh.is_empty() {
-            return Ok(first.unwrap_or(EventId { feed: id, seq: next }));
+            return Ok(());
         }
         let list = EventList::of(&fresh).map_err(wrong)?;
         model.lamport += 1;
@@ -424,6 +422,6 @@ impl LogSink for MemoryLog {
         feed.spine.push(number, *batch.digest());
         feed.put(batch);
         model.grown.insert(id.clone());
-        Ok(first.unwrap_or(EventId { feed: id, seq: next }))
+        Ok(())
     }
 }

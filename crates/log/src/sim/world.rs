@@ -511,7 +511,7 @@ impl World {
         while let Some(output) = self.nodes[node].replicate.as_mut().and_then(Replicate::poll) {
             match output {
                 Output::Send { peer, message } => self.send(node, peer, &message),
-                Output::Append { ticket, batches } => {
+                Output::Append { ticket, batches, .. } => {
                     let result = self.nodes[node].log.append_replica(&batches);
                     // It is told by the answer.
                     self.nodes[node].log.grown();

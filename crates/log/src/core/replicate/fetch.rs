@@ -488,13 +488,17 @@ impl Replicate {
         let follows = first.prev_digest().is_none_or(|prev| {
             self.tips.of(feed).any(|(_, tip)| tip == *prev) || self.tails.get(feed) == Some(prev)
         });
-        // The sender has less than was asked for: it is gone by retention.
-        if !follows && first.first() > here && run.starts > here && run.starts == first.first() {
+        // The sender has less than was asked for: it is gone by retention. Where nothing is here yet the feed begins there; a hole is not made.
+        let is_trimmed = !follows && first.first() > here && run.starts > here && run.starts >= first.first();
+        let begins = is_trimmed && here == 0;
+        if is_trimmed {
             self.tell(Event::Trimmed {
                 feed: feed.clone(),
                 from: here,
                 to: run.starts,
             });
+        }
+        if is_trimmed && !begins {
             return self.wants.forget_source(feed, peer);
         }
         // On a branch the next request goes on from here.
@@ -515,7 +519,7 @@ impl Replicate {
                 self.wants.forget_source(feed, peer);
             }
         }
-        self.append(peer, run.batches);
+        self.append(peer, run.batches, begins);
     }
 
     /// A batch that nobody asked for: appended where it follows, kept a while where it does not.
@@ -546,7 +550,7 @@ impl Replicate {
             },
         };
         if follows {
-            self.append(peer, vec![batch]);
+            self.append(peer, vec![batch], false);
         } else {
             let tip = Tip {
                 feed,
@@ -570,7 +574,7 @@ impl Replicate {
                 run.push(batch);
             }
             if let Some(peer) = from {
-                self.append(peer, run);
+                self.append(peer, run, false);
             }
         }
     }

@@ -124,6 +124,8 @@ pub enum Output {
         ticket: u64,
         /// Them.
         batches: Vec<Batch>,
+        /// Nobody has what was before the first of them any more: the feed begins with it here.
+        begins: bool,
     },
     /// Read batches from the one that holds `from` on, on the way to the batch `tip` (or to the longest branch, if that one is unknown).
     Load {
