@@ -3,6 +3,7 @@
 mod batch;
 mod cbor;
 mod config;
+mod description;
 mod error;
 mod event;
 mod fast;
@@ -15,9 +16,12 @@ mod open;
 mod producers;
 mod read;
 mod reserve;
+mod retain;
 pub mod skip;
 mod state;
 mod stream;
+mod transfer;
+mod verify;
 mod writer;
 
 pub use batch::{Batch, BatchError, Draft, FORMAT, MAX_BATCH_BYTES, Sealer, UnverifiedBatch};
@@ -25,6 +29,7 @@ pub use bytes::Bytes;
 pub use cbor::Malformed;
 pub use cid::Cid;
 pub use config::{Config, ReadCheck};
+pub use description::{ABOUT, Class, DescribeError, Description};
 pub use error::{LogError, OpenError};
 pub use event::{
     Event, EventError, EventList, EventRef, Events, MAX_EVENTS, MAX_EVENTS_BYTES, MAX_PAYLOAD,
@@ -39,5 +44,8 @@ pub use headers::{
 pub use log::{Head, Log, Stat, StreamInfo};
 pub use open::{OpenReport, SegmentGap};
 pub use read::{Chunk, Cursor, Merge};
+pub use retain::{LowWater, Retained, Retention};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};
+pub use transfer::{Exported, Imported, TransferError};
+pub use verify::{DamagedPlace, Progress, VerifyReport};
 pub use writer::{Appended, Repeated};

@@ -282,7 +282,7 @@ impl Log {
             .map_err(|_| LogError::WriterDied)
     }
 
-    fn submit(&self, ops: Vec<Op>) -> Vec<Result<Appended, LogError>> {
+    pub(crate) fn submit(&self, ops: Vec<Op>) -> Vec<Result<Appended, LogError>> {
         let count = ops.len();
         if count == 0 {
             return Vec::new();
