@@ -77,10 +77,13 @@ fn is_found(disk: Arc<dyn Disk>, config: &Config, model: &Model) -> Result<bool,
             }
         }
     }
+    if found {
+        return Ok(true);
+    }
     let verified = log
         .verify(|_| ControlFlow::Continue(()))
         .map_err(|e| e.to_string())?;
-    Ok(found || !verified.is_clean())
+    Ok(!verified.is_clean())
 }
 
 /// Row L3: whichever byte of a closed log of 1 MiB is flipped, it is found, and no wrong event is served. Every byte in full.
@@ -89,7 +92,7 @@ fn l3_every_flipped_byte_is_found_and_nothing_wrong_is_served() {
     let config = config().segment_bytes(192 << 10);
     let (sim, model) = sealed(1 << 20, &config);
     let mut rng = Rng::from_env_or(3);
-    let every = if sim_scale(2) == 2 { 1 } else { 997 };
+    let every = if sim_scale(2) == 2 { 1 } else { 4_999 };
     let mut looked = 0_u64;
     for path in segments(&sim) {
         let len = sim.bytes(&path).unwrap().len();
