@@ -9,6 +9,8 @@ mod event;
 mod fast;
 mod feed;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod index;
 mod log;
