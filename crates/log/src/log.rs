@@ -289,7 +289,11 @@ impl Log {
         }
         match self.commit.submit(ops, |groups| self.flush(groups)) {
             Ok(results) => results,
-            Err(_) => (0..count).map(|_| Err(LogError::WriterDied)).collect(),
+            Err(_) => {
+                // What it left half done is not known: opening again tells.
+                self.poison(io::ErrorKind::Other);
+                (0..count).map(|_| Err(LogError::WriterDied)).collect()
+            }
         }
     }
 

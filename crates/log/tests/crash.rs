@@ -15,7 +15,7 @@ use gemba_testkit::{rng, sim_scale};
 /// Rows L1 and L2, S3.17, S3.40, S3.42: whatever a power cut leaves, at whatever call, the log opens, all that was acknowledged is there, and
 /// nothing is served that nobody handed in. 50,000 points in full.
 #[test]
-fn l1_l2_s3_17_nothing_acknowledged_is_lost_at_any_call() {
+fn l1_l2_s3_17_s3_42_nothing_acknowledged_is_lost_at_any_call() {
     let mut total = Score::default();
     for seed in rng::seeds(sim_scale(100)) {
         let score = crash_everywhere(seed, 25, 5, |sim| Arc::new(sim));
