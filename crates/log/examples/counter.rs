@@ -21,9 +21,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stream: StreamName = "hall/line-1/press/pieces".parse()?;
     log.append(&stream, vec![NewEvent::new(0, &b"1"[..]); 10_000])?;
 
-    let config = Config::new(ConsumerName::new("counter")?, vec!["hall/+/press/pieces".parse()?]);
+    let config = Config::new(
+        ConsumerName::new("counter")?,
+        vec!["hall/+/press/pieces".parse()?],
+    );
     let store = RedbStore::open(&dir.path().join("counter.redb"))?;
-    let consumer = Consumer::open(&log, store, log.author(), config, Takeover::Continue, start.elapsed())?;
+    let consumer = Consumer::open(
+        &log,
+        store,
+        log.author(),
+        config,
+        Takeover::Continue,
+        start.elapsed(),
+    )?;
     while consumer.behind() > 0 {
         let step = consumer.step(Worker(1), start.elapsed(), |delivery, tx| {
             let pieces: u64 = std::str::from_utf8(&delivery.event.payload)?.parse()?;

@@ -31,7 +31,11 @@ pub struct Loaded {
 pub(crate) fn lists(events: Vec<NewEvent>) -> Vec<Vec<NewEvent>> {
     let (mut lists, mut size) = (Vec::new(), 0);
     for event in events {
-        let pairs = event.headers.user.iter().map(|(key, value)| key.len() + value.len());
+        let pairs = event
+            .headers
+            .user
+            .iter()
+            .map(|(key, value)| key.len() + value.len());
         let takes = event.payload.len() + 256 + pairs.sum::<usize>();
         match lists.last_mut() {
             Some(list) if size + takes <= MAX_APPEND => {
@@ -54,7 +58,12 @@ impl Log {
     pub fn feed_tips(&self, feed: &FeedId) -> Vec<(Seq, [u8; 32])> {
         match self.head(feed) {
             Some(head) if !head.forked => tip_of(&head).into_iter().collect(),
-            Some(_) => self.heads().iter().filter(|head| head.feed == *feed).filter_map(tip_of).collect(),
+            Some(_) => self
+                .heads()
+                .iter()
+                .filter(|head| head.feed == *feed)
+                .filter_map(tip_of)
+                .collect(),
             None => Vec::new(),
         }
     }
@@ -74,7 +83,13 @@ impl Log {
     ///
     /// # Errors
     /// As [`Log::range`].
-    pub fn load_towards(&self, feed: &FeedId, from: Seq, tip: [u8; 32], bytes: u64) -> Result<Loaded, LogError> {
+    pub fn load_towards(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        tip: [u8; 32],
+        bytes: u64,
+    ) -> Result<Loaded, LogError> {
         let Some(head) = self.head(feed) else {
             return Ok(Loaded::default());
         };
@@ -93,7 +108,11 @@ impl Log {
                 false => return Ok(loaded),
             };
             loaded.more = !chunk.is_end;
-            loaded.batches = chunk.blocks.iter().map(|block| block.data().clone()).collect();
+            loaded.batches = chunk
+                .blocks
+                .iter()
+                .map(|block| block.data().clone())
+                .collect();
             return Ok(loaded);
         };
         // What both branches have comes first.
@@ -116,7 +135,9 @@ impl Log {
         }
         let chunk = self.branch_range(feed, &branch, from.max(first), left)?;
         loaded.more = !chunk.is_end;
-        loaded.batches.extend(chunk.blocks.iter().map(|block| block.data().clone()));
+        loaded
+            .batches
+            .extend(chunk.blocks.iter().map(|block| block.data().clone()));
         Ok(loaded)
     }
 
@@ -150,7 +171,11 @@ impl Log {
     ///
     /// # Errors
     /// [`NotAppended`], as replication takes it.
-    pub fn append_run(&self, batches: Vec<Batch>, begins: bool) -> Result<Vec<(Seq, [u8; 32])>, NotAppended> {
+    pub fn append_run(
+        &self,
+        batches: Vec<Batch>,
+        begins: bool,
+    ) -> Result<Vec<(Seq, [u8; 32])>, NotAppended> {
         let mut batches = batches;
         let Some(feed) = batches.first().map(|batch| batch.feed().clone()) else {
             return Ok(Vec::new());
@@ -189,18 +214,29 @@ impl LogSource for Log {
             first: head.low,
             next: head.next,
         };
-        let main = self.heads().into_iter().filter(|head| head.branch.is_none());
+        let main = self
+            .heads()
+            .into_iter()
+            .filter(|head| head.branch.is_none());
         Ok(main.map(span).collect())
     }
 
-    fn read(&self, feed: &FeedId, from: Seq, most: usize, bytes: usize) -> Result<Option<Portion>, SourceError> {
+    fn read(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Option<Portion>, SourceError> {
         let mut cursor = self.cursor(feed, from);
         let (mut events, mut size, mut hash) = (Vec::new(), 0, None);
         while events.len() < most && (size < bytes || events.is_empty()) {
             let batch = match cursor.next_batch() {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
-                Err(LogError::NoFeed(_) | LogError::Trimmed { .. }) if events.is_empty() => return Ok(None),
+                Err(LogError::NoFeed(_) | LogError::Trimmed { .. }) if events.is_empty() => {
+                    return Ok(None);
+                }
                 // What comes behind is told when it is asked for.
                 Err(_) if !events.is_empty() => break,
                 Err(error) => return Err(failed(error)),
@@ -212,7 +248,10 @@ impl LogSource for Log {
                 size += event.payload.len();
                 events.push(batch.own(&event));
             }
-            hash = events.last().and_then(|event| batch.event_hash(event.seq)).or(hash);
+            hash = events
+                .last()
+                .and_then(|event| batch.event_hash(event.seq))
+                .or(hash);
         }
         Ok(hash.map(|hash| Portion { events, hash }))
     }

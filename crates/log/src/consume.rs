@@ -496,6 +496,8 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         if let Some(grant) = self.granted(worker) {
             return Ok(Some(grant));
         }
+        // What was heard meanwhile may have ended us.
+        self.lock().core.handle(Input::Claim { worker }, now)?;
         // It asks again; until then nobody holds a place for it.
         self.tell(Input::Leave { worker }, now)?;
         Ok(None)

@@ -6,11 +6,14 @@ mod cbor;
 mod config;
 pub mod consume;
 pub mod core;
+mod description;
 mod error;
 mod event;
 mod fast;
 mod feed;
 mod format;
+#[doc(hidden)]
+pub mod fuzz;
 mod headers;
 mod index;
 mod log;
@@ -18,13 +21,16 @@ mod open;
 mod producers;
 mod read;
 mod reserve;
+mod retain;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod skip;
 mod state;
 pub mod store;
 mod stream;
+mod transfer;
 mod varint;
+mod verify;
 pub mod wire;
 mod writer;
 
@@ -34,6 +40,7 @@ pub use bytes::Bytes;
 pub use cbor::Malformed;
 pub use cid::Cid;
 pub use config::{Config, ReadCheck};
+pub use description::{ABOUT, Class, DescribeError, Description};
 pub use error::{LogError, OpenError};
 pub use event::{
     Event, EventError, EventList, EventRef, Events, MAX_EVENTS, MAX_EVENTS_BYTES, MAX_PAYLOAD,
@@ -48,5 +55,8 @@ pub use headers::{
 pub use log::{Head, Log, Stat, StreamInfo};
 pub use open::{OpenReport, SegmentGap};
 pub use read::{Chunk, Cursor, Merge};
+pub use retain::{LowWater, Retained, Retention};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};
+pub use transfer::{Exported, Imported, TransferError};
+pub use verify::{DamagedPlace, Progress, VerifyReport};
 pub use writer::{Appended, Repeated};

@@ -282,14 +282,18 @@ impl Log {
             .map_err(|_| LogError::WriterDied)
     }
 
-    fn submit(&self, ops: Vec<Op>) -> Vec<Result<Appended, LogError>> {
+    pub(crate) fn submit(&self, ops: Vec<Op>) -> Vec<Result<Appended, LogError>> {
         let count = ops.len();
         if count == 0 {
             return Vec::new();
         }
         match self.commit.submit(ops, |groups| self.flush(groups)) {
             Ok(results) => results,
-            Err(_) => (0..count).map(|_| Err(LogError::WriterDied)).collect(),
+            Err(_) => {
+                // What it left half done is not known: opening again tells.
+                self.poison(io::ErrorKind::Other);
+                (0..count).map(|_| Err(LogError::WriterDied)).collect()
+            }
         }
     }
 

@@ -79,18 +79,23 @@ impl Log {
                 continue;
             }
             let (segment, run) = self.run(segment, key, seq)?;
-            let Some(first) = run.first() else { continue };
-            if first.first > seq {
-                end = end.min(first.first);
+            // What was repaired may also stand beside what was damaged.
+            let good = |place: &&Place| is_good(&state.bad, segment.number, place);
+            let here = run.iter().take_while(|place| place.first <= seq);
+            let Some(from) = here.clone().position(|place| good(&place)) else {
+                let ends = here.map(Place::end);
+                let next = run
+                    .iter()
+                    .map(|place| place.first)
+                    .find(|first| *first > seq);
+                end = ends.chain(next).fold(end, Seq::min);
                 continue;
-            }
-            if !is_good(&state.bad, segment.number, first) {
-                end = end.min(first.end());
-                continue;
-            }
+            };
+            let run = &run[from..];
+            let first = &run[0];
             let mut next = first.first;
             let follows = |place: &&Place| {
-                let follows = place.first == next && is_good(&state.bad, segment.number, place);
+                let follows = place.first == next && good(place);
                 next = place.end();
                 follows
             };

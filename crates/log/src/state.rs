@@ -63,6 +63,10 @@ impl Tip {
 
     /// The same feed with this batch at its end.
     pub(crate) fn push(&mut self, tag: &Tag) {
+        if tag.number != self.number && self.spine.take().is_some() {
+            // A batch of ours is damaged: nobody here knows what later skip links would name.
+            self.closed = true;
+        }
         if let Some(spine) = &mut self.spine {
             spine.push(tag.number, tag.digest);
         }

@@ -519,9 +519,8 @@ impl<'a> Plan<'a> {
         let batch = draft.seal(self.log.signer(), self.sealer);
         pending.digest = *batch.digest();
         let tag = Tag {
-            time: list.last_time(),
             has_producers: !list.producers().is_empty(),
-            ..tag_of(&batch, key)
+            ..tag_of(&batch, key, list.last_time())
         };
         self.push(&batch, tag);
     }
@@ -611,7 +610,8 @@ impl<'a> Plan<'a> {
         self.tips.insert(key, tip);
         self.bytes += size;
         State::observe(&mut self.clock, batch.lamport());
-        self.push(batch, tag_of(batch, key));
+        let time = batch.events().last().map_or(0, |event| event.time);
+        self.push(batch, tag_of(batch, key, time));
         if is_mine {
             self.close();
         }
@@ -732,8 +732,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-pub(crate) fn tag_of(batch: &Batch, key: FeedKey) -> Tag {
-    let time = batch.events().last().map_or(0, |event| event.time);
+fn tag_of(batch: &Batch, key: FeedKey, time: i64) -> Tag {
     Tag {
         key,
         digest: *batch.digest(),
@@ -836,15 +835,14 @@ impl Pen {
             self.active = Some((number, writer));
             return Err(self.failed(log, number, end, e));
         }
-        let end = writer.end();
+        let mut end = writer.end();
         match writer.close() {
-            Ok(()) => log.replace(
-                number,
-                Segment {
-                    number,
-                    index: Index::Paged(paged),
-                },
-            ),
+            Ok(()) => {
+                // The mark of an orderly close.
+                end += gemba_segment::frame_len(0, 0);
+                let index = Index::Paged(paged);
+                log.replace(number, Segment { number, index });
+            }
             Err(WriteError::Poisoned(kind)) => {
                 log.poison(kind);
                 return Err(LogError::Poisoned(kind));
@@ -933,7 +931,7 @@ fn index_frames(
     Ok((frames, Paged { trailer, spans }))
 }
 
-/// What a look-up for a replica's batch found.
+/// Look-ups for a replica's batch.
 impl Log {
     /// Whether a batch with this digest can be read here.
     fn has_digest(&self, state: &State, digest: &[u8; 32]) -> Result<bool, LogError> {

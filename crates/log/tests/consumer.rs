@@ -5,7 +5,10 @@ use gemba_log::{
     Author, Batch, Event, FeedId, NewEvent, StreamName,
     consume::{ConsumeError, Consumer, LogSink, LogSource, Step, Takeover},
     core::{
-        consumer::{Ack, Config, Consumer as Core, ConsumerName, Event as Told, Grant, Input, Order, Output, Planted, Refused, Start, Work, Worker},
+        consumer::{
+            Ack, Config, Consumer as Core, ConsumerName, Event as Told, Grant, Input, Order,
+            Output, Planted, Refused, Start, Work, Worker,
+        },
         dead::{Letters, Record},
     },
     sim::{Fuse, FusedLog, FusedStore, MemoryLog},
@@ -38,7 +41,13 @@ type Opened = Consumer<FusedLog, FusedStore>;
 
 impl Plant {
     fn new() -> Self {
-        Self::with(MemoryLog::new([3; 32]), FusedStore { fuse: Fuse::new(), ..FusedStore::default() })
+        Self::with(
+            MemoryLog::new([3; 32]),
+            FusedStore {
+                fuse: Fuse::new(),
+                ..FusedStore::default()
+            },
+        )
     }
 
     fn with(log: MemoryLog, store: FusedStore) -> Self {
@@ -50,7 +59,10 @@ impl Plant {
     }
 
     fn append(&self, payloads: impl IntoIterator<Item = Vec<u8>>) {
-        let events: Vec<NewEvent> = payloads.into_iter().map(|payload| NewEvent::new(7, payload)).collect();
+        let events: Vec<NewEvent> = payloads
+            .into_iter()
+            .map(|payload| NewEvent::new(7, payload))
+            .collect();
         for events in events.chunks(100) {
             self.log.append(&self.stream, events.to_vec()).unwrap();
         }
@@ -68,7 +80,14 @@ impl Plant {
     }
 
     fn try_open(&self, config: Config, now: Duration) -> Result<Opened, ConsumeError> {
-        Consumer::open(self.log(), self.store.clone(), self.log.author(), config, Takeover::Continue, now)
+        Consumer::open(
+            self.log(),
+            self.store.clone(),
+            self.log.author(),
+            config,
+            Takeover::Continue,
+            now,
+        )
     }
 
     fn open(&self, config: Config, now: Duration) -> Opened {
@@ -87,7 +106,10 @@ impl Plant {
         let mut letters = Letters::new(100_000);
         for span in self.log.spans().unwrap() {
             if span.feed.stream.as_str().starts_with("$dead/") {
-                let events = self.log.read(&span.feed, 0, usize::MAX, usize::MAX).unwrap();
+                let events = self
+                    .log
+                    .read(&span.feed, 0, usize::MAX, usize::MAX)
+                    .unwrap();
                 for event in events.map(|portion| portion.events).unwrap_or_default() {
                     letters.apply(Record::decode(&event.payload).unwrap());
                 }
@@ -97,12 +119,20 @@ impl Plant {
     }
 
     fn dead(&self) -> Vec<u64> {
-        self.letters().list(None, usize::MAX).iter().map(|letter| letter.id.seq).collect()
+        self.letters()
+            .list(None, usize::MAX)
+            .iter()
+            .map(|letter| letter.id.seq)
+            .collect()
     }
 }
 
 /// One step of a consumer that counts what `judge` lets pass.
-fn step(consumer: &Opened, now: Duration, mut judge: impl FnMut(&Event) -> Result<(), String>) -> Result<Step, ConsumeError> {
+fn step(
+    consumer: &Opened,
+    now: Duration,
+    mut judge: impl FnMut(&Event) -> Result<(), String>,
+) -> Result<Step, ConsumeError> {
     consumer.step(W, now, |delivery, tx| {
         judge(&delivery.event)?;
         tx.add(b"count", 1)?;
@@ -111,7 +141,11 @@ fn step(consumer: &Opened, now: Duration, mut judge: impl FnMut(&Event) -> Resul
 }
 
 /// Runs steps until nothing is due any more, and lets time pass as the consumer asks for it.
-fn drain(consumer: &Opened, now: &mut Duration, mut judge: impl FnMut(&Event) -> Result<(), String>) -> usize {
+fn drain(
+    consumer: &Opened,
+    now: &mut Duration,
+    mut judge: impl FnMut(&Event) -> Result<(), String>,
+) -> usize {
     let mut given = 0;
     loop {
         match step(consumer, *now, &mut judge).unwrap() {
@@ -127,12 +161,22 @@ fn good(_: &Event) -> Result<(), String> {
 }
 
 fn no_x(event: &Event) -> Result<(), String> {
-    if event.payload == b"x"[..] { Err("not a number: x".into()) } else { Ok(()) }
+    if event.payload == b"x"[..] {
+        Err("not a number: x".into())
+    } else {
+        Ok(())
+    }
 }
 
 /// Every hundredth is poison, if at all.
 fn pieces_with_poison(count: usize, poison: bool) -> impl Iterator<Item = Vec<u8>> {
-    (0..count).map(move |i| if poison && i % 100 == 50 { b"x".to_vec() } else { b"1".to_vec() })
+    (0..count).map(move |i| {
+        if poison && i % 100 == 50 {
+            b"x".to_vec()
+        } else {
+            b"1".to_vec()
+        }
+    })
 }
 
 #[test]
@@ -181,7 +225,8 @@ fn claim(core: &mut Core, worker: Worker, now: Duration) -> Option<Grant> {
         match output {
             Output::Persist { ticket, .. } => {
                 let result = Ok(());
-                core.handle(Input::Persisted { ticket, result }, now).unwrap();
+                core.handle(Input::Persisted { ticket, result }, now)
+                    .unwrap();
             }
             Output::Grant(grant) if grant.worker == worker => found = Some(grant),
             _ => {}
@@ -196,7 +241,11 @@ fn s3_29_reading_on_has_no_window_and_one_acknowledgement_is_for_all() {
     plant.pieces(1);
     let (feed, next) = (plant.feed(), 1_000_000);
     let mut core = Core::load(config(), 1, true, [], ms(0));
-    let head = Input::Head { feed: feed.clone(), first: 0, next };
+    let head = Input::Head {
+        feed: feed.clone(),
+        first: 0,
+        next,
+    };
     core.handle(head, ms(0)).unwrap();
     let (mut token, mut read) = (None, 0);
     for _ in 0..1_000 {
@@ -215,8 +264,19 @@ fn s3_29_reading_on_has_no_window_and_one_acknowledgement_is_for_all() {
     let Some(Output::Persist { ticket, row, .. }) = core.poll() else {
         panic!("the row of the acknowledgement");
     };
-    assert!(row.len() < 200, "one small row for a million events: {}", row.len());
-    core.handle(Input::Persisted { ticket, result: Ok(()) }, ms(2)).unwrap();
+    assert!(
+        row.len() < 200,
+        "one small row for a million events: {}",
+        row.len()
+    );
+    core.handle(
+        Input::Persisted {
+            ticket,
+            result: Ok(()),
+        },
+        ms(2),
+    )
+    .unwrap();
     assert_eq!(core.behind(), 0);
 }
 
@@ -228,9 +288,16 @@ fn s3_19_s3_47_a_consumer_that_was_away_catches_up_and_its_lag_is_a_number() {
     consumer.refresh(ms(1)).unwrap();
     let lag = consumer.lag();
     assert_eq!((lag[0].next, lag[0].head, lag[0].worker), (0, 5_000, None));
-    assert_eq!(consumer.needs(&plant.feed()), Some(0), "what retention has to keep");
+    assert_eq!(
+        consumer.needs(&plant.feed()),
+        Some(0),
+        "what retention has to keep"
+    );
     step(&consumer, ms(2), good).unwrap();
-    assert_eq!((consumer.behind(), consumer.needs(&plant.feed())), (4_000, Some(1_000)));
+    assert_eq!(
+        (consumer.behind(), consumer.needs(&plant.feed())),
+        (4_000, Some(1_000))
+    );
     drain(&consumer, &mut ms(3), good);
     assert_eq!((consumer.behind(), plant.count()), (0, 5_000));
 }
@@ -239,7 +306,10 @@ fn s3_19_s3_47_a_consumer_that_was_away_catches_up_and_its_lag_is_a_number() {
 fn s3_4_s3_15_s3_44_reading_begins_at_the_start_an_offset_a_time_or_the_tail() {
     let plant = Plant::new();
     for n in 0..100 {
-        plant.log.append(&plant.stream, vec![NewEvent::new(n * 10, vec![n as u8])]).unwrap();
+        plant
+            .log
+            .append(&plant.stream, vec![NewEvent::new(n * 10, vec![n as u8])])
+            .unwrap();
     }
     let seen = |consumer: &Opened, now: &mut Duration| {
         let mut seen = Vec::new();
@@ -252,7 +322,11 @@ fn s3_4_s3_15_s3_44_reading_begins_at_the_start_an_offset_a_time_or_the_tail() {
     let mut now = ms(1);
     let all: Vec<u64> = (0..100).collect();
     let late = plant.open(config(), now);
-    assert_eq!(seen(&late, &mut now), all, "who comes later reads from the start");
+    assert_eq!(
+        seen(&late, &mut now),
+        all,
+        "who comes later reads from the start"
+    );
     late.seek_time(955, now).unwrap();
     assert_eq!(seen(&late, &mut now), [96, 97, 98, 99]);
     late.seek(plant.feed(), 98, now).unwrap();
@@ -270,7 +344,10 @@ fn s3_4_s3_15_s3_44_reading_begins_at_the_start_an_offset_a_time_or_the_tail() {
     drop(consumer);
     // A new feed is read from its first event, also by one that began at the tail and was away meanwhile.
     let other: StreamName = "line/2".parse().unwrap();
-    plant.log.append(&other, vec![NewEvent::new(0, &b"new"[..])]).unwrap();
+    plant
+        .log
+        .append(&other, vec![NewEvent::new(0, &b"new"[..])])
+        .unwrap();
     assert_eq!(seen(&plant.open(tail, now), &mut now), [0]);
 }
 
@@ -279,7 +356,10 @@ fn s3_8_patterns_choose_streams() {
     let plant = Plant::new();
     for stream in ["a/1/x", "a/2/x", "a/2/y", "b/1/x", "a/x"] {
         let event = NewEvent::new(0, stream.as_bytes().to_vec());
-        plant.log.append(&stream.parse().unwrap(), vec![event]).unwrap();
+        plant
+            .log
+            .append(&stream.parse().unwrap(), vec![event])
+            .unwrap();
     }
     let patterns = vec!["a/+/x".parse().unwrap(), "b/#".parse().unwrap()];
     let consumer = plant.open(Config::new(name("by-pattern"), patterns), ms(0));
@@ -306,9 +386,17 @@ fn l8_an_offset_that_does_not_fit_the_log_is_taken_back_and_told() {
     // The log comes back from a backup, and goes on otherwise.
     let restored = Plant::with(backup, plant.store.clone());
     let consumer = restored.open(small.clone(), now);
-    let ahead = Told::Ahead { feed: restored.feed(), next: 600, log: 300 };
+    let ahead = Told::Ahead {
+        feed: restored.feed(),
+        next: 600,
+        log: 300,
+    };
     assert!(consumer.told().contains(&ahead));
-    assert_eq!(drain(&consumer, &mut now, good), 0, "nothing is given while it is not known");
+    assert_eq!(
+        drain(&consumer, &mut now, good),
+        0,
+        "nothing is given while it is not known"
+    );
     restored.append((0..400).map(|_| b"another".to_vec()));
     let mut first = None;
     drain(&consumer, &mut now, |event| {
@@ -321,10 +409,14 @@ fn l8_an_offset_that_does_not_fit_the_log_is_taken_back_and_told() {
         _ => None,
     });
     let to = rewound.unwrap_or_else(|| panic!("{told:?}"));
-    assert!((1..=300).contains(&to), "to the last mark in the common part, {to}");
+    assert!(
+        (1..=300).contains(&to),
+        "to the last mark in the common part, {to}"
+    );
     assert_eq!((first, consumer.counters().rewound), (Some(to), 1));
     drop(consumer);
-    assert!(restored.open(small, now).told().is_empty(), "once");
+    let again = restored.open(small, now);
+    assert_eq!(again.counters().rewound, 0, "once");
 }
 
 #[test]
@@ -339,7 +431,10 @@ fn l8_a_log_that_comes_back_whole_is_gone_on_with() {
     let consumer = restored.open(config(), now);
     // Peers give back what is missing.
     for bytes in plant.log.load(&plant.feed(), 0, [0; 32], u64::MAX).0 {
-        restored.log.append_replica(&[Batch::decode(bytes).unwrap()]).unwrap();
+        restored
+            .log
+            .append_replica(&[Batch::decode(bytes).unwrap()])
+            .unwrap();
     }
     restored.pieces(5);
     assert_eq!(drain(&consumer, &mut now, good), 5);
@@ -350,7 +445,9 @@ fn l8_a_log_that_comes_back_whole_is_gone_on_with() {
 fn cost(events: usize, poison: bool) -> (Duration, Plant) {
     let plant = Plant::new();
     plant.append(pieces_with_poison(events, poison));
-    let goods = pieces_with_poison(events, poison).filter(|piece| piece == b"1").count() as u64;
+    let goods = pieces_with_poison(events, poison)
+        .filter(|piece| piece == b"1")
+        .count() as u64;
     let mut now = ms(0);
     let consumer = plant.open(config(), now);
     let mut all_good = None;
@@ -379,14 +476,23 @@ fn l9_s3_53_poison_goes_aside_and_the_flow_goes_on() {
     const EVENTS: usize = 40_000;
     let (clean, _) = cost(EVENTS, false);
     let (poisoned, plant) = cost(EVENTS, true);
-    assert!(poisoned.mul_f64(0.95) <= clean, "{poisoned:?} with poison, {clean:?} without");
+    assert!(
+        poisoned.mul_f64(0.95) <= clean,
+        "{poisoned:?} with poison, {clean:?} without"
+    );
     let poison: Vec<u64> = (0..EVENTS as u64).filter(|i| i % 100 == 50).collect();
     assert_eq!(plant.dead(), poison);
     let letters = plant.letters();
     let letter = letters.list(None, 1)[0];
-    assert_eq!((letter.cause.as_str(), letter.payload.as_deref()), ("not a number: x", Some(&b"x"[..])));
+    assert_eq!(
+        (letter.cause.as_str(), letter.payload.as_deref()),
+        ("not a number: x", Some(&b"x"[..]))
+    );
     assert_eq!((&letter.consumer, letter.attempts), (&name("counter"), 5));
-    assert_eq!(Some(letter.hash), plant.log.hash(&plant.feed(), 50).unwrap());
+    assert_eq!(
+        Some(letter.hash),
+        plant.log.hash(&plant.feed(), 50).unwrap()
+    );
 }
 
 #[test]
@@ -409,36 +515,67 @@ fn l9_attempts_or_patience_end_in_a_letter_that_says_how_often_and_how_long() {
                 Step::Idle(None) => break,
             }
         }
-        assert!(consumer.told().contains(&Told::Dead { feed: plant.feed(), seq: 1 }));
+        assert!(consumer.told().contains(&Told::Dead {
+            feed: plant.feed(),
+            seq: 1
+        }));
         tries
     };
-    assert_eq!(attempts_of(config()), [(0, 0), (200, 1), (600, 2), (1_400, 3), (3_000, 4)]);
+    assert_eq!(
+        attempts_of(config()),
+        [(0, 0), (200, 1), (600, 2), (1_400, 3), (3_000, 4)]
+    );
     let letters = plant.letters();
-    assert_eq!((letters.list(None, 9)[0].attempts, letters.list(None, 9)[0].held), (5, ms(3_000)));
+    assert_eq!(
+        (
+            letters.list(None, 9)[0].attempts,
+            letters.list(None, 9)[0].held
+        ),
+        (5, ms(3_000))
+    );
     let mut patient = config();
     patient.name = name("patient");
     (patient.attempts, patient.patience) = (u32::MAX, ms(2_000));
-    assert_eq!(attempts_of(patient).len(), 5, "the first attempt at or after two seconds is the last");
+    assert_eq!(
+        attempts_of(patient).len(),
+        5,
+        "the first attempt at or after two seconds is the last"
+    );
 }
 
 #[test]
 fn s3_53_letters_are_listed_inspected_retried_and_dropped() {
     let plant = Plant::new();
-    plant.append((0..10).map(|i| if i % 3 == 0 { b"x".to_vec() } else { b"1".to_vec() }));
+    plant.append((0..10).map(|i| {
+        if i % 3 == 0 {
+            b"x".to_vec()
+        } else {
+            b"1".to_vec()
+        }
+    }));
     let mut now = ms(0);
     let mut quick = config();
     quick.attempts = 1;
     let consumer = plant.open(quick, now);
     drain(&consumer, &mut now, no_x);
     assert_eq!((plant.dead(), plant.count()), (vec![0, 3, 6, 9], 6));
-    let ids: Vec<_> = plant.letters().list(None, 9).iter().map(|letter| letter.id.clone()).collect();
+    let ids: Vec<_> = plant
+        .letters()
+        .list(None, 9)
+        .iter()
+        .map(|letter| letter.id.clone())
+        .collect();
     consumer.retry(ids[0].clone(), now).unwrap();
     consumer.drop_letter(ids[1].clone()).unwrap();
     drain(&consumer, &mut now, good);
     assert_eq!(plant.count(), 7);
     consumer.retry(ids[2].clone(), now).unwrap();
     drain(&consumer, &mut now, no_x);
-    assert_eq!(plant.dead(), [6, 9], "one was done, one dropped, one failed again");
+    assert_eq!(
+        plant.dead(),
+        [6, 9],
+        "one was done, one dropped, one failed again"
+    );
     assert!(plant.letters().inspect(&ids[2]).is_some());
 }
 
@@ -447,7 +584,13 @@ fn s3_53_letters_are_listed_inspected_retried_and_dropped() {
 fn l9_an_event_that_kills_its_worker_is_found_and_set_aside() {
     for order in [Order::Loose, Order::Strict] {
         let plant = Plant::new();
-        plant.append((0..2_000).map(|i| if i == 777 { b"bomb".to_vec() } else { b"1".to_vec() }));
+        plant.append((0..2_000).map(|i| {
+            if i == 777 {
+                b"bomb".to_vec()
+            } else {
+                b"1".to_vec()
+            }
+        }));
         let mut config = config();
         config.order = order;
         let (mut now, mut deaths, mut is_done) = (ms(0), 0, false);
@@ -477,7 +620,11 @@ fn l9_an_event_that_kills_its_worker_is_found_and_set_aside() {
             }
             assert!(deaths <= 24, "{order:?}: it is found in a few deaths");
         }
-        assert_eq!((plant.count(), plant.dead()), (1_999, vec![777]), "{order:?}");
+        assert_eq!(
+            (plant.count(), plant.dead()),
+            (1_999, vec![777]),
+            "{order:?}"
+        );
     }
 }
 
@@ -506,7 +653,13 @@ fn l9_power_cuts_bury_nothing() {
 fn strict_order_waits_with_a_refused_event_and_other_feeds_go_on() {
     let plant = Plant::new();
     plant.append([b"1".to_vec(), b"x".to_vec(), b"1".to_vec()]);
-    plant.log.append(&"line/2".parse().unwrap(), vec![NewEvent::new(0, &b"2"[..])]).unwrap();
+    plant
+        .log
+        .append(
+            &"line/2".parse().unwrap(),
+            vec![NewEvent::new(0, &b"2"[..])],
+        )
+        .unwrap();
     let mut strict = config();
     strict.order = Order::Strict;
     let mut now = ms(0);
@@ -520,7 +673,11 @@ fn strict_order_waits_with_a_refused_event_and_other_feeds_go_on() {
         seen.push(event.payload[0]);
         Ok(())
     });
-    let line: Vec<u8> = seen.iter().copied().filter(|payload| *payload != b'2').collect();
+    let line: Vec<u8> = seen
+        .iter()
+        .copied()
+        .filter(|payload| *payload != b'2')
+        .collect();
     assert_eq!(line, b"1x1", "in order, each once");
     let at = |payload: u8| seen.iter().position(|seen| *seen == payload);
     assert!(at(b'2') < at(b'x'), "the other feed did not wait");
@@ -537,21 +694,51 @@ fn leases_run_out_and_are_fenced_by_their_tokens() {
         config.planted = planted;
         let mut core = Core::load(config, 1, true, [], ms(0));
         let feed = plant.feed();
-        core.handle(Input::Head { feed: feed.clone(), first: 0, next: 10 }, ms(0)).unwrap();
+        core.handle(
+            Input::Head {
+                feed: feed.clone(),
+                first: 0,
+                next: 10,
+            },
+            ms(0),
+        )
+        .unwrap();
         let first = claim(&mut core, W, ms(0)).unwrap();
-        assert_eq!(claim(&mut core, Worker(2), ms(10)), None, "one feed, one worker");
+        assert_eq!(
+            claim(&mut core, Worker(2), ms(10)),
+            None,
+            "one feed, one worker"
+        );
         core.expire(ms(30_001));
         let mut second = None;
         while let Some(output) = core.poll() {
             match output {
-                Output::Persist { ticket, .. } => core.handle(Input::Persisted { ticket, result: Ok(()) }, ms(30_001)).unwrap(),
+                Output::Persist { ticket, .. } => core
+                    .handle(
+                        Input::Persisted {
+                            ticket,
+                            result: Ok(()),
+                        },
+                        ms(30_001),
+                    )
+                    .unwrap(),
                 Output::Grant(grant) => second = Some(grant),
                 _ => {}
             }
         }
         let second = second.unwrap();
         assert_eq!(second.worker, Worker(2), "who waited has it now");
-        assert!(matches!(second.work, Work::Main { from: 0, most: 31, .. }), "in a smaller portion: {second:?}");
+        assert!(
+            matches!(
+                second.work,
+                Work::Main {
+                    from: 0,
+                    most: 31,
+                    ..
+                }
+            ),
+            "in a smaller portion: {second:?}"
+        );
         let hash = plant.log.hash(&feed, 9).unwrap().unwrap();
         let late = Input::Ack {
             token: first.token,
@@ -559,7 +746,14 @@ fn leases_run_out_and_are_fenced_by_their_tokens() {
         };
         let late = core.handle(late, ms(30_002));
         // Who checks no token counts the work of both.
-        assert_eq!(late, if planted.is_none() { Err(Refused::Lease) } else { Ok(()) });
+        assert_eq!(
+            late,
+            if planted.is_none() {
+                Err(Refused::Lease)
+            } else {
+                Ok(())
+            }
+        );
     }
 }
 
@@ -577,26 +771,52 @@ fn s3_22_a_second_instance_takes_over_with_the_right_total_and_the_first_is_fenc
         step(&old, now, good).unwrap();
         let open = |takeover| {
             let elsewhere = Author([9; 32]);
-            Consumer::open(plant.log(), plant.store.clone(), elsewhere, config.clone(), takeover, now)
+            Consumer::open(
+                plant.log(),
+                plant.store.clone(),
+                elsewhere,
+                config.clone(),
+                takeover,
+                now,
+            )
         };
         let refused = open(Takeover::Continue).map(drop);
-        assert!(matches!(refused, Err(ConsumeError::Refused(Refused::Fenced { .. }))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(ConsumeError::Refused(Refused::Fenced { .. }))),
+            "{refused:?}"
+        );
         let new = open(Takeover::Replace).unwrap();
         assert!(new.generation() > old.generation());
         assert_eq!(step(&old, now, good).is_err(), planted.is_none());
         drain(&new, &mut now, good);
-        assert_eq!(plant.count() == 100, planted.is_none(), "{} of 100", plant.count());
+        assert_eq!(
+            plant.count() == 100,
+            planted.is_none(),
+            "{} of 100",
+            plant.count()
+        );
     }
 }
 
 /// Between nodes that share no store, the claim in the log ends the older one, and a store that is empty is filled from the log.
 #[test]
 fn s3_22_a_claim_that_arrives_over_the_log_ends_the_older_instance() {
-    let (a, b) = (Plant::new(), Plant::with(MemoryLog::new([4; 32]), FusedStore { fuse: Fuse::new(), ..FusedStore::default() }));
+    let (a, b) = (
+        Plant::new(),
+        Plant::with(
+            MemoryLog::new([4; 32]),
+            FusedStore {
+                fuse: Fuse::new(),
+                ..FusedStore::default()
+            },
+        ),
+    );
     let copy = |from: &Plant, to: &Plant| {
         for span in from.log.spans().unwrap() {
             for bytes in from.log.load(&span.feed, 0, [0; 32], u64::MAX).0 {
-                to.log.append_replica(&[Batch::decode(bytes).unwrap()]).unwrap();
+                to.log
+                    .append_replica(&[Batch::decode(bytes).unwrap()])
+                    .unwrap();
             }
         }
     };
@@ -605,13 +825,27 @@ fn s3_22_a_claim_that_arrives_over_the_log_ends_the_older_instance() {
     let old = a.open(config(), now);
     drain(&old, &mut now, good);
     copy(&a, &b);
-    assert!(b.try_open(config(), now).is_err(), "it runs at the other node");
-    let new = Consumer::open(b.log(), b.store.clone(), b.log.author(), config(), Takeover::Replace, now).unwrap();
+    assert!(
+        b.try_open(config(), now).is_err(),
+        "it runs at the other node"
+    );
+    let new = Consumer::open(
+        b.log(),
+        b.store.clone(),
+        b.log.author(),
+        config(),
+        Takeover::Replace,
+        now,
+    )
+    .unwrap();
     drain(&new, &mut now, good);
     assert_eq!(b.count(), 50, "the right total");
     copy(&b, &a);
     a.pieces(10);
-    assert!(matches!(step(&old, now, good), Err(ConsumeError::Refused(Refused::Fenced { .. }))));
+    assert!(matches!(
+        step(&old, now, good),
+        Err(ConsumeError::Refused(Refused::Fenced { .. }))
+    ));
     assert_eq!(a.count(), 50);
 }
 
@@ -629,7 +863,8 @@ fn s3_16_s3_7_what_a_handler_emits_is_in_the_log_exactly_once() {
             if let Ok(consumer) = plant.try_open(small.clone(), ms(life)) {
                 loop {
                     let result = consumer.step(W, ms(life), |delivery, tx| {
-                        let event = NewEvent::new(delivery.event.time, delivery.event.payload.clone());
+                        let event =
+                            NewEvent::new(delivery.event.time, delivery.event.payload.clone());
                         tx.emit(named.clone(), event);
                         Ok(())
                     });
@@ -640,9 +875,17 @@ fn s3_16_s3_7_what_a_handler_emits_is_in_the_log_exactly_once() {
             }
             plant.store.fuse.mend();
         }
-        let out = plant.log.read(&plant.log.own_feed(&named), 0, 1_000, 1 << 20).unwrap().unwrap();
+        let out = plant
+            .log
+            .read(&plant.log.own_feed(&named), 0, 1_000, 1 << 20)
+            .unwrap()
+            .unwrap();
         let out: Vec<u8> = out.events.iter().map(|event| event.payload[0]).collect();
-        assert_eq!(out, (0..40).collect::<Vec<u8>>(), "killed at operation {kill}");
+        assert_eq!(
+            out,
+            (0..40).collect::<Vec<u8>>(),
+            "killed at operation {kill}"
+        );
     }
 }
 
@@ -665,7 +908,11 @@ fn s3_43_effect_once_needs_no_more_commits_than_at_least_once() {
         plant.store.fuse.writes().0 - before
     };
     assert_eq!(commits(true), commits(false));
-    assert!(commits(true) <= 22, "20 portions of 1,000, and one to say that something is given: {}", commits(true));
+    assert!(
+        commits(true) <= 22,
+        "20 portions of 1,000, and one to say that something is given: {}",
+        commits(true)
+    );
 }
 
 #[test]
@@ -673,7 +920,10 @@ fn several_workers_share_the_feeds() {
     let plant = Plant::new();
     for i in 0..10 {
         let stream: StreamName = format!("line/{i}").parse().unwrap();
-        plant.log.append(&stream, vec![NewEvent::new(0, &b"1"[..]); 50]).unwrap();
+        plant
+            .log
+            .append(&stream, vec![NewEvent::new(0, &b"1"[..]); 50])
+            .unwrap();
     }
     let mut small = config();
     small.batch = 5;
@@ -713,7 +963,11 @@ fn planted_bugs_of_consumers_are_found() {
     drain(&plant.open(credulous.clone(), now), &mut now, good);
     let other = Plant::with(MemoryLog::new([3; 32]), plant.store.clone());
     other.append((0..200).map(|_| b"another".to_vec()));
-    assert_eq!(drain(&other.open(credulous, now), &mut now, good), 100, "half of the other history is never read");
+    assert_eq!(
+        drain(&other.open(credulous, now), &mut now, good),
+        100,
+        "half of the other history is never read"
+    );
 }
 
 /// A store of the user's own needs no more than the traits.
@@ -727,10 +981,16 @@ fn a_transaction_holds_rows_and_values_and_returns_to_its_savepoint() {
     tx.put(b"a", b"1").unwrap();
     tx.rollback().unwrap();
     assert_eq!(tx.get(b"a").unwrap(), None);
-    assert_eq!(tx.rows(b"k", Some(b"k1"), 9).unwrap(), [(b"k2".to_vec(), b"v".to_vec())]);
+    assert_eq!(
+        tx.rows(b"k", Some(b"k1"), 9).unwrap(),
+        [(b"k2".to_vec(), b"v".to_vec())]
+    );
     tx.commit().unwrap();
     let mut dropped = store.begin().unwrap();
     dropped.put_row(b"k1", None).unwrap();
     drop(dropped);
-    assert_eq!(store.begin().unwrap().row(b"k1").unwrap(), Some(b"v".to_vec()));
+    assert_eq!(
+        store.begin().unwrap().row(b"k1").unwrap(),
+        Some(b"v".to_vec())
+    );
 }

@@ -111,6 +111,10 @@ fn samples() -> Vec<Vec<u8>> {
         Message::Fetch(fetch).encode(),
         row[..row.len() - 4].to_vec(),
         row,
-        Record::Dropped(EventId { feed: feed(1), seq: 3 }).encode(),
+        Record::Dropped(EventId {
+            feed: feed(1),
+            seq: 3,
+        })
+        .encode(),
     ]
 }

@@ -14,7 +14,10 @@ use std::time::Duration;
 const NOW: Duration = Duration::ZERO;
 
 fn config() -> Config {
-    Config::new(ConsumerName::new("counter").unwrap(), vec!["line/#".parse().unwrap()])
+    Config::new(
+        ConsumerName::new("counter").unwrap(),
+        vec!["line/#".parse().unwrap()],
+    )
 }
 
 #[test]
@@ -25,10 +28,12 @@ fn s3_22_the_total_and_the_offset_outlive_the_process() {
     let stream: StreamName = "line/1".parse().unwrap();
     let mut total = 0;
     for life in 1..=4 {
-        log.append(&stream, vec![NewEvent::new(0, &b"1"[..]); 700]).unwrap();
+        log.append(&stream, vec![NewEvent::new(0, &b"1"[..]); 700])
+            .unwrap();
         total += 700;
         let store = RedbStore::open(&file).unwrap();
-        let consumer = Consumer::open(&log, store, log.author(), config(), Takeover::Continue, NOW).unwrap();
+        let consumer =
+            Consumer::open(&log, store, log.author(), config(), Takeover::Continue, NOW).unwrap();
         assert_eq!(consumer.generation(), life);
         let work = || {
             consumer.step(Worker(1), NOW, |_, tx| {
@@ -37,7 +42,10 @@ fn s3_22_the_total_and_the_offset_outlive_the_process() {
             })
         };
         while let Step::Worked(_) = work().unwrap() {}
-        assert_eq!(consumer.store().begin().unwrap().count(b"count").unwrap(), total);
+        assert_eq!(
+            consumer.store().begin().unwrap().count(b"count").unwrap(),
+            total
+        );
     }
 }
 
@@ -62,7 +70,12 @@ fn a_transaction_reads_what_it_wrote_and_is_nothing_until_its_commit() {
     let mut tx = store.begin().unwrap();
     tx.put_row(b"k\x02", None).unwrap();
     tx.put_row(b"k\x09", Some(b"9")).unwrap();
-    let keys: Vec<u8> = tx.rows(b"k", Some(b"k\x00"), 3).unwrap().iter().map(|(key, _)| key[1]).collect();
+    let keys: Vec<u8> = tx
+        .rows(b"k", Some(b"k\x00"), 3)
+        .unwrap()
+        .iter()
+        .map(|(key, _)| key[1])
+        .collect();
     assert_eq!(keys, [1, 3, 4]);
     tx.savepoint().unwrap();
     tx.remove(b"a").unwrap();

@@ -14,16 +14,29 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Runs a plan until everybody agrees, and checks what must hold at the end of each run.
 fn run(plan: Plan) -> (World, Report) {
-    let last = plan.faults.iter().map(|(at, _)| *at).max().unwrap_or_default();
+    let last = plan
+        .faults
+        .iter()
+        .map(|(at, _)| *at)
+        .max()
+        .unwrap_or_default();
     let end = plan.writing.max(last) + 10 * MINUTE;
     let mut world = World::new(plan);
     let converged = world.run_until_converged(end, Duration::from_secs(1));
     let report = world.report();
-    assert!(converged, "no agreement: nodes {:?} differ, {report:#?}", world.disagreements());
+    assert!(
+        converged,
+        "no agreement: nodes {:?} differ, {report:#?}",
+        world.disagreements()
+    );
     assert_eq!(report.errors, Vec::<String>::new());
     let order = world.log(0).order();
     for node in 1..report.counts.len() {
-        assert_eq!(world.log(node).order(), order, "node {node} has another total order");
+        assert_eq!(
+            world.log(node).order(),
+            order,
+            "node {node} has another total order"
+        );
     }
     (world, report)
 }
@@ -36,13 +49,24 @@ fn s3_21_the_count_is_exact_on_every_node_after_500_crashes() {
     let plan = Plan::light_barrier(replay.rng().seed(), sim_scale(100_000), sim_scale(500));
     let all = (plan.events * plan.writers) as u64;
     let is_kill = |fault: &Fault| matches!(fault, Fault::KillConsumer(..) | Fault::KillNode(..));
-    let kills = plan.faults.iter().filter(|(_, fault)| is_kill(fault)).count() as u64;
+    let kills = plan
+        .faults
+        .iter()
+        .filter(|(_, fault)| is_kill(fault))
+        .count() as u64;
     let (_, report) = run(plan);
     assert_eq!(report.counts, vec![all; 8]);
     assert_eq!(report.breaches, 0);
-    assert!(report.kills * 2 > kills, "{} of {kills} deaths happened", report.kills);
+    assert!(
+        report.kills * 2 > kills,
+        "{} of {kills} deaths happened",
+        report.kills
+    );
     let (sent, lost, doubled) = report.messages;
-    assert!(lost * 20 > sent && doubled * 20 > sent, "a tenth of {sent}: {lost} lost, {doubled} doubled");
+    assert!(
+        lost * 20 > sent && doubled * 20 > sent,
+        "a tenth of {sent}: {lost} lost, {doubled} doubled"
+    );
 }
 
 /// Most messages come twice, and events are given again after each crash: each is counted once.
@@ -117,7 +141,9 @@ fn l10_s3_10_s3_13_after_thirty_days_apart_everybody_agrees_soon() {
     };
     let mut world = World::new(plan);
     world.run_until(Duration::from_secs(10));
-    world.fault(Fault::Partition((0..nodes as u32).map(|node| node % 2).collect()));
+    world.fault(Fault::Partition(
+        (0..nodes as u32).map(|node| node % 2).collect(),
+    ));
     world.run_until(30 * DAY);
     assert!(!world.disagreements().is_empty(), "they were apart");
     let before = world.report().bytes;
@@ -129,7 +155,10 @@ fn l10_s3_10_s3_13_after_thirty_days_apart_everybody_agrees_soon() {
     let rtt = 2 * links.latency;
     let limit = 10 * rtt + Duration::from_secs_f64(bytes as f64 / links.rate as f64);
     let took = report.converged.unwrap() - 30 * DAY;
-    assert!(took <= limit, "{took:?} for {bytes} bytes a node, more than {limit:?}");
+    assert!(
+        took <= limit,
+        "{took:?} for {bytes} bytes a node, more than {limit:?}"
+    );
 }
 
 fn secret_of_node_0() -> [u8; 32] {
@@ -174,7 +203,11 @@ fn l5_forks_are_kept_told_and_agreed_on() {
         let feed = world.log(0).own_feed(&stream);
         let main = |node: usize| world.log(node).read(&feed, 0, 100, 1 << 20).unwrap();
         for node in 0..6 {
-            assert_eq!(world.log(node).tips(&feed).len(), 2, "node {node} keeps both branches");
+            assert_eq!(
+                world.log(node).tips(&feed).len(),
+                2,
+                "node {node} keeps both branches"
+            );
             assert_eq!(world.log(node).order(), world.log(0).order());
             assert_eq!(main(node), main(0), "and reads the same one");
         }
@@ -205,7 +238,11 @@ fn l5_a_restored_device_that_goes_on_in_a_new_epoch_forks_nothing() {
     world.append(0, &stream, vec![NewEvent::new(0, &b"after"[..])]);
     assert!(world.run_until_converged(5 * MINUTE, Duration::from_secs(1)));
     assert_eq!(world.report().forks, 0);
-    assert_eq!(world.log(0).tips(&old)[0].0, 4, "what others still had came back");
+    assert_eq!(
+        world.log(0).tips(&old)[0].0,
+        4,
+        "what others still had came back"
+    );
     assert_eq!(world.log(3).tips(&world.log(0).own_feed(&stream)).len(), 1);
 }
 

@@ -535,6 +535,8 @@ impl Consumer {
             && !(is_strict && feed.wish.attempts > 0);
         if all_done {
             self.end_lease(&id);
+            // Letters that became durable meanwhile.
+            self.write_down(&id);
             self.settle(&id, now);
             return Ok(false);
         }
@@ -1011,6 +1013,14 @@ impl Consumer {
         }
     }
 
+    /// Several letters become durable at once; the row says so when the write before it has ended.
+    fn write_buried(&mut self, id: &FeedId) {
+        let owes = |feed: &Feed| feed.lease.is_none() && !feed.buried.is_empty();
+        if self.feeds.get(id).is_some_and(owes) {
+            self.write_down(id);
+        }
+    }
+
     fn on_persisted(&mut self, ticket: u64, result: Result<(), String>, now: Time) {
         let (id, position, then) = match self.tickets.remove(&ticket) {
             Some(Ticket::Write {
@@ -1057,6 +1067,7 @@ impl Consumer {
             }
             Then::Nothing => {}
         }
+        self.write_buried(&id);
         let is_over = |lease: &Lease| lease.is_over;
         let lease = self.feeds.get(&id).and_then(|feed| feed.lease.as_ref());
         if lease.is_some_and(is_over) {

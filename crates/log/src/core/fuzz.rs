@@ -1,7 +1,10 @@
 //! Entry points of the fuzz targets, replayed on stable by this crate's tests. Not part of the API.
 
 use super::{
-    consumer::{Ack, Config as ConsumerConfig, Consumer, ConsumerName, Input as ToConsumer, Output as FromConsumer, Position, Token, Worker},
+    consumer::{
+        Ack, Config as ConsumerConfig, Consumer, ConsumerName, Input as ToConsumer,
+        Output as FromConsumer, Position, Token, Worker,
+    },
     dead::{Letters, Record},
     reconcile::{Tip, Tips},
     replicate::{Config, Input, NotAppended, Output, Peer, Replicate},
@@ -37,9 +40,19 @@ pub fn wire(data: &[u8]) {
                 Some(Output::Send { message, .. }) => drop(message.encode()),
                 Some(Output::Load { ticket, .. }) => {
                     let (batches, more, starts) = (Vec::new(), false, 0);
-                    node.handle(Input::Loaded { ticket, batches, more, starts }, now);
+                    node.handle(
+                        Input::Loaded {
+                            ticket,
+                            batches,
+                            more,
+                            starts,
+                        },
+                        now,
+                    );
                 }
-                Some(Output::Lookup { ticket, tips }) => node.handle(Input::Unknown { ticket, tips }, now),
+                Some(Output::Lookup { ticket, tips }) => {
+                    node.handle(Input::Unknown { ticket, tips }, now)
+                }
                 Some(Output::Append { ticket, .. }) => {
                     let result = Err(NotAppended::Gap);
                     node.handle(Input::Appended { ticket, result }, now);
@@ -121,7 +134,12 @@ pub fn reconcile(data: &[u8]) {
         }
     }
     for (learned, ours, theirs) in [(&learned[0], &a, &b), (&learned[1], &b, &a)] {
-        assert!(theirs.iter().filter(|tip| !ours.contains(tip)).all(|tip| learned.contains(&tip)));
+        assert!(
+            theirs
+                .iter()
+                .filter(|tip| !ours.contains(tip))
+                .all(|tip| learned.contains(&tip))
+        );
     }
 }
 
@@ -148,18 +166,33 @@ pub fn consumer(data: &[u8]) {
     for step in data.chunks_exact(3).take(512) {
         let (kind, a, b) = (step[0], u64::from(step[1]), u64::from(step[2]));
         now += Duration::from_millis(b);
-        let token = tokens.get(a as usize % tokens.len().max(1)).copied().unwrap_or(Token(0));
+        let token = tokens
+            .get(a as usize % tokens.len().max(1))
+            .copied()
+            .unwrap_or(Token(0));
         let mut acked = None;
         let input = match kind % 7 {
-            0 | 1 => ToConsumer::Claim { worker: Worker(a % 3) },
+            0 | 1 => ToConsumer::Claim {
+                worker: Worker(a % 3),
+            },
             2 => {
                 let next = b % (HEAD + 2);
                 acked = Some(next);
                 let hash = EventHash([next as u8; 32]);
-                ToConsumer::Ack { token, ack: Ack::Through { next, hash } }
+                ToConsumer::Ack {
+                    token,
+                    ack: Ack::Through { next, hash },
+                }
             }
-            3 => ToConsumer::Ack { token, ack: Ack::Asides(vec![b % HEAD]) },
-            4 => ToConsumer::Nack { token, seq: b % HEAD, cause: "x".to_owned() },
+            3 => ToConsumer::Ack {
+                token,
+                ack: Ack::Asides(vec![b % HEAD]),
+            },
+            4 => ToConsumer::Nack {
+                token,
+                seq: b % HEAD,
+                cause: "x".to_owned(),
+            },
             5 => {
                 now += Duration::from_secs(a);
                 core.expire(now);
@@ -175,33 +208,52 @@ pub fn consumer(data: &[u8]) {
         let mut acked = acked.filter(|_| is_taken);
         while let Some(output) = core.poll() {
             let answer = match output {
-                FromConsumer::Persist { ticket, row, token, .. } => {
+                FromConsumer::Persist {
+                    ticket, row, token, ..
+                } => {
                     let before = disk.as_deref().map(Position::decode);
-                    let before = before.map_or(0, |position| position.map_or(0, |position| position.next));
+                    let before =
+                        before.map_or(0, |position| position.map_or(0, |position| position.next));
                     if let Ok(position) = Position::decode(&row) {
                         for seq in 0..position.next {
                             let is_aside = position.aside.iter().any(|aside| aside.seq == seq);
                             // Acknowledged under a lease: by the worker's word.
-                            let is_acked = token.is_some() && acked.is_some_and(|next| seq < next && seq >= before);
+                            let is_acked = token.is_some()
+                                && acked.is_some_and(|next| seq < next && seq >= before);
                             settled[seq as usize] |= is_acked && !is_aside;
                         }
                         if token.is_some() && acked.take().is_none() {
                             // Of those set aside.
-                            let is_left = |seq: u64| position.aside.iter().any(|aside| aside.seq == seq);
-                            (0..position.next).filter(|seq| !is_left(*seq)).for_each(|seq| settled[seq as usize] = true);
+                            let is_left =
+                                |seq: u64| position.aside.iter().any(|aside| aside.seq == seq);
+                            (0..position.next)
+                                .filter(|seq| !is_left(*seq))
+                                .for_each(|seq| settled[seq as usize] = true);
                         }
-                        let passed = (0..position.next).all(|seq| settled[seq as usize] || position.aside.iter().any(|aside| aside.seq == seq));
+                        let passed = (0..position.next).all(|seq| {
+                            settled[seq as usize]
+                                || position.aside.iter().any(|aside| aside.seq == seq)
+                        });
                         assert!(passed, "{position:?}");
                     }
                     disk = Some(row);
-                    ToConsumer::Persisted { ticket, result: Ok(()) }
+                    ToConsumer::Persisted {
+                        ticket,
+                        result: Ok(()),
+                    }
                 }
                 FromConsumer::Bury { ticket, seq, .. } => {
                     settled[seq as usize] = true;
-                    ToConsumer::Buried { ticket, result: Ok(EventHash([seq as u8 + 1; 32])) }
+                    ToConsumer::Buried {
+                        ticket,
+                        result: Ok(EventHash([seq as u8 + 1; 32])),
+                    }
                 }
                 FromConsumer::Check { feed, seqs } => {
-                    let found = seqs.into_iter().map(|seq| (seq, Some(EventHash([seq as u8 + 1; 32])))).collect();
+                    let found = seqs
+                        .into_iter()
+                        .map(|seq| (seq, Some(EventHash([seq as u8 + 1; 32]))))
+                        .collect();
                     ToConsumer::Hashes { feed, found }
                 }
                 FromConsumer::Grant(grant) => {

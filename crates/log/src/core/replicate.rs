@@ -93,6 +93,10 @@ pub struct Replicate {
     serving: serve::Serving,
     lookups: BTreeMap<u64, Peer>,
     announce_at: Option<Time>,
+    /// When wants that were not looked at are.
+    pump_at: Option<Time>,
+    /// The time of the last input.
+    clock: Time,
     announced_until: Time,
     own_news: BTreeSet<FeedId>,
     outputs: VecDeque<Output>,
@@ -144,6 +148,8 @@ impl Replicate {
             serving: serve::Serving::default(),
             lookups: BTreeMap::new(),
             announce_at: None,
+            pump_at: None,
+            clock: Time::ZERO,
             announced_until: Time::ZERO,
             own_news: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -155,6 +161,7 @@ impl Replicate {
 
     /// Feeds one fact. What a peer should not have said is counted.
     pub fn handle(&mut self, input: Input, now: Time) {
+        self.clock = now;
         match input {
             Input::Local { feed, tips, batch } => self.on_local(&feed, &tips, batch, now),
             Input::Connected { peer, begins } => self.on_connected(peer, begins, now),
@@ -188,21 +195,21 @@ impl Replicate {
 
     /// When to call [`expire`](Self::expire).
     pub fn deadline(&self) -> Option<Time> {
+        let waits = self.wants.has_ready();
         let peers = self.peers.values().flat_map(|remote| {
             let asked = remote.asked.values().map(|asked| asked.until).min();
-            [remote.sync_due(), asked].into_iter().flatten()
+            let quiet = (waits && remote.quiet_until > self.clock).then_some(remote.quiet_until);
+            [remote.sync_due(), asked, quiet].into_iter().flatten()
         });
-        let quiet = self.wants.next_pause();
+        let paused = self.wants.next_pause();
         let served = self.serving.deadline();
-        peers
-            .chain(quiet)
-            .chain(served)
-            .chain(self.announce_at)
-            .min()
+        let own = [paused, served, self.announce_at, self.pump_at];
+        peers.chain(own.into_iter().flatten()).min()
     }
 
     /// Does what is due.
     pub fn expire(&mut self, now: Time) {
+        self.clock = now;
         for peer in self.peers.keys().copied().collect::<Vec<_>>() {
             self.give_up_requests(peer, now);
             self.sync_if_due(peer, now);

@@ -52,7 +52,10 @@ impl Fuse {
 
     /// Transactions and appends that became durable.
     pub fn writes(&self) -> (u64, u64) {
-        (self.commits.load(Ordering::Relaxed), self.appends.load(Ordering::Relaxed))
+        (
+            self.commits.load(Ordering::Relaxed),
+            self.appends.load(Ordering::Relaxed),
+        )
     }
 
     fn tick(&self) -> Result<(), Killed> {
@@ -165,7 +168,13 @@ impl LogSource for FusedLog {
         self.log.spans()
     }
 
-    fn read(&self, feed: &FeedId, from: Seq, most: usize, bytes: usize) -> Result<Option<Portion>, SourceError> {
+    fn read(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Option<Portion>, SourceError> {
         self.fuse.tick_log()?;
         self.log.read(feed, from, most, bytes)
     }

@@ -114,7 +114,10 @@ impl MemoryLog {
     /// Last batches of a feed.
     pub fn tips(&self, feed: &FeedId) -> FeedTips {
         let model = self.lock();
-        let tips = model.feeds.get(feed).map(|feed| feed.tips.iter().copied().collect());
+        let tips = model
+            .feeds
+            .get(feed)
+            .map(|feed| feed.tips.iter().copied().collect());
         tips.unwrap_or_default()
     }
 
@@ -147,7 +150,9 @@ impl MemoryLog {
 
     /// Feeds whose history changed since the last call.
     pub fn changed(&self) -> Vec<FeedId> {
-        std::mem::take(&mut self.lock().changed).into_iter().collect()
+        std::mem::take(&mut self.lock().changed)
+            .into_iter()
+            .collect()
     }
 
     /// The total order of all batches; each stands for its events.
@@ -176,11 +181,19 @@ impl MemoryLog {
         }
         result?;
         let feed = id.as_ref().and_then(|id| model.feeds.get(id));
-        Ok(feed.map(|feed| feed.tips.iter().copied().collect()).unwrap_or_default())
+        Ok(feed
+            .map(|feed| feed.tips.iter().copied().collect())
+            .unwrap_or_default())
     }
 
     /// Batches from the one that holds `from` on, towards `tip`, and whether there are more.
-    pub fn load(&self, feed: &FeedId, from: Seq, tip: [u8; 32], bytes: u64) -> (Vec<Bytes>, bool, Seq) {
+    pub fn load(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        tip: [u8; 32],
+        bytes: u64,
+    ) -> (Vec<Bytes>, bool, Seq) {
         let model = self.lock();
         let Some(feed) = model.feeds.get(feed) else {
             return (Vec::new(), false, 0);
@@ -202,7 +215,12 @@ impl MemoryLog {
     /// Which of these batches are not here.
     pub fn unknown(&self, tips: Vec<Tip>) -> Vec<Tip> {
         let model = self.lock();
-        let is_here = |tip: &Tip| model.feeds.get(&tip.feed).is_some_and(|feed| feed.batches.contains_key(&tip.batch));
+        let is_here = |tip: &Tip| {
+            model
+                .feeds
+                .get(&tip.feed)
+                .is_some_and(|feed| feed.batches.contains_key(&tip.batch))
+        };
         tips.into_iter().filter(|tip| !is_here(tip)).collect()
     }
 
@@ -224,7 +242,9 @@ impl Model {
             None if batch.first() == 0 && batch.number() == 0 => {}
             None => return Err(NotAppended::Invalid),
             Some(prev) => {
-                let before = feed.and_then(|feed| feed.batches.get(prev)).ok_or(NotAppended::Gap)?;
+                let before = feed
+                    .and_then(|feed| feed.batches.get(prev))
+                    .ok_or(NotAppended::Gap)?;
                 let follows = before.end() == batch.first()
                     && before.number() + 1 == batch.number()
                     && before.lamport() < batch.lamport();
@@ -252,7 +272,11 @@ impl Feed {
     fn put(&mut self, batch: Batch) -> bool {
         let (digest, prev) = (*batch.digest(), batch.prev_digest().copied());
         let follows = self.main.last().copied() == prev;
-        let is_fork = !follows && self.batches.values().any(|other| other.prev_digest().copied() == prev);
+        let is_fork = !follows
+            && self
+                .batches
+                .values()
+                .any(|other| other.prev_digest().copied() == prev);
         if let Some(prev) = prev {
             self.tips.retain(|(_, tip)| *tip != prev);
         }
@@ -271,7 +295,10 @@ impl Feed {
     fn rebuild(&mut self) {
         let mut children: BTreeMap<Option<[u8; 32]>, Vec<[u8; 32]>> = BTreeMap::new();
         for (digest, batch) in &self.batches {
-            children.entry(batch.prev_digest().copied()).or_default().push(*digest);
+            children
+                .entry(batch.prev_digest().copied())
+                .or_default()
+                .push(*digest);
         }
         self.tips = self
             .batches
@@ -298,14 +325,21 @@ impl Feed {
 
     /// Place in the main history of the batch that holds an event.
     fn index(&self, seq: Seq) -> usize {
-        self.main.partition_point(|digest| self.batches.get(digest).is_some_and(|batch| batch.end() <= seq))
+        self.main.partition_point(|digest| {
+            self.batches
+                .get(digest)
+                .is_some_and(|batch| batch.end() <= seq)
+        })
     }
 
     fn path(&self, tip: [u8; 32], from: Seq) -> Vec<&Batch> {
         let is_main = !self.batches.contains_key(&tip) || self.main.contains(&tip);
         if is_main {
             let from = self.index(from).min(self.main.len());
-            return self.main[from..].iter().filter_map(|digest| self.batches.get(digest)).collect();
+            return self.main[from..]
+                .iter()
+                .filter_map(|digest| self.batches.get(digest))
+                .collect();
         }
         let mut path = Vec::new();
         let mut at = self.batches.get(&tip);
@@ -329,7 +363,13 @@ impl LogSource for MemoryLog {
         Ok(model.feeds.iter().map(span).collect())
     }
 
-    fn read(&self, feed: &FeedId, from: Seq, most: usize, bytes: usize) -> Result<Option<Portion>, SourceError> {
+    fn read(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Option<Portion>, SourceError> {
         let model = self.lock();
         let Some(feed) = model.feeds.get(feed) else {
             return Ok(None);
@@ -364,8 +404,13 @@ impl LogSource for MemoryLog {
         let Some(feed) = model.feeds.get(feed) else {
             return Ok(0);
         };
-        let batches = feed.main.iter().filter_map(|digest| feed.batches.get(digest));
-        let mut found = batches.flat_map(|batch| batch.events()).filter(|event| event.time >= time);
+        let batches = feed
+            .main
+            .iter()
+            .filter_map(|digest| feed.batches.get(digest));
+        let mut found = batches
+            .flat_map(|batch| batch.events())
+            .filter(|event| event.time >= time);
         Ok(found.next().map_or(feed.next(), |event| event.seq))
     }
 }
@@ -373,7 +418,9 @@ impl LogSource for MemoryLog {
 impl LogSink for MemoryLog {
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         let lists = crate::attach::lists(events);
-        lists.into_iter().try_for_each(|list| self.append_list(stream, list))
+        lists
+            .into_iter()
+            .try_for_each(|list| self.append_list(stream, list))
     }
 }
 
@@ -392,7 +439,11 @@ impl MemoryLog {
         for event in events {
             if let Some(producer) = &event.headers.producer {
                 let key = (stream.clone(), producer.id.clone());
-                if model.producers.get(&key).is_some_and(|last| producer.seq <= *last) {
+                if model
+                    .producers
+                    .get(&key)
+                    .is_some_and(|last| producer.seq <= *last)
+                {
                     continue;
                 }
                 model.producers.insert(key, producer.seq);
@@ -407,7 +458,11 @@ impl MemoryLog {
         let lamport = model.lamport;
         let feed = model.feeds.entry(id.clone()).or_default();
         let number = feed.main.len() as u64;
-        let prev = feed.main.last().and_then(|digest| feed.batches.get(digest)).map(Batch::cid);
+        let prev = feed
+            .main
+            .last()
+            .and_then(|digest| feed.batches.get(digest))
+            .map(Batch::cid);
         let draft = Draft {
             feed: &id,
             number,

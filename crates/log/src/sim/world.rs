@@ -146,8 +146,12 @@ impl Plan {
         }
         for i in 0..(whole / 10_000) {
             let sides = (0..plan.nodes).map(|_| rng.below(2) as u32).collect();
-            plan.faults.push((Duration::from_millis(i * 10_000 + 2_000), Fault::Partition(sides)));
-            plan.faults.push((Duration::from_millis(i * 10_000 + 6_000), Fault::Heal));
+            plan.faults.push((
+                Duration::from_millis(i * 10_000 + 2_000),
+                Fault::Partition(sides),
+            ));
+            plan.faults
+                .push((Duration::from_millis(i * 10_000 + 6_000), Fault::Heal));
         }
         plan
     }
@@ -207,6 +211,8 @@ struct Node {
     log: Arc<MemoryLog>,
     store: FusedStore,
     stream: StreamName,
+    /// Of its consumer: each node counts for itself, so each has its own.
+    name: ConsumerName,
     replicate: Option<Replicate>,
     consumer: Option<Consumer<FusedLog, FusedStore>>,
     peers: BTreeMap<usize, u64>,
@@ -271,10 +277,15 @@ impl World {
                 ..FusedStore::default()
             },
             stream: stream(i),
+            name: counter(i),
             replicate: None,
             consumer: None,
             peers: BTreeMap::new(),
-            left: if i < self.plan.writers { self.plan.events } else { 0 },
+            left: if i < self.plan.writers {
+                self.plan.events
+            } else {
+                0
+            },
             wake: None,
             is_stepping: false,
             idle: 0,
@@ -294,7 +305,8 @@ impl World {
                 continue;
             }
             // A ring keeps everybody in reach; the rest is chance.
-            self.neighbours.insert((a.min((a + 1) % n), a.max((a + 1) % n)));
+            self.neighbours
+                .insert((a.min((a + 1) % n), a.max((a + 1) % n)));
             for _ in 1..self.plan.neighbours / 2 {
                 let b = self.rng.below(n as u64) as usize;
                 if a != b {
@@ -385,8 +397,12 @@ impl World {
 
     /// Whether all is written, everybody has everything, and all of it is consumed.
     pub fn is_converged(&self) -> bool {
-        let done = self.nodes.iter().all(|node| node.left == 0 && node.replicate.is_some());
-        done && self.disagreements().is_empty() && (!self.plan.consume || self.nodes.iter().all(Node::is_consumed))
+        let done = self
+            .nodes
+            .iter()
+            .all(|node| node.left == 0 && node.replicate.is_some());
+        done && self.disagreements().is_empty()
+            && (!self.plan.consume || self.nodes.iter().all(Node::is_consumed))
     }
 
     /// Nodes that have not what node 0 has: other last batches, or another total order.
@@ -399,7 +415,12 @@ impl World {
     /// What came of it so far.
     pub fn report(&self) -> Report {
         let mut report = self.report.clone();
-        report.counters = self.nodes.iter().filter_map(|node| node.replicate.as_ref()).map(|r| r.counters().clone()).collect();
+        report.counters = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.replicate.as_ref())
+            .map(|r| r.counters().clone())
+            .collect();
         if self.plan.consume {
             report.counts = self.nodes.iter().map(Node::counted).collect();
             report.breaches = self.nodes.iter().map(|node| node.read(BREACHES)).sum();
@@ -461,8 +482,12 @@ impl World {
     /// Cuts links that may not be, and opens those that may.
     fn reconnect(&mut self) {
         for (a, b) in self.neighbours.clone() {
-            let apart = self.sides.as_ref().is_some_and(|sides| sides[a] != sides[b]);
-            let up = self.nodes[a].replicate.is_some() && self.nodes[b].replicate.is_some() && !apart;
+            let apart = self
+                .sides
+                .as_ref()
+                .is_some_and(|sides| sides[a] != sides[b]);
+            let up =
+                self.nodes[a].replicate.is_some() && self.nodes[b].replicate.is_some() && !apart;
             match self.nodes[a].peers.get(&b).copied() {
                 Some(link) if !up => self.disconnect(link),
                 None if up => self.connect(a, b),
@@ -508,19 +533,40 @@ impl World {
 
     /// Does what a node wants done.
     fn drain(&mut self, node: usize) {
-        while let Some(output) = self.nodes[node].replicate.as_mut().and_then(Replicate::poll) {
+        while let Some(output) = self.nodes[node]
+            .replicate
+            .as_mut()
+            .and_then(Replicate::poll)
+        {
             match output {
                 Output::Send { peer, message } => self.send(node, peer, &message),
-                Output::Append { ticket, batches, .. } => {
+                Output::Append {
+                    ticket, batches, ..
+                } => {
                     let result = self.nodes[node].log.append_replica(&batches);
                     // It is told by the answer.
                     self.nodes[node].log.grown();
                     self.answer(node, Input::Appended { ticket, result });
                     self.plan_step(node, self.now + STEP);
                 }
-                Output::Load { ticket, feed, from, tip, bytes } => {
-                    let (batches, more, starts) = self.nodes[node].log.load(&feed, from, tip, bytes);
-                    self.answer(node, Input::Loaded { ticket, batches, more, starts });
+                Output::Load {
+                    ticket,
+                    feed,
+                    from,
+                    tip,
+                    bytes,
+                } => {
+                    let (batches, more, starts) =
+                        self.nodes[node].log.load(&feed, from, tip, bytes);
+                    self.answer(
+                        node,
+                        Input::Loaded {
+                            ticket,
+                            batches,
+                            more,
+                            starts,
+                        },
+                    );
                 }
                 Output::Lookup { ticket, tips } => {
                     let tips = self.nodes[node].log.unknown(tips);
@@ -541,7 +587,10 @@ impl World {
     }
 
     fn arm(&mut self, node: usize) {
-        let due = self.nodes[node].replicate.as_ref().and_then(Replicate::deadline);
+        let due = self.nodes[node]
+            .replicate
+            .as_ref()
+            .and_then(Replicate::deadline);
         if let Some(due) = due.map(|due| due.max(self.now))
             && self.nodes[node].wake.is_none_or(|wake| wake > due)
         {
@@ -554,7 +603,13 @@ impl World {
         let bytes = Bytes::from(message.encode());
         self.report.messages.0 += 1;
         self.report.bytes += bytes.len() as u64;
-        let Links { latency, jitter, rate, lost, doubled } = self.plan.links.clone();
+        let Links {
+            latency,
+            jitter,
+            rate,
+            lost,
+            doubled,
+        } = self.plan.links.clone();
         if self.rng.chance(lost, 1_000) {
             self.report.messages.1 += 1;
             return;
@@ -586,7 +641,8 @@ impl World {
             Ok(Message::Batches(batches)) => {
                 let mut runs = Vec::new();
                 for run in batches.runs {
-                    let verified: Option<Vec<Batch>> = run.batches.iter().map(|batch| self.verify(batch)).collect();
+                    let verified: Option<Vec<Batch>> =
+                        run.batches.iter().map(|batch| self.verify(batch)).collect();
                     let Some(verified) = verified else {
                         return self.handle(to, Input::Misbehaved(peer));
                     };
@@ -598,7 +654,15 @@ impl World {
                     });
                 }
                 let (id, busy_ms) = (batches.id, batches.busy_ms);
-                self.handle(to, Input::Batches { peer, id, runs, busy_ms });
+                self.handle(
+                    to,
+                    Input::Batches {
+                        peer,
+                        id,
+                        runs,
+                        busy_ms,
+                    },
+                );
             }
             Ok(Message::Announce(announce)) => {
                 if let Some(bytes) = &announce.batch {
@@ -625,19 +689,27 @@ impl World {
     }
 
     fn write(&mut self, node: usize) {
+        let end = self.plan.writing;
         if self.nodes[node].left > 0 {
-            let mean = self.plan.writing * (self.plan.batch as u32) / (2 * self.plan.events.max(1) as u32);
-            let at = self.after(mean * 2);
-            self.plan_at(at, What::Write(node));
+            let events = self.plan.events.max(1) as u32;
+            let next = self.after(end * (self.plan.batch as u32) / events);
+            // What is left at the end is written at the end, or when the node is up again.
+            let latest = end.max(self.now + Duration::from_secs(1));
+            self.plan_at(next.min(latest), What::Write(node));
         }
         if self.nodes[node].replicate.is_none() {
             return;
         }
-        let most = self.plan.batch.min(self.nodes[node].left);
-        let count = 1 + self.rng.below(most.max(1) as u64) as usize;
-        let count = count.min(self.nodes[node].left);
+        let left = self.nodes[node].left;
+        let most = self.plan.batch.min(left).max(1);
+        let count = match self.now >= end {
+            true => left,
+            false => left.min(1 + self.rng.below(most as u64) as usize),
+        };
         self.nodes[node].left -= count;
-        let events: Vec<NewEvent> = (0..count).map(|_| NewEvent::new(self.wall(), &b"1 piece"[..])).collect();
+        let events: Vec<NewEvent> = (0..count)
+            .map(|_| NewEvent::new(self.wall(), &b"1 piece"[..]))
+            .collect();
         if !events.is_empty() {
             let stream = self.nodes[node].stream.clone();
             self.append(node, &stream, events);
@@ -707,7 +779,8 @@ impl World {
 
     fn plan_at(&mut self, at: Time, what: What) {
         self.planned += 1;
-        self.queue.push(Reverse((at.max(self.now), self.planned, what)));
+        self.queue
+            .push(Reverse((at.max(self.now), self.planned, what)));
     }
 
     fn after(&mut self, most: Duration) -> Time {
@@ -719,7 +792,7 @@ impl World {
 impl Node {
     fn consume(&mut self, planted: Option<Planted>, now: Time) -> Result<Step, String> {
         if self.consumer.is_none() {
-            let mut config = ConsumerConfig::new(counter(), line_streams());
+            let mut config = ConsumerConfig::new(self.name.clone(), line_streams());
             config.planted = planted;
             config.batch = 50;
             let log = FusedLog {
@@ -727,17 +800,27 @@ impl Node {
                 fuse: self.store.fuse.clone(),
             };
             let author = self.log.author();
-            let opened = Consumer::open(log, self.store.clone(), author, config, Takeover::Continue, now);
+            let opened = Consumer::open(
+                log,
+                self.store.clone(),
+                author,
+                config,
+                Takeover::Continue,
+                now,
+            );
             self.consumer = Some(opened.map_err(|error| error.to_string())?);
         }
         let Some(consumer) = &self.consumer else {
             return Ok(Step::Idle(None));
         };
         for feed in self.log.changed() {
-            consumer.tell(ToConsumer::Changed(feed), now).map_err(|error| error.to_string())?;
+            consumer
+                .tell(ToConsumer::Changed(feed), now)
+                .map_err(|error| error.to_string())?;
         }
         consumer
-            .step(Worker(1), now, |delivery, tx| count(delivery, tx)).map_err(|error| error.to_string())
+            .step(Worker(1), now, |delivery, tx| count(delivery, tx))
+            .map_err(|error| error.to_string())
     }
 
     fn counted(&self) -> u64 {
@@ -751,10 +834,11 @@ impl Node {
 
     fn is_consumed(&self) -> bool {
         self.consumer.as_ref().is_some_and(|consumer| {
-            consumer.behind() == 0 && consumer.lag().iter().all(|lag| {
-                let tips = self.log.tips(&lag.feed);
-                tips.iter().any(|(next, _)| *next == lag.next)
-            })
+            consumer.behind() == 0
+                && consumer.lag().iter().all(|lag| {
+                    let tips = self.log.tips(&lag.feed);
+                    tips.iter().any(|(next, _)| *next == lag.next)
+                })
         })
     }
 }
@@ -777,8 +861,8 @@ fn count<Tx: KeyValue>(delivery: &Delivery, tx: &mut Scope<'_, Tx>) -> Result<()
     Ok(())
 }
 
-fn counter() -> ConsumerName {
-    ConsumerName::new("counter").unwrap_or_else(|_| unreachable!("a good name"))
+fn counter(i: usize) -> ConsumerName {
+    ConsumerName::new(&format!("counter-{i}")).unwrap_or_else(|_| unreachable!("a good name"))
 }
 
 fn stream(i: usize) -> StreamName {

@@ -21,6 +21,10 @@ const MAX_TARGETS: usize = 4;
 const MAX_SOURCES: usize = 4;
 /// Requests to one peer at once: the next answer is on its way while one is being appended.
 const MAX_ASKED: usize = 2;
+/// Wants that are looked at in one go; the others have their turn a little later.
+const MAX_LOOKS: usize = 1_024;
+/// That little.
+const LOOK_ON: Duration = Duration::from_millis(5);
 /// Fruitless requests before a want is dropped; the next comparison brings it again.
 const MAX_TRIES: u32 = 6;
 
@@ -37,8 +41,10 @@ pub(super) struct Wants {
     feeds: BTreeMap<FeedId, Want>,
     by_author: BTreeMap<Author, usize>,
     by_peer: BTreeMap<Peer, usize>,
-    /// Feeds that can be asked for, each once.
+    /// Feeds that can be asked for, each once, here or in `fresh`.
     ready: VecDeque<FeedId>,
+    /// Those that were not looked at yet: they are first, so that nobody waits behind a crowd of what is nowhere to be had.
+    fresh: VecDeque<FeedId>,
     pauses: BTreeSet<(Time, FeedId)>,
 }
 
@@ -68,6 +74,10 @@ struct Target {
 impl Wants {
     pub(super) fn len(&self) -> usize {
         self.feeds.len()
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty() || !self.fresh.is_empty()
     }
 
     pub(super) fn of_author(&self, author: Author) -> usize {
@@ -122,7 +132,7 @@ impl Wants {
             && want.paused.is_none()
         {
             want.is_ready = true;
-            self.ready.push_back(feed.clone());
+            self.fresh.push_back(feed.clone());
         }
     }
 
@@ -135,9 +145,21 @@ impl Wants {
             if let Some(time) = want.paused {
                 self.pauses.remove(&(time, feed.clone()));
             }
-            if want.is_ready {
-                self.ready.retain(|ready| ready != feed);
+            // Its place in a queue stays, and is passed over; there are never more such places than wants.
+            if self.fresh.len() + self.ready.len() > 2 * self.feeds.len() + MAX_LOOKS {
+                self.tidy();
             }
+        }
+    }
+
+    /// Drops places of feeds that are not wanted any more.
+    fn tidy(&mut self) {
+        let mut seen = BTreeSet::new();
+        for queue in [&mut self.fresh, &mut self.ready] {
+            queue.retain(|feed| {
+                let is_ready = self.feeds.get(feed).is_some_and(|want| want.is_ready);
+                is_ready && seen.insert(feed.clone())
+            });
         }
     }
 
@@ -318,10 +340,34 @@ impl Replicate {
     pub(super) fn pump(&mut self, now: Time) {
         let mut requests: BTreeMap<Peer, Vec<(Asking, [u8; 32])>> = BTreeMap::new();
         let mut later = VecDeque::new();
-        for _ in 0..self.wants.ready.len() {
-            let Some(feed) = self.wants.ready.pop_front() else {
+        self.pump_at = None;
+        let has_room =
+            |remote: &super::Remote| remote.asked.len() < MAX_ASKED && remote.quiet_until <= now;
+        if !self.peers.values().any(has_room) {
+            return;
+        }
+        let waiting = self.wants.fresh.len() + self.wants.ready.len();
+        let looks = waiting.min(MAX_LOOKS);
+        if waiting > looks {
+            self.pump_at = Some(now + LOOK_ON);
+        }
+        for _ in 0..looks {
+            let next = self
+                .wants
+                .fresh
+                .pop_front()
+                .or_else(|| self.wants.ready.pop_front());
+            let Some(feed) = next else {
                 break;
             };
+            if !self
+                .wants
+                .feeds
+                .get(&feed)
+                .is_some_and(|want| want.is_ready)
+            {
+                continue;
+            }
             match self.choose(&feed, &requests, now) {
                 Choice::Ask(peer, asking) => {
                     if let Some(want) = self.wants.feeds.get_mut(&feed) {
@@ -331,7 +377,12 @@ impl Replicate {
                     requests.entry(peer).or_default().push((asking, tip));
                 }
                 Choice::Later => later.push_back(feed),
-                Choice::Nobody => self.wants.forget(&feed),
+                Choice::Nobody => {
+                    if let Some(want) = self.wants.feeds.get_mut(&feed) {
+                        want.is_ready = false;
+                    }
+                    self.wants.forget(&feed);
+                }
             }
         }
         self.wants.ready.extend(later);
@@ -489,7 +540,8 @@ impl Replicate {
             self.tips.of(feed).any(|(_, tip)| tip == *prev) || self.tails.get(feed) == Some(prev)
         });
         // The sender has less than was asked for: it is gone by retention. Where nothing is here yet the feed begins there; a hole is not made.
-        let is_trimmed = !follows && first.first() > here && run.starts > here && run.starts >= first.first();
+        let is_trimmed =
+            !follows && first.first() > here && run.starts > here && run.starts >= first.first();
         let begins = is_trimmed && here == 0;
         if is_trimmed {
             self.tell(Event::Trimmed {
