@@ -24,6 +24,10 @@ const CRATES: &[Crate] = &[
         drivers: &[],
     },
     Crate {
+        folder: "log",
+        drivers: &[],
+    },
+    Crate {
         folder: "names",
         drivers: &[
             ("behaviour.rs", "the swarm's side"),

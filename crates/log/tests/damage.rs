@@ -1,0 +1,363 @@
+//! What a disk does to a log: flipped bytes, cuts, flushes that fail, and no room. Names carry the rows of the threat table.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::lying::{Lie, Lying};
+use common::{Model, check_open, config, open, open_on, served, stream};
+use gemba_log::{Config, Log, LogError, NewEvent};
+use gemba_segment::Disk;
+use gemba_testkit::disk::{Call, SimDisk};
+use gemba_testkit::{Rng, sim_scale};
+
+fn segment(number: u32) -> PathBuf {
+    PathBuf::from(format!("{}/{number:08}.seg", common::DIR))
+}
+
+fn segments(sim: &SimDisk) -> Vec<PathBuf> {
+    (1..)
+        .map(segment)
+        .take_while(|path| sim.bytes(path).is_some())
+        .collect()
+}
+
+/// A log of about so many bytes in small batches, closed in order, and what it holds.
+fn sealed(bytes: usize, config: &Config) -> (SimDisk, Model) {
+    let sim = SimDisk::new(1);
+    let mut model = Model::default();
+    let mut rng = Rng::new(7);
+    let log = open(&sim, config.clone());
+    let mut written = 0;
+    while written < bytes {
+        let stream = stream(["a", "b/c"][rng.index(2)]);
+        let events: Vec<_> = (0..1 + rng.below(5))
+            .map(|i| {
+                let len = 1 + rng.index(400);
+                NewEvent::new(i as i64, rng.bytes(len))
+            })
+            .collect();
+        model.submit(&stream, &events);
+        model.ack(&log.append(&stream, &events).unwrap(), &events);
+        written = log.stat().bytes as usize;
+    }
+    log.close().unwrap();
+    (sim, model)
+}
+
+/// Whether a log with one flipped byte says so, and serves nothing wrong: at opening, when it is read, or when it is verified.
+fn is_found(disk: Arc<dyn Disk>, config: &Config, model: &Model) -> Result<bool, String> {
+    let log = match open_on(disk, config.clone()) {
+        Ok(log) => log,
+        // Refused by name, which is found too; only files beside the segments can do that.
+        Err(e) => return Ok(!e.to_string().is_empty()),
+    };
+    let mut found = !log.open_report().is_clean();
+    for head in log.heads() {
+        let mut cursor = log.cursor(&head.feed, head.low);
+        loop {
+            match cursor.next_batch() {
+                Ok(Some(batch)) => {
+                    for event in batch.events() {
+                        let right = model.acked.get(&(head.feed.clone(), event.seq));
+                        if right.map(Vec::as_slice) != Some(event.payload) {
+                            return Err(format!("{:?} {} is wrong", head.feed, event.seq));
+                        }
+                    }
+                }
+                Ok(None) => break,
+                Err(LogError::Damaged { to, .. }) => {
+                    found = true;
+                    cursor.seek(to);
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+    }
+    if found {
+        return Ok(true);
+    }
+    let verified = log
+        .verify(|_| ControlFlow::Continue(()))
+        .map_err(|e| e.to_string())?;
+    Ok(!verified.is_clean())
+}
+
+/// Row L3: whichever byte of a closed log of 1 MiB is flipped, it is found, and no wrong event is served. Every byte in full.
+#[test]
+fn l3_every_flipped_byte_is_found_and_nothing_wrong_is_served() {
+    let config = config().segment_bytes(192 << 10);
+    let (sim, model) = sealed(1 << 20, &config);
+    let mut rng = Rng::from_env_or(3);
+    let every = if sim_scale(2) == 2 { 1 } else { 4_999 };
+    let mut looked = 0_u64;
+    for path in segments(&sim) {
+        let len = sim.bytes(&path).unwrap().len();
+        let from = rng.index(every.min(len));
+        for at in (from..len).step_by(every) {
+            let hurt = sim.kill();
+            hurt.flip_bit(&path, at as u64 * 8 + rng.below(8));
+            let found = is_found(Arc::new(hurt), &config, &model)
+                .unwrap_or_else(|e| panic!("byte {at} of {path:?}: {e}"));
+            assert!(
+                found,
+                "byte {at} of {path:?} was flipped and nobody says so"
+            );
+            looked += 1;
+        }
+    }
+    assert!(looked >= (1 << 20) / every as u64, "{looked}");
+}
+
+/// The same finds an engine that does not look at checksums.
+#[test]
+fn l3_an_engine_that_checks_no_checksum_is_found() {
+    let (sim, model) = sealed(20_000, &config());
+    let mut rng = Rng::new(5);
+    let mut wrong = 0;
+    for _ in 0..60 {
+        let hurt = sim.kill();
+        let path = segment(1 + rng.below(2) as u32);
+        let len = sim.bytes(&path).unwrap().len() as u64;
+        hurt.flip_bit(&path, rng.below(len * 8));
+        let lying = Arc::new(Lying {
+            sim: hurt,
+            lie: Lie::CrcUnchecked,
+        });
+        wrong += u32::from(is_found(lying, &config(), &model) != Ok(true));
+    }
+    assert!(wrong > 5, "{wrong}");
+}
+
+/// Row L3: what is damaged here and whole at a replica is repaired by it, wherever it is.
+#[test]
+fn l3_a_replica_heals_what_is_damaged() {
+    let config = config();
+    let (sim, model) = sealed(60_000, &config);
+    let replica = open(&sim.kill(), config.clone());
+    let mut rng = Rng::new(8);
+    let mut healed = 0;
+    for path in segments(&sim) {
+        let len = sim.bytes(&path).unwrap().len() as u64;
+        for _ in 0..sim_scale(400) {
+            let hurt = sim.kill();
+            hurt.flip_bit(&path, rng.below(len * 8));
+            let log = open(&hurt, config.clone());
+            log.verify(|_| ControlFlow::Continue(())).unwrap();
+            for head in replica.heads() {
+                let mut next = log
+                    .head(&head.feed)
+                    .map_or(0, |head| head.low.min(head.next));
+                // All that is missing, wherever it is: as a replica would send it.
+                while next < head.next {
+                    let is_here = log
+                        .read(&head.feed, next, 1)
+                        .is_ok_and(|events| !events.is_empty());
+                    if is_here {
+                        next += 1;
+                        continue;
+                    }
+                    let chunk = replica.range(&head.feed, next, 1).unwrap();
+                    let batch = gemba_log::Batch::from_block(&chunk.blocks[0]).unwrap();
+                    log.append_replica(batch).unwrap();
+                    healed += 1;
+                    next = chunk.next;
+                }
+            }
+            assert_eq!(served(&log).unwrap(), model.acked);
+            drop(log);
+            // And it stays so.
+            assert_eq!(served(&open(&hurt, config.clone())).unwrap(), model.acked);
+        }
+    }
+    assert!(healed > 20, "{healed}");
+}
+
+/// Row L2: a log that ends anywhere opens, serves a beginning of every feed, and says that something was cut off; an orderly end is missing.
+#[test]
+fn l2_every_cut_of_the_last_64_kib_opens_and_is_told() {
+    let config = config().segment_bytes(1 << 20);
+    let (sim, model) = sealed(80_000, &config);
+    let path = segment(1);
+    let len = sim.bytes(&path).unwrap().len();
+    assert!(len > 64 << 10 && sim.bytes(&segment(2)).is_none());
+    let full = sim_scale(2) == 2;
+    let cuts = if full { 64 << 10 } else { 400 };
+    let mut rng = Rng::from_env_or(4);
+    for i in 0..cuts {
+        let cut = if full { i + 1 } else { 1 + rng.index(64 << 10) };
+        let hurt = sim.kill();
+        hurt.edit(&path, |bytes| bytes.truncate(len - cut));
+        let log = open(&hurt, config.clone());
+        let served = served(&log).unwrap();
+        for (place, payload) in &served {
+            assert_eq!(model.acked.get(place), Some(payload), "cut by {cut}");
+        }
+        // What is left ends with a whole batch, or that is reported and own feeds are not continued.
+        let lost = served.len() < model.acked.len();
+        let is_told = log.open_report().new_epochs && !log.open_report().cut.is_empty();
+        let ends_whole = hurt.bytes(&path).unwrap().len() == len - cut;
+        assert!(!lost || is_told || ends_whole, "cut by {cut}");
+        let done = log
+            .append(&stream("a"), &[NewEvent::new(0, "more")])
+            .unwrap();
+        assert!(!is_told || done.feed.epoch.0 == 1, "cut by {cut}");
+    }
+}
+
+/// Row L4: whichever flush fails, whoever waited is told, nothing is written any more, reads go on, and the next opening tells what is there.
+#[test]
+fn l4_a_flush_that_fails_at_any_call_loses_nothing_acknowledged() {
+    for call in [Call::Sync, Call::SyncLanded] {
+        for nth in 1.. {
+            let sim = SimDisk::new(nth);
+            let config = config().segment_bytes(4 << 10);
+            let mut model = Model::default();
+            sim.fail(call, nth, 1);
+            let Ok(log) = open_on(Arc::new(sim.clone()), config.clone()) else {
+                continue;
+            };
+            let mut failed = false;
+            for i in 0..30 {
+                let stream = stream("a");
+                let events = [NewEvent::new(i, vec![i as u8; 300])];
+                model.submit(&stream, &events);
+                match log.append(&stream, &events) {
+                    Ok(done) => {
+                        assert!(
+                            log.poisoned().is_none(),
+                            "nothing is acknowledged after a failed flush"
+                        );
+                        model.ack(&done, &events);
+                    }
+                    Err(LogError::Poisoned(_)) => {
+                        failed = true;
+                        assert!(log.poisoned().is_some());
+                        assert!(log.append(&stream, &events).is_err());
+                    }
+                    Err(LogError::Io(_)) => failed = true,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            assert!(served(&log).unwrap().len() >= model.acked.len());
+            drop(log);
+            for after in [sim.kill(), sim.power_cut(&mut Rng::new(nth))] {
+                check_open(&open(&after, config.clone()), &model)
+                    .unwrap_or_else(|e| panic!("{call:?} {nth}: {e}"));
+            }
+            if !failed {
+                assert!(nth > 20, "{nth}");
+                break;
+            }
+        }
+    }
+}
+
+/// Row L13: a disk that is full at any write refuses by name, keeps what was acknowledged, reads on, closes, and goes on when there is room.
+#[test]
+fn l13_a_full_disk_at_any_write_refuses_reads_on_and_recovers() {
+    for nth in 1.. {
+        let sim = SimDisk::new(nth);
+        let config = config().segment_bytes(4 << 10).reserve(64 << 10);
+        let mut model = Model::default();
+        let log = open(&sim, config.clone());
+        let before = sim.calls(Call::WriteFull);
+        sim.fail(Call::WriteFull, before + nth, 3);
+        let mut refused = 0;
+        for i in 0..40 {
+            let stream = stream("a");
+            let events = [NewEvent::new(i, vec![i as u8; 300])];
+            model.submit(&stream, &events);
+            match log.append(&stream, &events) {
+                Ok(done) => model.ack(&done, &events),
+                Err(LogError::Full(_)) => refused += 1,
+                Err(e) => panic!("{e}"),
+            }
+            let all = served(&log).unwrap();
+            assert!(
+                model
+                    .acked
+                    .iter()
+                    .all(|(place, payload)| all.get(place) == Some(payload))
+            );
+        }
+        sim.heal();
+        log.close().unwrap();
+        drop(log);
+        check_open(
+            &open(&sim.power_cut(&mut Rng::new(nth)), config.clone()),
+            &model,
+        )
+        .unwrap_or_else(|e| panic!("{nth}: {e}"));
+        assert!(refused <= 3);
+        if nth > 45 {
+            break;
+        }
+    }
+}
+
+/// Row L13: the log's own limit is an error of its own, reads go on, and retention makes room.
+#[test]
+fn l13_s3_34_the_limit_of_the_log_is_told() {
+    let sim = SimDisk::new(1);
+    let config = config().segment_bytes(4 << 10).max_bytes(40_000);
+    let log = open(&sim, config);
+    let events = [NewEvent::new(0, vec![1; 500])];
+    let mut took = 0;
+    let error = loop {
+        match log.append(&stream("a"), &events) {
+            Ok(_) => took += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(error, LogError::NoSpace { limit: 40_000, .. }),
+        "{error}"
+    );
+    assert!(took > 20);
+    let head = log.heads().remove(0);
+    assert_eq!(log.read(&head.feed, 0, 1_000).unwrap().len(), took);
+    let all = |_: &gemba_log::FeedId| None;
+    let retention = gemba_log::Retention {
+        max_bytes: Some(10_000),
+        before: None,
+        low_water: &all,
+        danger_drop_needed: false,
+    };
+    assert!(log.retain(&retention).unwrap().segments > 0);
+    assert_eq!(
+        log.append(&stream("a"), &events).unwrap().first_seq,
+        took as u64
+    );
+}
+
+/// A disk that is really full: no call has room, until something else is removed. The reserve closes the log in order.
+#[test]
+fn l13_a_disk_without_any_room_closes_in_order() {
+    let sim = SimDisk::new(1);
+    let config = config().segment_bytes(64 << 10).reserve(128 << 10);
+    let log = open(&sim, config.clone());
+    sim.set_capacity(sim.used() + 30_000);
+    let mut model = Model::default();
+    let mut refused = 0;
+    for i in 0..200 {
+        let stream = stream("a");
+        let payload: Vec<u8> = Rng::new(i).bytes(400);
+        let events = [NewEvent::new(i as i64, payload)];
+        model.submit(&stream, &events);
+        match log.append(&stream, &events) {
+            Ok(done) => model.ack(&done, &events),
+            Err(LogError::Full(_)) => refused += 1,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert!(refused > 50 && model.acked.len() > 20);
+    log.close().unwrap();
+    drop(log);
+    let log: Log = open(&sim.kill(), config);
+    check_open(&log, &model).unwrap();
+    assert!(log.open_report().is_clean(), "{:?}", log.open_report());
+}
