@@ -14,6 +14,10 @@
 //!
 //! This module drives [`core::consumer`](crate::core::consumer) and blocks on log and store. It starts nothing and reads no clock.
 
+mod remote;
+
+pub use remote::Taken;
+
 use crate::{
     cbor::Reader,
     core::{
@@ -132,6 +136,33 @@ impl<T: LogSource + ?Sized> LogSource for &T {
 }
 
 impl<T: LogSink + ?Sized> LogSink for &T {
+    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
+        (**self).append(stream, events)
+    }
+}
+
+impl<T: LogSource + ?Sized> LogSource for std::sync::Arc<T> {
+    fn spans(&self) -> Result<Vec<Span>, SourceError> {
+        (**self).spans()
+    }
+    fn read(
+        &self,
+        feed: &FeedId,
+        from: Seq,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Option<Portion>, SourceError> {
+        (**self).read(feed, from, most, bytes)
+    }
+    fn hash(&self, feed: &FeedId, seq: Seq) -> Result<Option<EventHash>, SourceError> {
+        (**self).hash(feed, seq)
+    }
+    fn at_time(&self, feed: &FeedId, time: i64) -> Result<Seq, SourceError> {
+        (**self).at_time(feed, time)
+    }
+}
+
+impl<T: LogSink + ?Sized> LogSink for std::sync::Arc<T> {
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         (**self).append(stream, events)
     }

@@ -51,6 +51,17 @@ pub trait StateStore: Send + Sync {
     fn begin(&self) -> Result<Self::Tx<'_>, StateError>;
 }
 
+impl<T: StateStore> StateStore for std::sync::Arc<T> {
+    type Tx<'a>
+        = T::Tx<'a>
+    where
+        Self: 'a;
+
+    fn begin(&self) -> Result<Self::Tx<'_>, StateError> {
+        (**self).begin()
+    }
+}
+
 /// A transaction. Dropped without [`commit`](Self::commit), it never was.
 ///
 /// Rows are gemba's: a table or a column family of their own, keys and values are bytes (keys up to 1 KiB, values up to 2 MiB).

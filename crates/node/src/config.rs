@@ -41,6 +41,9 @@ const REANNOUNCE: Duration = Duration::from_secs(600);
 /// The default of `names.pull`.
 const PULL: Duration = Duration::from_secs(300);
 
+/// The default of `events.max_size`.
+const EVENTS_SIZE: u64 = 8 << 30;
+
 /// The default of `store.gc_interval`.
 const HOUR: Duration = Duration::from_secs(3600);
 /// Smallest `store.max_size`: sixteen packs of the smallest size.
@@ -59,6 +62,8 @@ pub struct Config {
     pub pubsub: Pubsub,
     /// Names.
     pub names: Names,
+    /// The event log.
+    pub events: Events,
     /// What is logged.
     pub log: Log,
     values: BTreeMap<&'static str, (Value, Origin)>,
@@ -131,6 +136,21 @@ pub struct Pubsub {
     pub unsigned: Vec<String>,
     /// Peers that get every message of what they read, mesh or not; each address names its peer.
     pub direct: Vec<Multiaddr>,
+}
+
+/// `[events]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// Whether events are sent to others and fetched from them.
+    pub replicate: bool,
+    /// Whose events are kept here besides one's own: patterns of streams.
+    pub subscribe: Vec<String>,
+    /// Bytes that the log may take.
+    pub max_size: u64,
+    /// Events older than this go, unless a consumer of this node has not had them; `None`: never.
+    pub keep: Option<Duration>,
+    /// Whether batches are compressed.
+    pub compress: bool,
 }
 
 /// `[names]`
@@ -423,6 +443,43 @@ const SETTINGS: &[Setting] = &[
         about: "put names into the DHT and look for them there, as every Kubo does; needs network.dht",
     },
     Setting {
+        key: "events.replicate",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "send the events of this node to connected gemba nodes, and keep theirs",
+    },
+    Setting {
+        key: "events.subscribe",
+        kind: Kind::Texts(is_pattern),
+        default: || {
+            Value::Texts(vec![
+                "#".into(),
+                "$about/#".into(),
+                "$dead/#".into(),
+                "$consumer/#".into(),
+            ])
+        },
+        about: "streams that are kept here besides those this node writes: + stands for one level, # for all that follow",
+    },
+    Setting {
+        key: "events.max_size",
+        kind: Kind::Text(is_bytes),
+        default: || Value::Text("8GiB".into()),
+        about: "bytes that events may take; appends beyond are refused, in so many words",
+    },
+    Setting {
+        key: "events.keep",
+        kind: Kind::Text(is_scrub),
+        default: || Value::Text("off".into()),
+        about: "events older than this go, such as 90d, unless a consumer of this node has not had them; off: all are kept",
+    },
+    Setting {
+        key: "events.compress",
+        kind: Kind::Bool,
+        default: || Value::Bool(true),
+        about: "compress events, on disk and on the wire",
+    },
+    Setting {
         key: "log.level",
         kind: Kind::Text(is_level),
         default: || Value::Text("info".into()),
@@ -585,6 +642,16 @@ impl Config {
                 push: flag("names.push").unwrap_or(true),
                 pubsub: flag("names.pubsub").unwrap_or(true),
                 dht: flag("names.dht").unwrap_or(true),
+            },
+            events: Events {
+                replicate: flag("events.replicate").unwrap_or(true),
+                subscribe: texts("events.subscribe"),
+                max_size: size(&text("events.max_size"))
+                    .ok()
+                    .flatten()
+                    .unwrap_or(EVENTS_SIZE),
+                keep: period(&text("events.keep")).ok(),
+                compress: flag("events.compress").unwrap_or(true),
             },
             log: Log {
                 level: text("log.level"),
@@ -1056,6 +1123,20 @@ fn is_own_topic(text: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(gemba_gossip::SubscribeError::UnsignedForeign.to_string())
+    }
+}
+
+fn is_pattern(text: &str) -> Result<(), String> {
+    gemba_log::Pattern::new(text)
+        .map(drop)
+        .map_err(|e| e.to_string())
+}
+
+/// A size that is a number.
+fn is_bytes(text: &str) -> Result<(), String> {
+    match size(text)? {
+        Some(_) => Ok(()),
+        None => Err("a size such as 8GiB is wanted".to_owned()),
     }
 }
 

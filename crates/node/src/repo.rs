@@ -129,6 +129,12 @@ impl Layout {
         self.root.join("meta")
     }
 
+    /// `log/`: events, and how far their consumers are.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
     /// `keystore/`: the keys that names belong to.
     #[must_use]
     pub fn keystore(&self) -> PathBuf {

@@ -160,13 +160,23 @@ pub(super) async fn block_get(
 
 /// A block that is here and whole. It waits for no request but its own kind, however many wait for the network.
 async fn local_block(state: &State, cid: cid::Cid) -> Result<Option<bytes::Bytes>, Fail> {
-    if !state.store.has(&cid) {
+    let is_event = cid.codec() == gemba_block::codec::DAG_CBOR;
+    if !state.store.has(&cid) && !is_event {
         return Ok(None);
     }
     let (thread, store) = (state.local_thread().await?, state.store.clone());
+    let log = Arc::clone(state.events.log());
     let read = tokio::task::spawn_blocking(move || {
         let _thread = thread;
-        store.get(&cid)
+        // A batch of events exists once, in the log.
+        match store.get(&cid)? {
+            None if is_event => Ok(log
+                .block(&cid)
+                .ok()
+                .flatten()
+                .map(|block| block.data().clone())),
+            data => Ok::<_, gemba_store::StoreError>(data),
+        }
     });
     // What cannot be read is for the longer way, which has it repaired.
     Ok(read.await.map_or(None, |read| read.unwrap_or_default()))

@@ -13,6 +13,7 @@ mod pins;
 mod pubsub;
 mod server;
 mod space;
+mod streams;
 pub mod types;
 
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use crate::daemon::{Handle, Turns};
 use crate::error::{Code, Fail};
 use crate::handover::Desk;
 use crate::keystore::Keystore;
+use crate::log::Events;
 use crate::repo::Layout;
 
 /// Largest JSON body in bytes (row H7).
@@ -63,6 +65,7 @@ pub struct State {
     desk: Arc<Desk>,
     room: Arc<Room>,
     keys: Keystore,
+    events: Events,
     names: Names,
     token: Token,
     failures: answer::Failures,
@@ -80,7 +83,7 @@ impl State {
         handle: Handle,
         store: Store,
         (turns, kept, room): (Arc<Turns>, Arc<Figures>, Arc<Room>),
-        desk: Arc<Desk>,
+        (desk, events): (Arc<Desk>, Events),
         (layout, names, token): (Layout, Names, Token),
         ending: CancellationToken,
     ) -> Arc<Self> {
@@ -92,6 +95,7 @@ impl State {
             desk,
             room,
             keys: Keystore::of(&layout),
+            events,
             names,
             token,
             failures: answer::Failures::default(),
@@ -188,6 +192,22 @@ pub fn router(state: Arc<State>) -> Router {
             "/v1/names/{name}/record",
             get(names::record).put(names::put),
         )
+        .route("/v1/streams", get(streams::list))
+        .route(
+            "/v1/streams/{stream}/about",
+            get(streams::about).post(streams::describe),
+        )
+        .route("/v1/log/verify", post(streams::verify))
+        .route("/v1/consumers", get(streams::consumers))
+        .route("/v1/consumers/{name}", get(streams::consumer))
+        .route("/v1/consumers/{name}/claim", post(streams::claim))
+        .route("/v1/consumers/{name}/ack", post(streams::ack))
+        .route("/v1/consumers/{name}/renew", post(streams::renew))
+        .route("/v1/consumers/{name}/leave", post(streams::leave))
+        .route("/v1/consumers/{name}/seek", post(streams::seek))
+        .route("/v1/consumers/{name}/dead", get(streams::dead))
+        .route("/v1/consumers/{name}/dead/retry", post(streams::retry))
+        .route("/v1/consumers/{name}/dead/drop", post(streams::drop_letter))
         .route("/v1/cat", get(content::cat))
         .route("/v1/ls", get(content::ls))
         .route("/v1/get", get(content::get))
@@ -199,6 +219,12 @@ pub fn router(state: Arc<State>) -> Router {
             post(pubsub::publish).layer(DefaultBodyLimit::disable()),
         )
         // Streams: bounded in memory by back-pressure, not in length.
+        .route(
+            "/v1/streams/{stream}/events",
+            get(streams::read)
+                .post(streams::append)
+                .layer(DefaultBodyLimit::disable()),
+        )
         .route(
             "/v1/add",
             post(content::add).layer(DefaultBodyLimit::disable()),

@@ -10,6 +10,7 @@ pub mod id;
 pub mod init;
 pub mod interrupt;
 pub mod key;
+pub mod log;
 pub mod name;
 pub mod network;
 pub mod output;
@@ -122,6 +123,9 @@ pub enum Command {
     /// Send messages to whoever reads a topic, and read them
     #[command(subcommand)]
     Pubsub(pubsub::Command),
+    /// Append events to streams, read them, and work through them
+    #[command(subcommand)]
+    Log(log::Command),
     /// Remove every block that no pin holds, and give its space back
     Gc(gc::Args),
     /// Show or check the repository as a whole
@@ -196,6 +200,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Key(command) => key::run(&context, &command),
         Command::Name(command) => name::run(&context, &command),
         Command::Pubsub(command) => pubsub::run(&context, &command),
+        Command::Log(command) => log::run(&context, &command),
         Command::Gc(args) => gc::run(&context, &args),
         Command::Repo(command) => repo::run(&context, &command),
         Command::Config(command) => config::run(&context, &command),

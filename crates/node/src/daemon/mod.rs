@@ -11,6 +11,7 @@ mod hashers;
 pub(crate) mod keeper;
 pub mod listen;
 pub(crate) mod ping;
+mod replicate;
 pub mod room;
 mod run;
 mod swarm;
@@ -34,9 +35,11 @@ pub use turn::{Turn, Turns};
 use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
 use crate::handover::{self, Desk};
+use crate::log::Events;
 use crate::meta::Meta;
 use crate::repo::{Access, Repo, packs_to_note};
 use keeper::{Figures, Keeper};
+use replicate::{Connections, Replicator};
 use room::Room;
 use run::Node;
 
@@ -89,6 +92,7 @@ pub async fn run(
     let keypair = repo.identity()?;
     let store = repo.store()?;
     let meta = Arc::new(repo.meta()?);
+    let events = Events::open(&repo)?;
     strike_out_after_damage(&store, &meta)?;
 
     let token = Token::generate()?;
@@ -101,9 +105,11 @@ pub async fn run(
     let swarm = swarm::build(&keypair, &network, (&repo.layout, &repo.config), &options)?;
     let kept = Arc::new(Figures::default());
     let room = Arc::new(Room::new(repo.config.store.gc));
+    let control = swarm.0.behaviour().streams.new_control();
+    let connections = Connections::default();
     let mut node = Node::new(
-        swarm,
-        store.clone(),
+        (swarm, connections.clone()),
+        (store.clone(), Arc::clone(events.log())),
         (&repo.layout, &repo.config.names, Arc::clone(&meta)),
         (fingerprint.clone(), repo.config.network.site.clone()),
         (Arc::clone(&kept), Arc::clone(&room)),
@@ -120,7 +126,7 @@ pub async fn run(
         handle.clone(),
         store.clone(),
         (Arc::clone(&turns), Arc::clone(&kept), Arc::clone(&room)),
-        desk,
+        (desk, events.clone()),
         (
             repo.layout.clone(),
             repo.config.names.clone(),
@@ -136,6 +142,15 @@ pub async fn run(
         hands.then(|| socket.clone()),
     )?;
 
+    let parts = replicate::Parts {
+        events: events.clone(),
+        handle: handle.clone(),
+        local: keypair.public().to_peer_id(),
+        control,
+        connections,
+        settings: repo.config.events.clone(),
+    };
+    let replicating = tokio::spawn(Replicator::run(parts, ending.clone()));
     let settings = repo.config.store.clone();
     let keeper = Keeper::start(store, meta, handle.clone(), (turns, room), settings, kept)?;
 
@@ -161,6 +176,8 @@ pub async fn run(
     let rest = node.end();
     let drained = tokio::time::timeout(END, async {
         let _panicked = serving.await;
+        let _panicked = replicating.await;
+        let _panicked = tokio::task::spawn_blocking(move || events.close()).await;
         let finished = tokio::task::spawn_blocking(move || keeper.finish());
         rest.finish().await;
         let _joined = finished.await;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use gemba_exchange::{Answer, Asked, Event as ExchangeEvent, LoadKind, Loaded, Why};
 use gemba_gossip::{BehaviourEvent as GossipEvent, Topic};
+use gemba_log::Log;
 use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent};
 use gemba_store::Store;
 use libp2p_core::ConnectedPoint;
@@ -34,6 +35,7 @@ use super::flow::why::{self, Around};
 use super::flow::{Arriving, Ctx};
 use super::listen;
 use super::ping::Pinger;
+use super::replicate::Connections;
 use super::room::{Room, Waiter};
 use super::swarm::{AGENT, Behaviour, BehaviourEvent, Views};
 use super::work::{Done, Read, StoredBlock, Workers};
@@ -82,6 +84,7 @@ pub(super) struct Node {
     names: Names,
     follows: Follows,
     peers: Peers,
+    connections: Connections,
     arriving: Arriving,
     disk: Disk,
     connecting: Vec<Connecting>,
@@ -111,8 +114,8 @@ struct Connecting {
 impl Node {
     /// Starts the disk threads and loads the pins and the book of names.
     pub(super) fn new(
-        (swarm, views): (Swarm<Behaviour>, Views),
-        store: Store,
+        ((swarm, views), connections): ((Swarm<Behaviour>, Views), Connections),
+        (store, log): (Store, Arc<Log>),
         (layout, settings, meta): (&Layout, &crate::config::Names, Arc<Meta>),
         (fingerprint, site): (Option<String>, String),
         (kept, room): (Arc<super::keeper::Figures>, Arc<Room>),
@@ -134,7 +137,7 @@ impl Node {
             call: None,
         };
         let puts = Puts::with_room(store.clone(), Arc::new(puts));
-        let workers = Workers::start(&store, &puts, &done_sender)?;
+        let workers = Workers::start(&store, &log, &puts, &done_sender)?;
         let mut visited_key = [0; 16];
         getrandom::fill(&mut visited_key)
             .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
@@ -150,6 +153,7 @@ impl Node {
             names,
             follows,
             peers: Peers::default(),
+            connections,
             arriving: Arriving::default(),
             disk: Disk::default(),
             connecting: Vec::new(),
@@ -496,6 +500,7 @@ impl Node {
         match done {
             Done::Stored(blocks, outcome) => self.on_written(&blocks, outcome),
             Done::Loaded(id, data) => self.swarm.behaviour_mut().exchange.loaded(id, data),
+            Done::Has(id, has) => self.swarm.behaviour_mut().exchange.loaded(id, has),
             Done::Links(id, cid, answer) => {
                 self.with_pins(|pins, ctx| pins.on_links(id, &cid, answer, ctx));
             }
@@ -561,6 +566,7 @@ impl Node {
                 cause,
                 ..
             } if self.peers.on_closed(&peer_id, connection_id) => {
+                self.connections.remove(&peer_id);
                 let cause = cause.map_or_else(|| "closed".to_owned(), |e| e.to_string());
                 tracing::info!(peer = %peer_id, cause, "peer disconnected");
             }
@@ -600,6 +606,7 @@ impl Node {
             .on_connected(peer, connection, address.clone(), dialed, now)
         {
             tracing::info!(%peer, %address, dialed, "peer connected");
+            self.connections.add(peer);
             self.swarm
                 .behaviour_mut()
                 .exchange
@@ -718,20 +725,21 @@ impl Node {
                 id,
                 cid,
                 kind: LoadKind::Have,
-            } => {
-                let answer = self.store.size(&cid).map_or(Loaded::Missing, Loaded::Size);
-                self.swarm.behaviour_mut().exchange.loaded(id, answer);
-            }
+            } => match self.store.size(&cid) {
+                Some(size) => self
+                    .swarm
+                    .behaviour_mut()
+                    .exchange
+                    .loaded(id, Loaded::Size(size)),
+                None => self.serve_event(Read::HasEvent(id, cid), id, &cid),
+            },
             ExchangeEvent::Load {
                 id,
                 cid,
                 kind: LoadKind::Block,
             } => {
                 if !self.store.has(&cid) {
-                    self.swarm
-                        .behaviour_mut()
-                        .exchange
-                        .loaded(id, Loaded::Missing);
+                    self.serve_event(Read::Event(id, cid), id, &cid);
                 } else if !self.workers.read(Read::Serve(id, cid)) {
                     self.unserved += 1;
                     self.swarm
@@ -1076,6 +1084,15 @@ impl Node {
                 code: Code::Timeout,
             },
         }
+    }
+
+    /// What the store does not have may be a batch of events, which exists once, in the log.
+    fn serve_event(&mut self, read: Read, id: gemba_exchange::LoadId, cid: &cid::Cid) {
+        if cid.codec() == gemba_block::codec::DAG_CBOR && self.workers.read(read) {
+            return;
+        }
+        let exchange = &mut self.swarm.behaviour_mut().exchange;
+        exchange.loaded(id, Loaded::Missing);
     }
 
     fn waits_for_block(&self, cid: &cid::Cid) -> Waits {

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use cid::Cid;
 use gemba_block::{Block, codec, links};
-use gemba_exchange::LoadId;
+use gemba_exchange::{LoadId, Loaded};
+use gemba_log::Log;
 use gemba_store::{Store, StoreError};
 use tokio::sync::mpsc;
 
@@ -37,6 +38,10 @@ const STACK_BYTES: usize = 512 * 1024;
 pub enum Read {
     /// For a peer that wants it.
     Serve(LoadId, Cid),
+    /// The same of a batch of events, from the log.
+    Event(LoadId, Cid),
+    /// Whether the log has this batch of events.
+    HasEvent(LoadId, Cid),
     /// The links of a block that is here, for a walk.
     Links(FetchId, Cid),
     /// How much room the disk has.
@@ -49,6 +54,8 @@ pub enum Done {
     Stored(Vec<StoredBlock>, Result<(), Refusal>),
     /// For a peer.
     Loaded(LoadId, Option<Bytes>),
+    /// For a peer that asked whether it is here.
+    Has(LoadId, Loaded),
     /// For a walk: size and links, or why the block cannot be read.
     Links(FetchId, Cid, Result<(u64, Vec<Cid>), LinkTrouble>),
     /// A block that was read for a peer is damaged.
@@ -89,7 +96,12 @@ impl Workers {
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn start(store: &Store, puts: &Puts, done: &mpsc::Sender<Done>) -> Result<Self, Fail> {
+    pub fn start(
+        store: &Store,
+        log: &Arc<Log>,
+        puts: &Puts,
+        done: &mpsc::Sender<Done>,
+    ) -> Result<Self, Fail> {
         let (writes, write_queue) = sync_channel(WRITE_QUEUE);
         let (reads, read_queue) = sync_channel(READ_QUEUE);
         let write_queue = Arc::new(Mutex::new(write_queue));
@@ -102,9 +114,10 @@ impl Workers {
             })?);
         }
         for n in 0..LOADERS {
-            let (store, done, queue) = (store.clone(), done.clone(), Arc::clone(&read_queue));
+            let (store, log) = (store.clone(), Arc::clone(log));
+            let (done, queue) = (done.clone(), Arc::clone(&read_queue));
             threads.push(spawn(format!("loader-{n}"), move || {
-                load_all(&store, &queue, &done);
+                load_all((&store, &log), &queue, &done);
             })?);
         }
         Ok(Self {
@@ -191,7 +204,11 @@ fn write_all(puts: &Puts, queue: &Mutex<Receiver<Block>>, done: &mpsc::Sender<Do
     }
 }
 
-fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Done>) {
+fn load_all(
+    (store, log): (&Store, &Log),
+    queue: &Mutex<Receiver<Read>>,
+    done: &mpsc::Sender<Done>,
+) {
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(read) = next else { return };
@@ -207,11 +224,27 @@ fn load_all(store: &Store, queue: &Mutex<Receiver<Read>>, done: &mpsc::Sender<Do
                     Done::Loaded(id, None)
                 }
             },
+            Read::Event(id, cid) => Done::Loaded(id, event_of(log, &cid)),
+            Read::HasEvent(id, cid) => {
+                let size = event_of(log, &cid).map(|data| data.len() as u64);
+                Done::Has(id, size.map_or(Loaded::Missing, Loaded::Size))
+            }
             Read::Room => Done::Room(room(store)),
             Read::Links(id, cid) => Done::Links(id, cid, links_of(store, &cid)),
         };
         if done.blocking_send(answer).is_err() {
             return;
+        }
+    }
+}
+
+/// The bytes of a batch of events. What the log cannot read is not here: it comes from others.
+fn event_of(log: &Log, cid: &Cid) -> Option<Bytes> {
+    match log.block(cid) {
+        Ok(block) => block.map(|block| block.data().clone()),
+        Err(error) => {
+            tracing::error!(%cid, %error, "events that a peer wants cannot be read");
+            None
         }
     }
 }

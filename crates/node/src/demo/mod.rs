@@ -2,8 +2,10 @@
 //!
 //! A cloud node and its devices share one fresh swarm key on loopback. The cloud adds a real folder and publishes it under a name; every device
 //! follows the name, one is killed in the middle and recovers; each device's copy is exported and compared byte for byte. Then a file
-//! changes and is published under the same name: no device is told anything else, and the update is proved the same way.
+//! changes and is published under the same name: no device is told anything else, and the update is proved the same way. All the while the
+//! devices append events, and a counter at the cloud, killed again and again, counts each of them once.
 
+mod events;
 mod input;
 mod report;
 mod swarm;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::api::types::{FollowRequest, FollowStatus, NamePublished, RepoSize};
 use crate::error::{Code, Fail};
+use events::Events;
 use input::Input;
 pub use report::Report;
 use swarm::Device;
@@ -165,6 +168,11 @@ impl<'a> Demo<'a> {
             cid: first,
             sequence: 0,
         };
+        let devices = self.devices.iter();
+        let devices = devices
+            .map(|device| (device.layout.clone(), device.name()))
+            .collect();
+        let events = Events::begin(devices);
         let recovered = self.distribute(&first, true).await?.kept_after_kill;
         let seconds = began.elapsed().as_secs_f64();
         self.prove(&first, "out-1").await?;
@@ -194,6 +202,19 @@ impl<'a> Demo<'a> {
         );
         self.prove(&second, "out-2").await?;
 
+        let (events_in, events_counted, kills) = events.end(&self.devices[0].client).await?;
+        if events_in != events_counted {
+            let cause =
+                format!("{events_in} events were acknowledged, and {events_counted} counted");
+            return Err(Fail::new(Code::Integrity, cause));
+        }
+        say(
+            self.options,
+            &format!(
+                "the devices appended {events_in} events meanwhile, and the cloud counted {events_counted}, with a counter that was killed {}",
+                crate::text::count(kills, "time", "times")
+            ),
+        );
         let mut rss_max = 0;
         let mut rss = Vec::new();
         for device in &self.devices {
@@ -216,8 +237,9 @@ impl<'a> Demo<'a> {
             update_blocks_kept: update.kept_at_least,
             update_seconds,
             recovered_blocks_kept: recovered,
-            events_in: None,
-            events_counted: None,
+            events_in: Some(events_in),
+            events_counted: Some(events_counted),
+            counter_kills: kills,
             rss_max_bytes: rss_max,
             rss,
         })

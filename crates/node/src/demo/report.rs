@@ -32,6 +32,8 @@ pub struct Report {
     pub events_in: Option<u64>,
     /// Events counted by the consumer.
     pub events_counted: Option<u64>,
+    /// How often the consumer was killed.
+    pub counter_kills: u64,
     /// Largest resident memory of any node, in bytes.
     pub rss_max_bytes: u64,
     /// Largest resident memory of each node, in bytes.
@@ -81,6 +83,15 @@ impl Report {
         row(
             "update whole on every device after",
             format!("{:.2} s", self.update_seconds),
+        );
+        row(
+            "events appended = events counted",
+            format!(
+                "{} = {}, the counter killed {} times",
+                self.events_in.unwrap_or_default(),
+                self.events_counted.unwrap_or_default(),
+                self.counter_kills
+            ),
         );
         let nodes: Vec<String> = self
             .rss

@@ -73,6 +73,16 @@ pub fn wall_clock() -> Wall {
     }
 }
 
+/// The same in milliseconds since 1970, for what people read.
+#[must_use]
+pub fn wall_ms() -> i64 {
+    let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => ms(since),
+        Err(before) => -ms(before.duration()),
+    }
+}
+
 /// A name as people write it: `k51…`, a base 58 id, either behind `/ipns/`, or the label of a key of this device.
 ///
 /// # Errors

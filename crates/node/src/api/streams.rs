@@ -1,0 +1,739 @@
+//! Routes about events: streams, what is in them, and those who work through them (specs/log-http.md).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State as Extract};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use gemba_log::{Class, MAX_PAYLOAD, NewEvent, StreamName};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::State;
+use super::answer::{self, Lines, line, typed};
+use super::types::Done;
+use crate::daemon::Call;
+use crate::error::{Code, Fail};
+use crate::log::about::{About, parse_class};
+use crate::log::consumers::{Goal, parse_event};
+use crate::log::wire::{
+    self, AckRequest, ClaimRequest, Claimed, ConsumerView, EventLine, EventRequest, LogVerified,
+    StreamView,
+};
+use crate::log::{Cursor, Events, PAGE, Query as What, parse_author, parse_pattern, parse_stream};
+use crate::names::wall_ms;
+
+type Node = Extract<Arc<State>>;
+type OfCall = Extension<Arc<Call>>;
+
+/// An event stream says something this often, so that nobody in between takes it for dead.
+const ALIVE: Duration = Duration::from_secs(15);
+/// Events that one group of an append holds.
+const GROUP: usize = 1024;
+/// Their bytes.
+const GROUP_BYTES: usize = 1 << 20;
+/// What is read of a line before it is refused: base64 and headers take room beside the payload.
+const MOST_LINE: usize = 2 * MAX_PAYLOAD;
+/// The longest that a claim waits.
+const MOST_WAIT: Duration = Duration::from_secs(60);
+
+impl State {
+    /// Runs work on the log on a thread that may block.
+    async fn with_log<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Events) -> Result<T, Fail> + Send + 'static,
+    ) -> Result<T, Fail> {
+        let thread = self.thread().await?;
+        let events = self.events.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let _thread = thread;
+            work(&events)
+        });
+        working.await.map_err(Fail::internal)?
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    pattern: Option<String>,
+}
+
+/// The catalogue.
+pub(super) async fn list(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Fail> {
+    let pattern = parse_pattern(query.pattern.as_deref().unwrap_or("#"))?;
+    let views = state.with_log(move |events| Ok(events.catalogue(&pattern, wall_ms())));
+    let views: Vec<StreamView> = views.await?;
+    Ok(all(&call, views).await)
+}
+
+/// What a stream says of itself.
+pub(super) async fn about(
+    Extract(state): Node,
+    Path(stream): Path<String>,
+) -> Result<Json<About>, Fail> {
+    let stream = parse_stream(&stream)?;
+    let found = state.with_log(move |events| events.about(&stream));
+    Ok(Json(found.await?.unwrap_or_default()))
+}
+
+/// Says it. What is not named stays.
+pub(super) async fn describe(
+    Extract(state): Node,
+    Path(stream): Path<String>,
+    Json(newer): Json<About>,
+) -> Result<Json<About>, Fail> {
+    let stream = parse_stream(&stream)?;
+    let now = wall_ms();
+    let described = state.with_log(move |events| events.describe(&stream, newer, now));
+    Ok(Json(described.await?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct AppendQuery {
+    /// The body is one event, whatever is in it.
+    #[serde(default)]
+    whole: bool,
+    /// `fast`: not durable, dropped under load.
+    class: Option<String>,
+    /// A retry under the same producer and number is not appended again.
+    producer: Option<String>,
+    /// Number of the first event; the others follow.
+    #[serde(default)]
+    producer_seq: u64,
+}
+
+/// Appends what comes: each line of the body an event, answered by a line each, in order, as it becomes durable.
+pub(super) async fn append(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Path(stream): Path<String>,
+    Query(query): Query<AppendQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Fail> {
+    let stream = own_stream(&stream)?;
+    let class = query.class.as_deref().map(parse_class).transpose()?;
+    let is_fast = match class {
+        Some(class) => class == Class::Fast,
+        None => {
+            let of = stream.clone();
+            let about = state.with_log(move |events| events.about(&of)).await?;
+            about.is_some_and(|about| about.class.as_deref() == Some("fast"))
+        }
+    };
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let form = Form {
+        is_json: kind.is_some_and(|kind| kind.starts_with("application/x-ndjson")),
+        producer: query.producer.map(|id| (id, query.producer_seq)),
+    };
+    let appending = Appending {
+        events: state.events.clone(),
+        stream,
+        form,
+        is_fast,
+    };
+    if query.whole {
+        let data = axum::body::to_bytes(body, MAX_PAYLOAD)
+            .await
+            .map_err(|_| too_large())?;
+        let pieces = futures::stream::iter([Ok::<_, Fail>(data)]);
+        return Ok(appending.answer(&call, pieces.boxed()).await);
+    }
+    let lines = lines_of(body.into_data_stream());
+    Ok(appending.answer(&call, lines.boxed()).await)
+}
+
+/// A stream of the user's own, to write to.
+fn own_stream(name: &str) -> Result<StreamName, Fail> {
+    let stream = parse_stream(name)?;
+    if stream.is_ours() {
+        return Err(
+            Fail::new(Code::Usage, format!("{name} is one of gemba's own streams"))
+                .hint("names that begin with $ are read, not written"),
+        );
+    }
+    Ok(stream)
+}
+
+fn too_large() -> Fail {
+    Fail::new(
+        Code::Usage,
+        format!("an event may have {MAX_PAYLOAD} bytes"),
+    )
+    .hint("`gemba add` the content and append its CID")
+}
+
+/// How lines become events.
+struct Form {
+    is_json: bool,
+    producer: Option<(String, u64)>,
+}
+
+impl Form {
+    fn event(&mut self, line: &[u8]) -> Result<NewEvent, Fail> {
+        let now = wall_ms();
+        let mut event = if self.is_json {
+            let request: EventRequest = serde_json::from_slice(line)
+                .map_err(|e| Fail::new(Code::Usage, format!("a line is no event: {e}")))?;
+            let event = request.into_event(now);
+            event.map_err(|e| Fail::new(Code::Usage, e))?
+        } else {
+            NewEvent::new(now, Bytes::copy_from_slice(line))
+        };
+        if let Some((id, seq)) = &mut self.producer {
+            event.headers = event.headers.produced_by(id.clone(), *seq);
+            *seq += 1;
+        }
+        Ok(event)
+    }
+}
+
+/// An append that is under way.
+struct Appending {
+    events: Events,
+    stream: StreamName,
+    form: Form,
+    is_fast: bool,
+}
+
+impl Appending {
+    /// Takes as many lines as have come into one group; the next group gathers while this one becomes durable.
+    async fn answer(
+        mut self,
+        call: &Arc<Call>,
+        lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
+    ) -> Response {
+        answer::lines_async(call, move |out| async move {
+            let mut groups = groups(lines);
+            loop {
+                let Some((group, end)) = groups.recv().await else {
+                    return (out, Ok(()));
+                };
+                if let Err(fail) = self.group(&group, &out).await {
+                    return (out, Err(fail));
+                }
+                if let Some(fail) = end {
+                    return (out, Err(fail));
+                }
+            }
+        })
+        .await
+    }
+
+    async fn group(&mut self, lines: &[Bytes], out: &Lines) -> Result<(), Fail> {
+        let mut wrong = None;
+        let mut list = Vec::with_capacity(lines.len());
+        for line in lines {
+            match self.form.event(line) {
+                Ok(event) => list.push(event),
+                // Those before it are appended and answered first.
+                Err(fail) => {
+                    wrong = Some(fail);
+                    break;
+                }
+            }
+        }
+        if !list.is_empty() {
+            self.append(list, out).await?;
+        }
+        wrong.map_or(Ok(()), Err)
+    }
+
+    async fn append(&self, list: Vec<NewEvent>, out: &Lines) -> Result<(), Fail> {
+        let (events, stream, is_fast) = (self.events.clone(), self.stream.clone(), self.is_fast);
+        let count = list.len();
+        let appending = tokio::task::spawn_blocking(move || {
+            if is_fast {
+                events.offer(&stream, &list).map(|_| Vec::new())
+            } else {
+                Ok(events.append(&stream, &list))
+            }
+        });
+        let acks = appending.await.map_err(Fail::internal)??;
+        if is_fast {
+            return out.send_async(&serde_json::json!({"stream": self.stream.to_string(), "taken": count, "class": "fast"})).await;
+        }
+        for ack in acks {
+            out.send_async(&ack?).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A group of lines, and why there are no more, if that is not the end.
+type Group = (Vec<Bytes>, Option<Fail>);
+
+/// Gathers lines while those before are being written.
+fn groups(
+    mut lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
+) -> mpsc::Receiver<Group> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(first) = lines.next().await {
+            let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+            let mut end = None;
+            while let Some(came) = next {
+                match came {
+                    Ok(line) => {
+                        bytes += line.len();
+                        group.push(line);
+                    }
+                    Err(fail) => end = Some(fail),
+                }
+                if end.is_some() || group.len() >= GROUP || bytes >= GROUP_BYTES {
+                    break;
+                }
+                // Only what is there already, or comes while the writer is busy.
+                next = tokio::select! {
+                    biased;
+                    next = lines.next() => next,
+                    permit = sender.reserve() => {
+                        drop(permit);
+                        None
+                    }
+                };
+            }
+            let is_end = end.is_some();
+            if sender.send((group, end)).await.is_err() || is_end {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The lines of a body, each without its end.
+fn lines_of<E: std::fmt::Display>(
+    body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
+) -> impl Stream<Item = Result<Bytes, Fail>> + Send {
+    struct Reading<S> {
+        body: S,
+        rest: bytes::BytesMut,
+        ended: bool,
+    }
+    let reading = Reading {
+        body,
+        rest: bytes::BytesMut::new(),
+        ended: false,
+    };
+    futures::stream::unfold(reading, |mut reading| async move {
+        let mut looked = 0;
+        loop {
+            if let Some(at) = reading.rest[looked..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
+                let mut line = reading.rest.split_to(looked + at + 1);
+                line.truncate(line.len() - 1);
+                return Some((Ok(line.freeze()), reading));
+            }
+            looked = reading.rest.len();
+            if looked > MOST_LINE {
+                reading.rest.clear();
+                reading.ended = true;
+                return Some((Err(too_large()), reading));
+            }
+            if reading.ended {
+                let last = reading.rest.split().freeze();
+                return (!last.is_empty()).then_some((Ok(last), reading));
+            }
+            match reading.body.next().await {
+                Some(Ok(piece)) => reading.rest.extend_from_slice(&piece),
+                Some(Err(e)) => {
+                    reading.ended = true;
+                    reading.rest.clear();
+                    let cause = format!("the request broke off: {e}");
+                    return Some((Err(Fail::new(Code::Interrupted, cause)), reading));
+                }
+                None => reading.ended = true,
+            }
+        }
+    })
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReadQuery {
+    #[serde(default)]
+    from: u64,
+    author: Option<String>,
+    since_ms: Option<i64>,
+    limit: Option<u64>,
+    #[serde(default)]
+    follow: bool,
+    /// The last so many events, and with `follow` what comes.
+    tail: Option<u64>,
+    /// As told by an earlier answer: `AUTHOR:EPOCH:SEQ` of the last event of a single feed.
+    after: Option<String>,
+}
+
+/// Events of a stream, or of all that a pattern names, in the one order over all feeds: lines of JSON, or server-sent events to whoever asks
+/// for them. A reader of one feed resumes behind `after`, or `Last-Event-ID`.
+pub(super) async fn read(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Path(stream): Path<String>,
+    Query(query): Query<ReadQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Fail> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let is_sse =
+        text(header::ACCEPT.as_str()).is_some_and(|kinds| kinds.contains("text/event-stream"));
+    let what = What {
+        pattern: parse_pattern(&stream)?,
+        author: query.author.as_deref().map(parse_author).transpose()?,
+        from: query.from,
+        since: query.since_ms,
+    };
+    let after = query.after.as_deref().or_else(|| text("last-event-id"));
+    let after = after.map(|after| parse_after(after)).transpose()?;
+    let tail = query.tail;
+    let begin = {
+        let what = what.clone();
+        state.with_log(move |events| match (after, tail) {
+            (Some(after), _) => events.after(&what, &after),
+            (None, Some(last)) => Ok(events.tail(&what, last)),
+            (None, None) => events.begin(&what),
+        })
+    };
+    let reading = Reading {
+        cursor: begin.await?,
+        events: state.events.clone(),
+        what,
+        left: query.limit.unwrap_or(u64::MAX),
+        follow: query.follow || is_sse,
+    };
+    if is_sse {
+        return Ok(typed("text/event-stream", reading.events(&call)));
+    }
+    Ok(answer::lines_async(&call, move |lines| async move {
+        let outcome = reading.lines(&lines).await;
+        (lines, outcome)
+    })
+    .await)
+}
+
+/// A resume token: places of feeds, `STREAM AUTHOR:EPOCH:SEQ`, one a feed.
+fn parse_after(text: &str) -> Result<Vec<gemba_log::EventId>, Fail> {
+    text.split(',')
+        .map(|one| {
+            let (stream, event) = one.split_once(' ').ok_or_else(|| {
+                Fail::new(Code::Usage, format!("{one:?} is no place to go on from"))
+                    .hint("give back the id of the last event as it came")
+            })?;
+            parse_event(stream, event)
+        })
+        .collect()
+}
+
+/// Somebody who reads.
+struct Reading {
+    events: Events,
+    what: What,
+    cursor: Cursor,
+    left: u64,
+    follow: bool,
+}
+
+impl Reading {
+    async fn lines(mut self, lines: &Lines) -> Result<(), Fail> {
+        let mut changes = self.events.changes();
+        loop {
+            changes.borrow_and_update();
+            let page = self.page().await?;
+            let is_last = page.len() < PAGE;
+            for (_, event) in page {
+                lines.send_async(&event).await?;
+            }
+            if self.left == 0 || is_last && !self.follow {
+                return Ok(());
+            }
+            if is_last && changes.changed().await.is_err() {
+                return Err(crate::daemon::ending());
+            }
+        }
+    }
+
+    /// The next events, with the place behind each.
+    async fn page(&mut self) -> Result<Vec<(String, EventLine)>, Fail> {
+        let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
+        let (events, what) = (self.events.clone(), self.what.clone());
+        let mut cursor = std::mem::take(&mut self.cursor);
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut page = Vec::new();
+            let read = events.read(&what, &mut cursor, most, |batch, event| {
+                let place = format!(
+                    "{} {}:{}:{}",
+                    batch.feed().stream,
+                    crate::log::author_text(&batch.feed().author),
+                    batch.feed().epoch,
+                    event.seq
+                );
+                page.push((place, wire::line(batch, event)));
+                Ok(())
+            });
+            (cursor, read.map(|_| page))
+        });
+        let (cursor, page) = reading.await.map_err(Fail::internal)?;
+        self.cursor = cursor;
+        let page = page?;
+        self.left -= page.len() as u64;
+        Ok(page)
+    }
+
+    /// The body of an event stream. A comment goes with the silence.
+    fn events(mut self, call: &Arc<Call>) -> Body {
+        let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(16);
+        let over = call.token();
+        let telling = async move {
+            let mut changes = self.events.changes();
+            let mut places: std::collections::BTreeMap<(String, String, u64), String> =
+                std::collections::BTreeMap::new();
+            loop {
+                changes.borrow_and_update();
+                let page = self.page().await?;
+                let is_last = page.len() < PAGE;
+                for (place, event) in page {
+                    let feed = (event.stream.clone(), event.author.clone(), event.epoch);
+                    places.insert(feed, place);
+                    let data = line(&event)?;
+                    let data = String::from_utf8_lossy(&data);
+                    let id: Vec<&str> = places.values().map(String::as_str).collect();
+                    let text = format!("id: {}\nevent: event\ndata: {data}\n", id.join(","));
+                    if sender.send(Ok(text.into())).await.is_err() {
+                        return Ok::<(), Fail>(());
+                    }
+                }
+                if self.left == 0 {
+                    return Ok(());
+                }
+                while is_last {
+                    match tokio::time::timeout(ALIVE, changes.changed()).await {
+                        Ok(Ok(())) => break,
+                        Ok(Err(_)) => return Ok(()),
+                        Err(_) => {
+                            if sender.send(Ok(": still here\n\n".into())).await.is_err() {
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                _ended = telling => {}
+                () = over.cancelled() => {}
+            }
+        });
+        Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))
+    }
+}
+
+/// Reads every byte and checks it.
+pub(super) async fn verify(Extract(state): Node) -> Result<Json<LogVerified>, Fail> {
+    let verified = state.with_log(Events::verify);
+    Ok(Json(verified.await?))
+}
+
+/// All consumers of this node.
+pub(super) async fn consumers(
+    Extract(state): Node,
+    Extension(call): OfCall,
+) -> Result<Response, Fail> {
+    let views = state.with_log(|events| events.consumers().list());
+    Ok(all(&call, views.await?).await)
+}
+
+/// One of them.
+pub(super) async fn consumer(
+    Extract(state): Node,
+    Path(name): Path<String>,
+) -> Result<Json<ConsumerView>, Fail> {
+    let view = state.with_log(move |events| events.consumers().view(&name));
+    Ok(Json(view.await?))
+}
+
+/// The next portion for a worker. Waits for events as long as the worker wishes.
+pub(super) async fn claim(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Path(name): Path<String>,
+    Json(request): Json<ClaimRequest>,
+) -> Result<Json<Claimed>, Fail> {
+    let wait = Duration::from_millis(request.wait_ms.unwrap_or(0)).min(MOST_WAIT);
+    let until = Instant::now() + wait;
+    let mut changes = state.events.changes();
+    loop {
+        changes.borrow_and_update();
+        let (of, wish) = (name.clone(), request.clone());
+        let claimed = state.with_log(move |events| events.consumers().claim(&of, &wish));
+        if let Some(claimed) = call.within(claimed).await? {
+            return Ok(Json(claimed));
+        }
+        if Instant::now() >= until {
+            return Ok(Json(Claimed::default()));
+        }
+        // Refused events come again without a change of the log, so it looks once a while, too.
+        let look = until.min(Instant::now() + Duration::from_millis(200));
+        let more = async {
+            tokio::select! {
+                _changed = changes.changed() => {}
+                () = tokio::time::sleep_until(look) => {}
+            }
+            Ok(())
+        };
+        call.within(more).await?;
+    }
+}
+
+/// A worker has done something of its claim.
+pub(super) async fn ack(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<AckRequest>,
+) -> Result<Json<Done>, Fail> {
+    let acked = state.with_log(move |events| events.consumers().acknowledge(&name, request));
+    acked.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RenewRequest {
+    token: u64,
+}
+
+/// A worker is alive.
+pub(super) async fn renew(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<RenewRequest>,
+) -> Result<Json<Done>, Fail> {
+    let renewed = state.with_log(move |events| events.consumers().renew(&name, request.token));
+    renewed.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct LeaveRequest {
+    worker: u64,
+}
+
+/// A worker ends in order.
+pub(super) async fn leave(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<LeaveRequest>,
+) -> Result<Json<Done>, Fail> {
+    let left = state.with_log(move |events| events.consumers().leave(&name, request.worker));
+    left.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Where a consumer is to go on; exactly one of them.
+#[derive(Deserialize)]
+pub(super) struct SeekRequest {
+    /// `start` or `tail`.
+    to: Option<String>,
+    time_ms: Option<i64>,
+    stream: Option<String>,
+    /// `AUTHOR:EPOCH:SEQ`
+    event: Option<String>,
+}
+
+/// Moves a consumer.
+pub(super) async fn seek(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<SeekRequest>,
+) -> Result<Json<ConsumerView>, Fail> {
+    let goal = goal(&request)?;
+    let sought = state.with_log(move |events| {
+        events.consumers().seek(&name, goal)?;
+        events.consumers().view(&name)
+    });
+    Ok(Json(sought.await?))
+}
+
+fn goal(request: &SeekRequest) -> Result<Goal, Fail> {
+    match (request.to.as_deref(), request.time_ms, &request.stream, &request.event) {
+        (Some("start"), None, None, None) => Ok(Goal::Start),
+        (Some("tail"), None, None, None) => Ok(Goal::Tail),
+        (None, Some(ms), None, None) => Ok(Goal::Time(ms)),
+        (None, None, Some(stream), Some(event)) => Ok(Goal::Event(parse_event(stream, event)?)),
+        _ => Err(Fail::new(Code::Usage, "a consumer is moved to one place").hint(
+            "{\"to\":\"start\"}, {\"to\":\"tail\"}, {\"time_ms\":…} or {\"stream\":…,\"event\":\"AUTHOR:EPOCH:SEQ\"}",
+        )),
+    }
+}
+
+/// The dead letters of a consumer.
+pub(super) async fn dead(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Path(name): Path<String>,
+) -> Result<Response, Fail> {
+    let letters = state.with_log(move |events| events.consumers().dead(&name));
+    Ok(all(&call, letters.await?).await)
+}
+
+/// Which letter.
+#[derive(Deserialize)]
+pub(super) struct LetterRequest {
+    id: String,
+}
+
+/// Tries one again.
+pub(super) async fn retry(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<LetterRequest>,
+) -> Result<Json<Done>, Fail> {
+    let retried = state.with_log(move |events| {
+        events.consumers().retry(&name, &request.id)?;
+        events.has_changed();
+        Ok(())
+    });
+    retried.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+/// Closes one.
+pub(super) async fn drop_letter(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Json(request): Json<LetterRequest>,
+) -> Result<Json<Done>, Fail> {
+    let dropped = state.with_log(move |events| events.consumers().drop_letter(&name, &request.id));
+    dropped.await?;
+    Ok(Json(Done { ok: true }))
+}
+
+async fn all<T: serde::Serialize + Send + Sync + 'static>(
+    call: &Arc<Call>,
+    entries: Vec<T>,
+) -> Response {
+    if entries.is_empty() {
+        return typed("application/x-ndjson", Body::empty()).into_response();
+    }
+    answer::lines_async(call, move |lines| async move {
+        for entry in &entries {
+            if let Err(fail) = lines.send_async(entry).await {
+                return (lines, Err(fail));
+            }
+        }
+        (lines, Ok(()))
+    })
+    .await
+}

@@ -1,0 +1,578 @@
+//! The consumers of this node: opened when somebody first works through them, kept open, found again after a restart.
+//!
+//! Their offsets lie in `consumers.redb`, in transactions of their own; what a worker outside this process does with an event happens at least once
+//! (specs/log.md), unless it keeps offsets in its own transaction.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gemba_log::consume::{ConsumeError, Consumer, Taken, Takeover};
+use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Token, Worker};
+use gemba_log::core::dead::{self, Letters, Record};
+use gemba_log::store::{KeyValue as _, RedbStore, StateStore as _, Transaction as _};
+use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
+use serde::{Deserialize, Serialize};
+
+use super::wire::{
+    AckRequest, ClaimRequest, Claimed, ClaimedEvent, ConsumerFeed, ConsumerView, DeadLetter,
+};
+use super::{author_text, parse_author, parse_pattern, parse_stream, wire};
+use crate::error::{Code, Fail};
+
+/// Most consumers that are open at a time.
+const MOST: usize = 256;
+/// Most claims that are not acknowledged; one more ends the oldest, whose events are given again.
+const MOST_CLAIMS: usize = 4096;
+/// The shortest and the longest lease.
+const LEASE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+/// Most dead letters of a stream that are looked through.
+const MOST_LETTERS: usize = 100_000;
+/// Most bytes of what a worker keeps with its acknowledgements.
+const MOST_STATE: usize = 64 << 10;
+/// Where settings lie in the state store.
+const SETTINGS: &[u8] = b"node/consumers";
+
+/// A consumer of this node.
+type Open = Consumer<Arc<Log>, Arc<RedbStore>>;
+
+/// What a consumer was opened with the first time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Settings {
+    streams: Vec<String>,
+    #[serde(default)]
+    tail: bool,
+    #[serde(default)]
+    attempts: Option<u32>,
+    #[serde(default)]
+    batch: Option<u32>,
+    #[serde(default)]
+    lease_ms: Option<u64>,
+}
+
+/// All of them.
+pub struct Consumers {
+    log: Arc<Log>,
+    store: Arc<RedbStore>,
+    started: Instant,
+    known: Mutex<BTreeMap<String, Settings>>,
+    open: Mutex<BTreeMap<String, Arc<Open>>>,
+    claims: Mutex<BTreeMap<(String, u64), Taken>>,
+}
+
+impl Consumers {
+    /// Opens the state of all consumers.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn open(log: Arc<Log>, path: PathBuf) -> Result<Self, Fail> {
+        let store = RedbStore::open(&path).map_err(|e| state_fail(&e))?;
+        let known = {
+            let mut tx = store.begin().map_err(|e| state_fail(&e))?;
+            tx.get(SETTINGS).map_err(|e| state_fail(&e))?
+        };
+        let known = match known {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+                Fail::new(
+                    Code::Integrity,
+                    format!(
+                        "the list of consumers in {} is damaged: {e}",
+                        path.display()
+                    ),
+                )
+            })?,
+            None => BTreeMap::new(),
+        };
+        Ok(Self {
+            log,
+            store: Arc::new(store),
+            started: Instant::now(),
+            known: Mutex::new(known),
+            open: Mutex::default(),
+            claims: Mutex::default(),
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The next portion for a worker, if there is one now.
+    ///
+    /// # Errors
+    /// A consumer of other streams has this name; it runs on another node; the log's or the disk's.
+    pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
+        let consumer = self.consumer(name, Some(request))?;
+        let worker = Worker(request.worker);
+        let taken = consumer.take(worker, self.now());
+        let Some(taken) = taken.map_err(|e| self.failed(name, &e))? else {
+            return Ok(None);
+        };
+        let events = taken.deliveries.iter().map(|delivery| ClaimedEvent {
+            attempts: delivery.attempts,
+            event: wire::line_of(&delivery.id.feed, &delivery.event),
+        });
+        let claimed = Claimed {
+            token: taken.token.0,
+            state: self.state(name, &taken.feed)?,
+            events: events.collect(),
+        };
+        let mut claims = lock(&self.claims);
+        claims.insert((name.to_owned(), taken.token.0), taken);
+        while claims.len() > MOST_CLAIMS {
+            claims.pop_first();
+        }
+        Ok(Some(claimed))
+    }
+
+    /// A worker has done something of its claim, durably when this returns.
+    ///
+    /// # Errors
+    /// The claim is over, or the disk refuses.
+    pub fn acknowledge(&self, name: &str, request: AckRequest) -> Result<(), Fail> {
+        let consumer = self.consumer(name, None)?;
+        let key = (name.to_owned(), request.token);
+        let taken = lock(&self.claims).get(&key).cloned();
+        let taken = taken.ok_or_else(claim_over)?;
+        let now = self.now();
+        let outcome = match request.refused {
+            Some(cause) => consumer.refuse_event(&taken, request.seq, cause, now),
+            None => match request.state {
+                Some(state) => {
+                    let (key, state) = (state_key(name, &taken.feed), state_bytes(&state)?);
+                    consumer.acknowledge_with(&taken, request.seq, now, |tx| tx.put(&key, &state))
+                }
+                None => consumer.acknowledge(&taken, request.seq, now),
+            },
+        };
+        outcome.map_err(|e| {
+            lock(&self.claims).remove(&key);
+            self.failed(name, &e)
+        })?;
+        if taken
+            .deliveries
+            .last()
+            .is_some_and(|last| last.id.seq == request.seq)
+        {
+            lock(&self.claims).remove(&key);
+        }
+        Ok(())
+    }
+
+    /// What workers keep for a feed.
+    fn state(&self, name: &str, feed: &FeedId) -> Result<Option<serde_json::Value>, Fail> {
+        let mut tx = self.store.begin().map_err(|e| state_fail(&e))?;
+        let state = tx.get(&state_key(name, feed)).map_err(|e| state_fail(&e))?;
+        let value = state.map(|bytes| serde_json::from_slice(&bytes));
+        value.transpose().map_err(|e| {
+            Fail::new(
+                Code::Integrity,
+                format!("the state of consumer {name} is damaged: {e}"),
+            )
+        })
+    }
+
+    /// A worker is busy with its claim and alive.
+    ///
+    /// # Errors
+    /// The claim is over.
+    pub fn renew(&self, name: &str, token: u64) -> Result<(), Fail> {
+        let consumer = self.consumer(name, None)?;
+        consumer
+            .renew(Token(token), self.now())
+            .map_err(|e| self.failed(name, &e))
+    }
+
+    /// A worker ends: what it did not acknowledge goes to others.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn leave(&self, name: &str, worker: u64) -> Result<(), Fail> {
+        let consumer = self.consumer(name, None)?;
+        consumer
+            .leave(Worker(worker), self.now())
+            .map_err(|e| self.failed(name, &e))
+    }
+
+    /// Goes on elsewhere in all feeds, or in those of one author.
+    ///
+    /// # Errors
+    /// No such consumer; the disk's.
+    pub fn seek(&self, name: &str, to: Goal) -> Result<(), Fail> {
+        let consumer = self.consumer(name, None)?;
+        let now = self.now();
+        let sought = match to {
+            Goal::Start => consumer.seek_start(now),
+            Goal::Tail => consumer.seek_tail(now),
+            Goal::Time(ms) => consumer.seek_time(ms, now),
+            Goal::Event(id) => consumer.seek(id.feed, id.seq, now),
+        };
+        sought.map_err(|e| self.failed(name, &e))
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn list(&self) -> Result<Vec<ConsumerView>, Fail> {
+        let names: Vec<String> = lock(&self.known).keys().cloned().collect();
+        names.iter().map(|name| self.view(name)).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// No such consumer; the disk's.
+    pub fn view(&self, name: &str) -> Result<ConsumerView, Fail> {
+        let consumer = self.consumer(name, None)?;
+        consumer
+            .refresh(self.now())
+            .map_err(|e| self.failed(name, &e))?;
+        let settings = lock(&self.known).get(name).cloned().unwrap_or_default();
+        let feeds = consumer
+            .lag()
+            .into_iter()
+            .map(|lag| -> Result<ConsumerFeed, Fail> {
+                Ok(ConsumerFeed {
+                    state: self.state(name, &lag.feed)?,
+                    stream: lag.feed.stream.to_string(),
+                    author: author_text(&lag.feed.author),
+                    epoch: lag.feed.epoch.0,
+                    next: lag.next,
+                    lag: lag.head.saturating_sub(lag.next),
+                    waiting: lag.aside as u64,
+                })
+            });
+        Ok(ConsumerView {
+            consumer: name.to_owned(),
+            streams: settings.streams,
+            generation: consumer.generation(),
+            lag: consumer.behind(),
+            dead: consumer.counters().dead,
+            feeds: feeds.collect::<Result<_, Fail>>()?,
+        })
+    }
+
+    /// The dead letters of a consumer that are neither done nor dropped.
+    ///
+    /// # Errors
+    /// No such consumer; the log's.
+    pub fn dead(&self, name: &str) -> Result<Vec<DeadLetter>, Fail> {
+        self.letters(name)
+            .map(|letters| letters.iter().map(letter).collect())
+    }
+
+    fn letters(&self, name: &str) -> Result<Vec<dead::Letter>, Fail> {
+        // It has to be one of ours, or nobody would ever be told that the name is wrong.
+        self.consumer(name, None)?;
+        let of = consumer_name(name)?;
+        let pattern = format!("{}/{}/#", dead::LEVEL, of.as_str());
+        let feeds = self.log.feeds(&parse_pattern(&pattern)?);
+        let starts: Vec<_> = feeds
+            .into_iter()
+            .filter_map(|feed| Some((feed.clone(), self.log.head(&feed)?.low)))
+            .collect();
+        let mut letters = Letters::new(MOST_LETTERS);
+        let mut merge = self.log.merge(&starts).map_err(|e| super::fail(&e))?;
+        while let Some(batch) = merge.next_batch().map_err(|e| super::fail(&e))? {
+            for event in batch.owned_events() {
+                match Record::decode(&event.payload) {
+                    Ok(record) => letters.apply(record),
+                    Err(error) => tracing::warn!(%error, "a dead letter cannot be read"),
+                }
+            }
+        }
+        Ok(letters
+            .list(None, usize::MAX)
+            .into_iter()
+            .cloned()
+            .collect())
+    }
+
+    /// Tries the event of a dead letter again.
+    ///
+    /// # Errors
+    /// No such letter; the disk's.
+    pub fn retry(&self, name: &str, id: &str) -> Result<(), Fail> {
+        let id = self.find_letter(name, id)?;
+        let consumer = self.consumer(name, None)?;
+        consumer
+            .retry(id, self.now())
+            .map_err(|e| self.failed(name, &e))
+    }
+
+    /// Closes a dead letter.
+    ///
+    /// # Errors
+    /// No such letter; the log's.
+    pub fn drop_letter(&self, name: &str, id: &str) -> Result<(), Fail> {
+        let id = self.find_letter(name, id)?;
+        let consumer = self.consumer(name, None)?;
+        consumer.drop_letter(id).map_err(|e| self.failed(name, &e))
+    }
+
+    fn find_letter(&self, name: &str, id: &str) -> Result<EventId, Fail> {
+        let found = self
+            .letters(name)?
+            .into_iter()
+            .find(|letter| letter_id(&letter.id) == id);
+        found.map(|letter| letter.id).ok_or_else(|| {
+            Fail::new(
+                Code::NotFound,
+                format!("consumer {name} has no dead letter {id}"),
+            )
+            .hint(format!("`gemba log dead ls {name}` lists them"))
+        })
+    }
+
+    /// The first event of a feed that some consumer still needs.
+    #[must_use]
+    pub fn needs(&self, feed: &FeedId) -> Option<Seq> {
+        let open = lock(&self.open);
+        open.values()
+            .filter_map(|consumer| consumer.needs(feed))
+            .min()
+    }
+
+    /// The consumer of this name, opened if it is known or `request` says what it reads.
+    fn consumer(&self, name: &str, request: Option<&ClaimRequest>) -> Result<Arc<Open>, Fail> {
+        let checked = consumer_name(name)?;
+        let mut open = lock(&self.open);
+        let settings = self.settings(name, request)?;
+        let take_over = request.is_some_and(|request| request.take_over);
+        if let Some(consumer) = open.get(name).filter(|_| !take_over) {
+            return Ok(Arc::clone(consumer));
+        }
+        if open.len() >= MOST {
+            return Err(
+                Fail::new(Code::Conflict, format!("{MOST} consumers are open already")).hint(
+                    "one consumer may have many workers: let those who do the same share a name",
+                ),
+            );
+        }
+        let patterns: Result<Vec<Pattern>, Fail> = settings
+            .streams
+            .iter()
+            .map(|text| parse_pattern(text))
+            .collect();
+        let mut config = Config::new(checked, patterns?);
+        if settings.tail {
+            config.start = Start::Tail;
+        }
+        config.attempts = settings.attempts.unwrap_or(config.attempts).max(1);
+        config.batch = settings
+            .batch
+            .unwrap_or(config.batch)
+            .clamp(1, super::PAGE as u32);
+        if let Some(ms) = settings.lease_ms {
+            config.lease = Duration::from_millis(ms).clamp(LEASE.0, LEASE.1);
+        }
+        let takeover = if take_over {
+            Takeover::Replace
+        } else {
+            Takeover::Continue
+        };
+        let (log, store) = (Arc::clone(&self.log), Arc::clone(&self.store));
+        let consumer = Consumer::open(log, store, self.log.author(), config, takeover, self.now());
+        let consumer = Arc::new(consumer.map_err(|e| consume_fail(name, &e))?);
+        self.remember(name, settings)?;
+        open.insert(name.to_owned(), Arc::clone(&consumer));
+        Ok(consumer)
+    }
+
+    /// What a consumer was or is to be opened with.
+    fn settings(&self, name: &str, request: Option<&ClaimRequest>) -> Result<Settings, Fail> {
+        let known = lock(&self.known).get(name).cloned();
+        let asked = request.filter(|request| !request.streams.is_empty());
+        match (known, asked) {
+            (Some(known), Some(request)) if known.streams != request.streams => Err(Fail::new(
+                Code::Conflict,
+                format!(
+                    "consumer {name} reads {}, not {}",
+                    known.streams.join(" "),
+                    request.streams.join(" ")
+                ),
+            )
+            .hint(
+                "give the new consumer a name of its own: an offset means nothing in other streams",
+            )),
+            (Some(known), _) => Ok(known),
+            (None, Some(request)) => Ok(Settings {
+                streams: request.streams.clone(),
+                tail: is_tail(request.start.as_deref())?,
+                attempts: request.attempts,
+                batch: request.batch,
+                lease_ms: request.lease_ms,
+            }),
+            (None, None) => Err(Fail::new(
+                Code::NotFound,
+                format!("there is no consumer {name} on this node"),
+            )
+            .hint("`gemba log consume STREAM --consumer NAME --exec CMD` makes one")),
+        }
+    }
+
+    fn remember(&self, name: &str, settings: Settings) -> Result<(), Fail> {
+        let mut known = lock(&self.known);
+        if known.get(name) == Some(&settings) {
+            return Ok(());
+        }
+        known.insert(name.to_owned(), settings);
+        let bytes = serde_json::to_vec(&*known).map_err(Fail::internal)?;
+        let mut tx = self.store.begin().map_err(|e| state_fail(&e))?;
+        tx.put(SETTINGS, &bytes).map_err(|e| state_fail(&e))?;
+        tx.commit().map_err(|e| state_fail(&e))
+    }
+
+    /// After an error of the store a consumer has to be opened again; so it is closed here.
+    fn failed(&self, name: &str, error: &ConsumeError) -> Fail {
+        let ends = match error {
+            ConsumeError::State(_) => true,
+            ConsumeError::Refused(refused) => {
+                matches!(refused, Refused::Fenced { .. } | Refused::Broken(_))
+            }
+            _ => false,
+        };
+        if ends {
+            lock(&self.open).remove(name);
+        }
+        consume_fail(name, error)
+    }
+}
+
+/// Where a consumer is to go on.
+#[derive(Clone, Debug)]
+pub enum Goal {
+    /// At the first event that is here.
+    Start,
+    /// Behind the last.
+    Tail,
+    /// At the first that is not before this wall-clock time, in milliseconds since 1970.
+    Time(i64),
+    /// At this event of one feed.
+    Event(EventId),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn state_key(name: &str, feed: &FeedId) -> Vec<u8> {
+    format!(
+        "node/state/{name}/{}/{}:{}",
+        feed.stream, feed.author, feed.epoch
+    )
+    .into_bytes()
+}
+
+fn state_bytes(state: &serde_json::Value) -> Result<Vec<u8>, Fail> {
+    let bytes = serde_json::to_vec(state).map_err(Fail::internal)?;
+    if bytes.len() > MOST_STATE {
+        let cause = format!(
+            "a worker may keep {MOST_STATE} bytes with an acknowledgement, not {}",
+            bytes.len()
+        );
+        return Err(Fail::new(Code::Usage, cause).hint("keep it in a store of your own, with the place of the last event in the same transaction"));
+    }
+    Ok(bytes)
+}
+
+fn is_tail(start: Option<&str>) -> Result<bool, Fail> {
+    match start {
+        None | Some("beginning") => Ok(false),
+        Some("tail") => Ok(true),
+        Some(other) => Err(
+            Fail::new(Code::Usage, format!("a consumer cannot start at {other:?}"))
+                .hint("it starts at the beginning or at the tail"),
+        ),
+    }
+}
+
+fn consumer_name(name: &str) -> Result<ConsumerName, Fail> {
+    ConsumerName::new(name).map_err(|e| Fail::new(Code::Usage, format!("{name:?}: {e}")))
+}
+
+fn claim_over() -> Fail {
+    Fail::new(
+        Code::Conflict,
+        "this claim is over: its time ran out, or it is done",
+    )
+    .hint("claim again: what was not acknowledged comes again")
+}
+
+fn state_fail(error: &gemba_log::store::StateError) -> Fail {
+    Fail::new(Code::Failure, error)
+        .hint("look at the disk; offsets that were acknowledged are on it")
+}
+
+fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
+    match error {
+        ConsumeError::State(error) => state_fail(error),
+        ConsumeError::Refused(Refused::Lease) => claim_over(),
+        ConsumeError::Refused(refused @ Refused::Fenced { .. }) => {
+            Fail::new(Code::Conflict, format!("consumer {name}: {refused}"))
+                .hint("one node runs a consumer at a time; --take-over makes it this one")
+        }
+        ConsumeError::Refused(refused @ (Refused::NotGiven { .. } | Refused::NotNext { .. })) => {
+            Fail::new(Code::Usage, format!("consumer {name}: {refused}"))
+        }
+        other => Fail::new(Code::Failure, format!("consumer {name}: {other}")),
+    }
+}
+
+fn letter_id(id: &EventId) -> String {
+    format!(
+        "{}:{}:{}",
+        author_text(&id.feed.author),
+        id.feed.epoch,
+        id.seq
+    )
+}
+
+/// Reads `AUTHOR:EPOCH:SEQ` of a stream.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn parse_event(stream: &str, text: &str) -> Result<EventId, Fail> {
+    let wrong = || {
+        Fail::new(
+            Code::Usage,
+            format!("{text:?} is no event: AUTHOR:EPOCH:SEQ is"),
+        )
+    };
+    let mut parts = text.rsplitn(3, ':');
+    let seq = parts
+        .next()
+        .and_then(|seq| seq.parse().ok())
+        .ok_or_else(wrong)?;
+    let epoch = parts
+        .next()
+        .and_then(|epoch| epoch.parse().ok())
+        .ok_or_else(wrong)?;
+    let author = parse_author(parts.next().ok_or_else(wrong)?)?;
+    Ok(EventId {
+        feed: gemba_log::FeedId {
+            author,
+            stream: parse_stream(stream)?,
+            epoch: gemba_log::Epoch(epoch),
+        },
+        seq,
+    })
+}
+
+fn letter(letter: &dead::Letter) -> DeadLetter {
+    DeadLetter {
+        id: letter_id(&letter.id),
+        stream: letter.id.feed.stream.to_string(),
+        author: author_text(&letter.id.feed.author),
+        seq: letter.id.seq,
+        cause: letter.cause.clone(),
+        attempts: letter.attempts,
+        held_s: letter.held.as_secs_f64(),
+        time: wire::time_text(letter.time),
+        data: letter
+            .event()
+            .map(|event| data_encoding::BASE64.encode(&event.payload)),
+    }
+}

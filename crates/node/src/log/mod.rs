@@ -1,0 +1,566 @@
+//! The event log of the node: the same code with a daemon and without one.
+//!
+//! `Events` is the log on this device with its consumers; `wire` is what the API and the command line say of events, `consumers` are those
+//! who work through them, `about` is what streams say of themselves. Everything here blocks on the disk and is called from threads that may.
+
+pub mod about;
+pub mod consumers;
+pub mod wire;
+
+use std::sync::Arc;
+
+use gemba_log::{
+    Author, Batch, Config as LogConfig, Event, EventList, FeedId, Log, LogError, NameError,
+    NewEvent, OpenError, OpenReport, Pattern, Retention, Seq, Signer, StreamName,
+};
+use gemba_segment::RealDisk;
+use libp2p_identity::{Keypair, PeerId, PublicKey};
+use tokio::sync::watch;
+
+use crate::error::{Code, Fail};
+use crate::repo::Repo;
+use consumers::Consumers;
+
+/// Most events that one answer of a range holds in memory.
+pub const PAGE: usize = 1024;
+
+/// The log of this device. Cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    log: Arc<Log>,
+    consumers: Arc<Consumers>,
+    /// Counts changes, for those who wait for more.
+    changed: watch::Sender<u64>,
+}
+
+/// The identity of the node signs its batches.
+struct NodeSigner {
+    keypair: Keypair,
+    author: Author,
+}
+
+impl Signer for NodeSigner {
+    fn author(&self) -> Author {
+        self.author
+    }
+
+    fn sign(&self, message: &[u8]) -> [u8; 64] {
+        // Both hold for every Ed25519 key, and `open` takes no other.
+        let signature = self.keypair.sign(message).unwrap_or_default();
+        signature.try_into().unwrap_or([0; 64])
+    }
+}
+
+impl Events {
+    /// Opens the log of a repository that may be written, or makes it.
+    ///
+    /// # Errors
+    /// The disk's; another process has it; the identity is no Ed25519 key.
+    pub fn open(repo: &Repo) -> Result<Self, Fail> {
+        let keypair = repo.identity()?;
+        let public = keypair.public().try_into_ed25519().map_err(|_| {
+            Fail::new(
+                Code::Conflict,
+                "the identity of this node is no Ed25519 key, and events are signed with one",
+            )
+            .hint("make a repository with `gemba init`: its key is one")
+        })?;
+        let author = Author(public.to_bytes());
+        let settings = &repo.config.events;
+        let config = LogConfig::default()
+            .max_bytes(settings.max_size)
+            .compress(settings.compress);
+        let dir = repo.layout.log();
+        let signer = Arc::new(NodeSigner { keypair, author });
+        let (log, report) = Log::open(Arc::new(RealDisk), &dir.join("events"), config, signer)
+            .map_err(|e| open_fail(&e))?;
+        tell_what_was_found(&report);
+        let log = Arc::new(log);
+        let consumers = Consumers::open(Arc::clone(&log), dir.join("consumers.redb"))?;
+        Ok(Self {
+            log,
+            consumers: Arc::new(consumers),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// The log itself.
+    #[must_use]
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// Who works through it.
+    #[must_use]
+    pub fn consumers(&self) -> &Arc<Consumers> {
+        &self.consumers
+    }
+
+    /// Appends events of our own, each by itself durable or refused; the answers come in order. One flush for all.
+    #[must_use]
+    pub fn append(
+        &self,
+        stream: &StreamName,
+        events: &[NewEvent],
+    ) -> Vec<Result<wire::EventAck, Fail>> {
+        let lists: Vec<_> = events
+            .iter()
+            .map(|event| EventList::of(std::slice::from_ref(event)))
+            .collect();
+        let good = lists.iter().flatten();
+        let appends = good.map(|list| (stream.clone(), list.clone())).collect();
+        let mut appended = self.log.append_many(appends).into_iter();
+        let acks = lists.iter().map(|list| {
+            let appended = match list {
+                Ok(_) => appended.next().unwrap_or(Err(LogError::WriterDied)),
+                Err(e) => Err(LogError::Event(*e)),
+            };
+            appended
+                .map(|appended| wire::ack(&appended))
+                .map_err(|e| fail(&e))
+        });
+        let acks = acks.collect();
+        self.has_changed();
+        acks
+    }
+
+    /// Takes events of the fast class: they are written soon, and lost in a crash. How many older ones gave way.
+    ///
+    /// # Errors
+    /// An event that is none, or a log that ended.
+    pub fn offer(&self, stream: &StreamName, events: &[NewEvent]) -> Result<u64, Fail> {
+        let mut dropped = 0;
+        for event in events {
+            dropped += self.log.offer(stream, event).map_err(|e| fail(&e))?;
+        }
+        Ok(dropped)
+    }
+
+    /// Writes what waits of the fast class.
+    pub fn flush_fast(&self) {
+        if self.log.stat().fast_waiting == 0 {
+            return;
+        }
+        match self.log.flush_fast() {
+            Ok(()) => self.has_changed(),
+            Err(error) => tracing::warn!(%error, "events of the fast class could not be written"),
+        }
+    }
+
+    /// Whoever waits for more looks again.
+    pub fn has_changed(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Tells when there may be more.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Ends it in order.
+    pub fn close(&self) {
+        if let Err(error) = self.log.close() {
+            tracing::warn!(%error, "the log did not end in order; what was acknowledged is on disk");
+        }
+    }
+}
+
+/// A place in every feed of some streams: where a reader goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Cursor {
+    /// The next event of each feed; those that are not named begin at `from`.
+    next: std::collections::BTreeMap<FeedId, Seq>,
+    from: Seq,
+}
+
+/// What is read.
+#[derive(Clone, Debug)]
+pub struct Query {
+    /// Which streams.
+    pub pattern: Pattern,
+    /// Only this author.
+    pub author: Option<Author>,
+    /// Where each feed begins.
+    pub from: Seq,
+    /// Only what is not older, by the authors' clocks, in milliseconds since 1970.
+    pub since: Option<i64>,
+}
+
+impl Query {
+    fn takes(&self, feed: &FeedId) -> bool {
+        self.author.is_none_or(|author| author == feed.author)
+    }
+}
+
+impl Events {
+    /// Where a query begins.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin(&self, query: &Query) -> Result<Cursor, Fail> {
+        let mut cursor = Cursor {
+            from: query.from,
+            ..Cursor::default()
+        };
+        if let Some(since) = query.since {
+            for feed in self.feeds(query) {
+                let at = self.log.seq_at_time(&feed, since).map_err(|e| fail(&e))?;
+                cursor.next.insert(feed, at.max(query.from));
+            }
+        }
+        Ok(cursor)
+    }
+
+    /// Behind everything that is here, or `last` events before that.
+    #[must_use]
+    pub fn tail(&self, query: &Query, last: u64) -> Cursor {
+        let mut cursor = Cursor::default();
+        let feeds = self.feeds(query);
+        // The newest events of all feeds together are among the newest of each.
+        let mut newest = Vec::new();
+        for feed in &feeds {
+            let Some(head) = self.log.head(feed) else {
+                continue;
+            };
+            cursor.next.insert(feed.clone(), head.next);
+            let from = head.next.saturating_sub(last).max(head.low);
+            if last > 0 {
+                newest.push((feed.clone(), from));
+            }
+        }
+        if last > 0 {
+            self.step_back(&mut cursor, &newest, last);
+        }
+        cursor
+    }
+
+    fn step_back(&self, cursor: &mut Cursor, newest: &[(FeedId, Seq)], last: u64) {
+        let mut kept = std::collections::VecDeque::new();
+        let Ok(mut merge) = self.log.merge(newest) else {
+            return;
+        };
+        while let Ok(Some(batch)) = merge.next_batch() {
+            for seq in batch.first()..batch.end() {
+                kept.push_back((batch.feed().clone(), seq));
+                if kept.len() as u64 > last {
+                    kept.pop_front();
+                }
+            }
+        }
+        for (feed, seq) in kept {
+            let next = cursor.next.entry(feed).or_insert(seq);
+            *next = seq.min(*next);
+        }
+    }
+
+    fn feeds(&self, query: &Query) -> Vec<FeedId> {
+        let mut feeds = self.log.feeds(&query.pattern);
+        feeds.retain(|feed| query.takes(feed));
+        feeds
+    }
+
+    /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`; moves the cursor. How many there were: fewer than
+    /// `limit` means that there are no more now.
+    ///
+    /// What is damaged is told to `skipped` and passed over: it comes from others later, and a reader is not held up by it.
+    ///
+    /// # Errors
+    /// The disk's, or that of `each`.
+    pub fn read(
+        &self,
+        query: &Query,
+        cursor: &mut Cursor,
+        limit: usize,
+        mut each: impl FnMut(&Batch, &Event) -> Result<(), Fail>,
+    ) -> Result<usize, Fail> {
+        let mut starts = Vec::new();
+        for feed in self.feeds(query) {
+            let Some(head) = self.log.head(&feed) else {
+                continue;
+            };
+            let next = cursor.next.entry(feed.clone()).or_insert(cursor.from);
+            *next = (*next).max(head.low);
+            let next = self.past_damage(&feed, *next)?;
+            cursor.next.insert(feed.clone(), next);
+            if next < head.next {
+                starts.push((feed, next));
+            }
+        }
+        if starts.is_empty() {
+            return Ok(0);
+        }
+        let mut merge = self.log.merge(&starts).map_err(|e| fail(&e))?;
+        let mut count = 0;
+        while count < limit {
+            let batch = match merge.next_batch() {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                // The next call begins at what is damaged, and passes it over.
+                Err(LogError::Damaged { .. }) => return Ok(limit),
+                Err(e) => return Err(fail(&e)),
+            };
+            let next = cursor
+                .next
+                .get(batch.feed())
+                .copied()
+                .unwrap_or(cursor.from);
+            for event in batch.events().filter(|event| event.seq >= next) {
+                if count == limit {
+                    break;
+                }
+                each(&batch, &batch.own(&event))?;
+                cursor.next.insert(batch.feed().clone(), event.seq + 1);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// The first place from `from` on that can be read.
+    fn past_damage(&self, feed: &FeedId, from: Seq) -> Result<Seq, Fail> {
+        let mut next = from;
+        loop {
+            let mut cursor = self.log.cursor(feed, next);
+            match cursor.next_block() {
+                Ok(_) => return Ok(next),
+                Err(LogError::Damaged { to, .. }) if to > next => {
+                    tracing::error!(
+                        ?feed,
+                        from = next,
+                        to,
+                        "events are damaged on this disk and passed over; peers are asked for them"
+                    );
+                    next = to;
+                }
+                Err(LogError::Trimmed { low, .. }) if low > next => next = low,
+                Err(e) => return Err(fail(&e)),
+            }
+        }
+    }
+}
+
+/// The peer id of an author: the same key.
+#[must_use]
+pub fn peer_of(author: &Author) -> Option<PeerId> {
+    let key = libp2p_identity::ed25519::PublicKey::try_from_bytes(&author.0).ok()?;
+    Some(PublicKey::from(key).to_peer_id())
+}
+
+/// How people read an author.
+#[must_use]
+pub fn author_text(author: &Author) -> String {
+    peer_of(author).map_or_else(|| author.to_string(), |peer| peer.to_string())
+}
+
+/// The author that is called so: a peer id of an Ed25519 key.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn parse_author(text: &str) -> Result<Author, Fail> {
+    let wrong = || {
+        Fail::new(Code::Usage, format!("{text:?} is no author")).hint(
+            "authors are peer ids such as `gemba log read --json` and `gemba id` show: 12D3Koo…",
+        )
+    };
+    let peer: PeerId = text.parse().map_err(|_| wrong())?;
+    // Ed25519 keys stand in the peer id as they are: identity multihash of their protobuf form.
+    let bytes = peer.to_bytes();
+    let key = bytes
+        .get(2..)
+        .and_then(|key| PublicKey::try_decode_protobuf(key).ok());
+    let key = key.and_then(|key| key.try_into_ed25519().ok());
+    Ok(Author(key.ok_or_else(wrong)?.to_bytes()))
+}
+
+/// The stream of this name.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn parse_stream(text: &str) -> Result<StreamName, Fail> {
+    StreamName::new(text).map_err(|e| name_fail(text, &e))
+}
+
+/// The streams that a pattern names.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn parse_pattern(text: &str) -> Result<Pattern, Fail> {
+    Pattern::new(text).map_err(|e| name_fail(text, &e))
+}
+
+fn name_fail(text: &str, error: &NameError) -> Fail {
+    Fail::new(Code::Usage, format!("{text:?} is no stream: {error}"))
+        .hint("streams are called like hall-1/line-3/press-7/count; `gemba log ls` lists them")
+}
+
+/// A stream of which nothing is here.
+#[must_use]
+pub fn no_stream(stream: &str) -> Fail {
+    Fail::new(Code::NotFound, format!("no events of {stream} are on this device"))
+        .hint("`gemba log ls` lists the streams; those of other devices come when they are connected and events.subscribe names them")
+}
+
+/// What a failure of the log means for whoever called.
+#[must_use]
+pub fn fail(error: &LogError) -> Fail {
+    let code = match error {
+        LogError::Event(_) => Code::Usage,
+        LogError::NoFeed(_) | LogError::Trimmed { .. } => Code::NotFound,
+        LogError::Damaged { .. } | LogError::BadChain { .. } => Code::Integrity,
+        LogError::OldProducer { .. } | LogError::Quota { .. } => Code::Conflict,
+        _ => Code::Failure,
+    };
+    let fail = Fail::new(code, error);
+    match error {
+        LogError::NoSpace { .. } => fail.hint("raise events.max_size, or keep less: events.keep"),
+        LogError::Full(_) => fail.hint("what was acknowledged is safe; free some space and send the event again"),
+        LogError::Poisoned(_) => fail.hint("look at the disk (`dmesg`) and start the daemon again: that tells what is there"),
+        LogError::Damaged { .. } => fail.hint("`gemba log verify` tells what is damaged; connected devices that have it are asked for it"),
+        _ => fail,
+    }
+}
+
+fn open_fail(error: &OpenError) -> Fail {
+    match error {
+        OpenError::LockHeld { .. } => Fail::new(Code::Conflict, error),
+        OpenError::NewerFormat { .. } => Fail::new(Code::Conflict, error),
+        OpenError::Io { path, source } => Fail::io(path, source),
+        _ => Fail::new(Code::Integrity, error),
+    }
+}
+
+/// What opening found besides events goes into the node's own log.
+fn tell_what_was_found(report: &OpenReport) {
+    if report.is_clean() {
+        return;
+    }
+    tracing::warn!(
+        ?report,
+        "the log was not closed in order, or its disk lost something; what was acknowledged and is whole is there"
+    );
+}
+
+impl Events {
+    /// The streams that a pattern names, by name; those of gemba's own only where the pattern says so.
+    #[must_use]
+    pub fn catalogue(&self, pattern: &Pattern, now_ms: i64) -> Vec<wire::StreamView> {
+        let streams = self.log.streams().into_iter();
+        let streams = streams.filter(|info| pattern.matches(&info.stream));
+        streams
+            .map(|info| wire::StreamView {
+                stream: info.stream.to_string(),
+                authors: info.authors.iter().map(author_text).collect(),
+                events: info.events,
+                bytes: info.bytes,
+                rate: self.rate(&info.stream, now_ms),
+                last: (info.last_time > i64::MIN).then(|| wire::time_text(info.last_time)),
+                forked: info.forked,
+                about: self.about(&info.stream).ok().flatten(),
+            })
+            .collect()
+    }
+
+    /// Events a second over the last minute, by the clocks of their authors.
+    fn rate(&self, stream: &StreamName, now_ms: i64) -> f64 {
+        const MINUTE_MS: i64 = 60_000;
+        let feeds = self.log.feeds(&Pattern::from(stream));
+        let recent = feeds.iter().filter_map(|feed| {
+            let from = self.log.seq_at_time(feed, now_ms - MINUTE_MS).ok()?;
+            Some(self.log.head(feed)?.next.saturating_sub(from))
+        });
+        recent.sum::<u64>() as f64 / 60.0
+    }
+
+    /// Says something more of a stream; what it says then.
+    ///
+    /// # Errors
+    /// A text that is too long, or the log's.
+    pub fn describe(
+        &self,
+        stream: &StreamName,
+        newer: about::About,
+        now_ms: i64,
+    ) -> Result<about::About, Fail> {
+        let now = self.about(stream)?.unwrap_or_default().changed(newer);
+        let described = self.log.describe(stream, now_ms, &now.description()?);
+        described.map_err(|e| about::describe_fail(&e))?;
+        self.has_changed();
+        Ok(now)
+    }
+
+    /// What a stream says of itself.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn about(&self, stream: &StreamName) -> Result<Option<about::About>, Fail> {
+        let description = self.log.description(stream).map_err(|e| fail(&e))?;
+        Ok(description.map(about::About::from))
+    }
+
+    /// Behind these places; feeds that are not named begin at their first event.
+    ///
+    /// # Errors
+    /// As [`Events::begin`].
+    pub fn after(&self, query: &Query, places: &[gemba_log::EventId]) -> Result<Cursor, Fail> {
+        let mut cursor = self.begin(query)?;
+        for place in places {
+            cursor.next.insert(place.feed.clone(), place.seq + 1);
+        }
+        Ok(cursor)
+    }
+
+    /// Reads every byte and checks it.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn verify(&self) -> Result<wire::LogVerified, Fail> {
+        let report = self
+            .log
+            .verify(|_| std::ops::ControlFlow::Continue(()))
+            .map_err(|e| fail(&e))?;
+        let damaged = report.places.iter().map(|place| {
+            let at = format!(
+                "segment {}, {} bytes at {}: {}",
+                place.segment, place.len, place.offset, place.cause
+            );
+            match &place.events {
+                Some((feed, from, to)) => format!("{at}; events {from} to {to} of {feed:?}"),
+                None => at,
+            }
+        });
+        Ok(wire::LogVerified {
+            ok: report.is_clean(),
+            batches: report.batches,
+            events: report.events,
+            damaged: damaged.collect(),
+        })
+    }
+}
+
+impl Events {
+    /// Removes what is older than `keep`, but for what a consumer of this node has not had.
+    pub fn retain(&self, keep: Option<std::time::Duration>, now_ms: i64) {
+        let Some(keep) = keep else { return };
+        let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+        let before = now_ms.saturating_sub(keep_ms);
+        let needs = |feed: &FeedId| self.consumers.needs(feed);
+        let retention = Retention {
+            max_bytes: None,
+            before: Some(before),
+            low_water: &needs,
+            danger_drop_needed: false,
+        };
+        match self.log.retain(&retention) {
+            Ok(done) if done.segments > 0 => {
+                tracing::info!(bytes = done.bytes, "old events were removed")
+            }
+            Ok(done) if !done.held_by.is_empty() => {
+                tracing::debug!(feeds = ?done.held_by, "old events stay, since a consumer has not had them");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "old events could not be removed"),
+        }
+    }
+}
