@@ -64,6 +64,24 @@ fn s3_40_lines_are_appended_and_acknowledged_in_order_with_a_daemon_and_without(
     );
 }
 
+/// However an input's end falls into a group, the daemon goes on.
+#[test]
+fn s3_40_inputs_of_any_length_end_well() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let mut expected = 0;
+    for lines in [0, 1, 2, 1_023, 1_024, 1_025, 3_000, 20_000] {
+        for _ in 0..3 {
+            let input: String = (0..lines).map(|n| format!("{n}\n")).collect();
+            let done = node.run_with_input(&["log", "append", STREAM], input.as_bytes());
+            assert_eq!(done.ok().lines().count(), lines);
+            expected += lines;
+        }
+    }
+    let counted = node.json(&["log", "count", STREAM, "--consumer", "all"]);
+    assert_eq!(counted["count"].as_u64(), Some(expected as u64));
+}
+
 /// A line is acknowledged when it is on disk, not when its writer ends.
 #[test]
 fn s3_40_a_line_is_not_held_back_until_others_follow() {

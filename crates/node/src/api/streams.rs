@@ -277,9 +277,11 @@ type Group = (Vec<Bytes>, Option<Fail>);
 
 /// Gathers lines while those before are being written.
 fn groups(
-    mut lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
+    lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
 ) -> mpsc::Receiver<Group> {
     let (sender, receiver) = mpsc::channel(1);
+    // It is asked once more after its end, where that came in the middle of a group.
+    let mut lines = lines.fuse();
     tokio::spawn(async move {
         while let Some(first) = lines.next().await {
             let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
