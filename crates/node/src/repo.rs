@@ -498,11 +498,17 @@ pub fn store_fail(error: &StoreError) -> Fail {
     }
 }
 
-/// How many packs are noted, so that the next start compares pins with what is there if it finds fewer. One that is away counts twice: when it
-/// comes back it may bury what was found meanwhile (specs/store.md, STO-27).
+/// Added to the number of packs that is noted while one of them is away; more than there ever are.
+pub const AWAY: u64 = 1 << 40;
+
+/// How many packs are noted, so that the next start compares pins with what is there if it finds fewer; and also if one was away: when it comes
+/// back it may bury what was found meanwhile (specs/store.md, STO-27).
 pub fn packs_to_note(store: &Store) -> u64 {
     let stat = store.stat();
-    stat.packs + stat.unreadable_packs
+    match stat.unreadable_packs {
+        0 => stat.packs,
+        _ => AWAY + stat.packs,
+    }
 }
 
 /// For `status`: packs that the disk could not read when the store was opened.

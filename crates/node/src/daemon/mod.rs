@@ -37,7 +37,7 @@ use crate::error::{Code, Fail};
 use crate::handover::{self, Desk};
 use crate::log::Events;
 use crate::meta::Meta;
-use crate::repo::{Access, Repo, packs_to_note};
+use crate::repo::{AWAY, Access, Repo, packs_to_note};
 use keeper::{Figures, Keeper};
 use replicate::{Connections, Replicator};
 use room::Room;
@@ -201,12 +201,21 @@ fn strike_out_after_damage(store: &Store, meta: &Meta) -> Result<(), Fail> {
         let pin = pin?;
         rootless += u64::from(pin.complete && !store.has(&pin.cid));
     }
-    let lost_packs = meta.packs()?.saturating_sub(store.stat().packs);
-    if lost == 0 && rootless == 0 && lost_packs == 0 {
+    let noted = meta.packs()?;
+    let were_away = noted >= AWAY;
+    let lost_packs = (noted % AWAY).saturating_sub(store.stat().packs);
+    if lost == 0 && rootless == 0 && lost_packs == 0 && !were_away {
         return Ok(());
     }
     let struck = crate::content::pins::strike_out(store, meta)?;
     meta.note_packs(packs_to_note(store))?;
+    if were_away && lost == 0 && lost_packs == 0 {
+        tracing::info!(
+            pins_struck = struck,
+            "a pack that was away is back: pins were compared with what is there"
+        );
+        return Ok(());
+    }
     tracing::error!(
         damaged_places = lost,
         lost_packs,
