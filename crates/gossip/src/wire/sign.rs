@@ -423,7 +423,8 @@ mod tests {
             );
             assert!(keys.due.is_none(), "forgeries count for nobody");
             keys.checks = n * 10;
-            job(&author, &key, n).run_with(&mut keys);
+            let good = job(&author, &key, n).run_with(&mut keys);
+            assert_eq!(good, VerifyOutcome::Good);
             let due = keys.due.take();
             assert_eq!(due.is_some(), n % u64::from(WORTH) == 0, "{n}");
             if let Some(due) = due {

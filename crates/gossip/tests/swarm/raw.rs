@@ -414,8 +414,13 @@ async fn g10_a_peer_that_does_not_read_holds_up_no_publisher(over: Over) {
             .ask(move |node| {
                 let mut data = vec![0; 60_000];
                 data[..4].copy_from_slice(&n.to_be_bytes());
-                let wait = Mode::Wait(Duration::from_millis(20));
-                node.gossip_mut().publish(&topic, data, wait)
+                // The first one has a worker to be started for it, on whatever machine.
+                let wait = if n == 0 {
+                    MINUTE
+                } else {
+                    Duration::from_millis(20)
+                };
+                node.gossip_mut().publish(&topic, data, Mode::Wait(wait))
             })
             .await;
         match publishing {
