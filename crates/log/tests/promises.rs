@@ -195,7 +195,7 @@ fn s3_18_a_retry_returns_the_first_result() {
             let done = log.append(&stream("a"), &[number(n)]).unwrap();
             assert_eq!((done.place(0), done.present), (places[n as usize], true));
             assert!(done.cid.is_some());
-        })
+        });
     };
     recent(&log);
     drop(log);
