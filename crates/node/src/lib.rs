@@ -16,6 +16,7 @@ pub mod error;
 pub mod files;
 pub mod handover;
 pub mod keystore;
+pub mod lines;
 pub mod meta;
 pub mod metrics;
 pub mod names;

@@ -4,10 +4,12 @@
 mod budget;
 mod inbound;
 mod outbound;
+mod pace;
 mod shared;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ use libp2p_swarm::{ConnectionId, Stream, StreamProtocol, StreamUpgradeError, Sub
 pub(crate) use budget::{Account, Budget, Pool};
 pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
+pub use pace::{Carried, Meter};
+pub(crate) use pace::{Pace, Ticket};
 pub(crate) use shared::{Clock, Gate, Outbox};
 
 use crate::core::{Lane, SpareStream};
@@ -116,14 +120,20 @@ const BARE: StreamProtocol = StreamProtocol::new("/ipfs/bitswap");
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Handler {
-    pub(crate) fn new(connection: ConnectionId, shared: Shared, max_inbound: usize) -> Self {
+    pub(crate) fn new(
+        connection: ConnectionId,
+        shared: Shared,
+        pace: Arc<Pace>,
+        max_inbound: usize,
+    ) -> Self {
+        let ticket = Ticket::new(pace, shared.outbox.clone());
         Self {
             connection,
             shared,
             inbound: SelectAll::new(),
             max_inbound,
-            request: Outbound::new(Lane::Request),
-            response: Outbound::new(Lane::Response),
+            request: Outbound::new(Lane::Request, None),
+            response: Outbound::new(Lane::Response, Some(ticket)),
             spare: Spare::None,
             facts: VecDeque::new(),
             unsupported: false,

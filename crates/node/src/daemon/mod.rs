@@ -105,7 +105,11 @@ pub async fn run(
         swarm,
         store.clone(),
         (&repo.layout, &repo.config.names, Arc::clone(&meta)),
-        (fingerprint.clone(), repo.config.network.site.clone()),
+        (
+            fingerprint.clone(),
+            repo.config.network.site.clone(),
+            repo.config.bandwidth.clone(),
+        ),
         (Arc::clone(&kept), Arc::clone(&room)),
         commands,
     )?;
