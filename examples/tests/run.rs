@@ -39,7 +39,10 @@ fn the_other_examples_run() {
         env!("CARGO_BIN_EXE_only-pnet"),
         env!("CARGO_BIN_EXE_only-exchange"),
         env!("CARGO_BIN_EXE_only-unixfs"),
+        env!("CARGO_BIN_EXE_only-pins"),
         env!("CARGO_BIN_EXE_custom-protocol"),
+        env!("CARGO_BIN_EXE_follow-and-swap"),
+        env!("CARGO_BIN_EXE_state-under-a-name"),
     ] {
         assert!(!run(program).is_empty(), "{program}");
     }

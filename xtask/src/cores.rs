@@ -88,6 +88,7 @@ const CRATES: &[Crate] = &[
             ("key.rs", "a new key needs the system's randomness"),
             ("keyfile.rs", "the key's file"),
             ("limits/behaviour.rs", "the swarm's side of the limits"),
+            ("line.rs", "counts and bounds sockets"),
             ("listener_process.rs", "who holds a port"),
             ("liveness.rs", "ping"),
             ("muxer/gate.rs", "stops reading a connection"),

@@ -19,14 +19,15 @@ use libp2p_swarm::{
 use multiaddr::Protocol;
 
 use crate::carrier::SiteEvent;
-use crate::config::Config;
+use crate::config::{Config, Line, LineBudget};
 use crate::core::{
     AskPolicy, Asked, Core, Input, Load, LoadId, LoadKind, Loaded, Output, PeerLedger, SessionId,
     SessionOptions, Time, Why,
 };
 use crate::error::{TooManySessions, WantError};
 use crate::handler::{
-    Account, Budget, Clock, Fact, Gate, Handler, Outbox, Pool, ReceivedMessage, Shared, Worker,
+    Account, Budget, Clock, Fact, Gate, Handler, Meter, Outbox, Pace, Pool, ReceivedMessage,
+    Shared, Worker,
 };
 use crate::metrics::Counters;
 use crate::wire::SiteMessage;
@@ -38,6 +39,7 @@ pub struct Behaviour {
     clock: Clock,
     links: HashMap<PeerId, Link>,
     gate: Arc<Gate>,
+    pace: Arc<Pace>,
     pool: Arc<Pool>,
     timer: Option<(Time, Delay)>,
     waker: Option<Waker>,
@@ -119,11 +121,13 @@ impl Behaviour {
     /// An exchange without peers. Time starts now.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        let clock = Clock::start();
         Self {
+            pace: Arc::new(Pace::new(&config, clock)),
             core: Core::new(&config),
             pool: Pool::new(config.receive_node_bytes),
             config,
-            clock: Clock::start(),
+            clock,
             links: HashMap::new(),
             touched: HashSet::new(),
             marked: Time::ZERO,
@@ -141,6 +145,21 @@ impl Behaviour {
     pub fn with_worker(mut self, worker: Worker) -> Self {
         self.worker = Some(worker);
         self
+    }
+
+    /// Counts against the budgets of the lines (PA-4) whatever goes over them, and not only what the exchange itself sends and receives.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Meter) -> Self {
+        self.pace = self.pace.with_meter(&self.config, meter);
+        self
+    }
+
+    /// Changes what a line may carry ([`Config::near`], [`Config::far`]), at once.
+    pub fn set_budget(&mut self, line: Line, budget: LineBudget) {
+        let now = self.clock.now();
+        self.wake();
+        self.pace.set(line, budget.up);
+        self.core.set_budget(line, budget, now);
     }
 
     /// Opens a session: wants that belong together and are probably found at the same peers.
@@ -216,6 +235,9 @@ impl Behaviour {
     /// loopback addresses are.
     pub fn set_lan(&mut self, peer: PeerId, lan: bool) {
         let now = self.clock.now();
+        if let Some(link) = self.links.get(&peer) {
+            link.outbox.set_line(line(lan));
+        }
         self.core.handle(Input::Lan { peer, lan }, now);
     }
 
@@ -301,7 +323,8 @@ impl Behaviour {
             clock: self.clock,
             worker: self.worker.clone(),
         };
-        Handler::new(connection, shared, self.config.inbound_streams)
+        let pace = Arc::clone(&self.pace);
+        Handler::new(connection, shared, pace, self.config.inbound_streams)
     }
 
     fn on_established(&mut self, peer: PeerId, connection: ConnectionId, lan: bool) {
@@ -311,10 +334,12 @@ impl Behaviour {
         link.pending.retain(|c| *c != connection);
         link.connections.push(connection);
         if link.connections.len() == 1 {
+            link.outbox.set_line(line(lan));
             link.outbox.set_writer(Some(connection));
             self.core
                 .handle(Input::Connected { peer, lan }, self.clock.now());
         } else if lan {
+            link.outbox.set_line(Line::Near);
             self.core.handle(Input::Lan { peer, lan }, self.clock.now());
         }
     }
@@ -355,6 +380,7 @@ impl Behaviour {
     fn on_fact(&mut self, peer: PeerId, fact: Fact) {
         let now = self.clock.now();
         self.touched.insert(peer);
+        self.read_meter(now);
         let input = match fact {
             Fact::Received(ReceivedMessage(received)) => {
                 // The share of receive memory is given back when the core has taken what it wants.
@@ -380,12 +406,17 @@ impl Behaviour {
                 block_bytes,
                 blocks,
                 bytes,
-            } => Input::ResponseSent {
-                peer,
-                block_bytes,
-                blocks,
-                bytes,
-            },
+            } => {
+                if let Some(link) = self.links.get(&peer) {
+                    tell_held(&mut self.core, peer, link, now);
+                }
+                Input::ResponseSent {
+                    peer,
+                    block_bytes,
+                    blocks,
+                    bytes,
+                }
+            }
             Fact::Unsupported => Input::Unsupported { peer },
             Fact::StreamRefused => {
                 self.core.counters_mut().refused_streams += 1;
@@ -405,10 +436,22 @@ impl Behaviour {
 
     /// Tells the core what the connections read, then lets time pass.
     fn expire(&mut self, now: Time) {
+        self.read_meter(now);
         for (peer, link) in &self.links {
             tell_progress(&mut self.core, *peer, link, now);
+            tell_held(&mut self.core, *peer, link, now);
         }
         self.core.expire(now);
+    }
+
+    /// Tells the core what came over the lines.
+    fn read_meter(&mut self, now: Time) {
+        if let Some(meter) = self.pace.meter() {
+            for line in [Line::Near, Line::Far] {
+                let read = meter(line).read;
+                self.core.handle(Input::Carried { line, read }, now);
+            }
+        }
     }
 
     fn on_output(&mut self, output: Output) -> Option<Event> {
@@ -586,6 +629,21 @@ impl NetworkBehaviour for Behaviour {
 fn mark(core: &Core, peer: &PeerId, link: &Link) {
     link.outbox.set_busy(core.is_busy(peer));
     link.account.set_owed(core.owed_bytes(peer));
+}
+
+/// Tells for how long a budget kept us from writing to a peer.
+fn tell_held(core: &mut Core, peer: PeerId, link: &Link, now: Time) {
+    let time = link.outbox.take_held(now);
+    if !time.is_zero() {
+        core.handle(Input::Held { peer, time }, now);
+    }
+}
+
+fn line(lan: bool) -> Line {
+    match lan {
+        true => Line::Near,
+        false => Line::Far,
+    }
 }
 
 /// Tells what the connections to a peer read.

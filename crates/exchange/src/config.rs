@@ -33,6 +33,8 @@ pub struct Config {
     pub(crate) receive_bytes: usize,
     pub(crate) receive_node_bytes: usize,
     pub(crate) ledger_peers: usize,
+    pub(crate) near: LineBudget,
+    pub(crate) far: LineBudget,
     pub(crate) site: Option<SiteConfig>,
 }
 
@@ -60,12 +62,35 @@ impl Default for Config {
             receive_bytes: 8 * MIB,
             receive_node_bytes: 32 * MIB,
             ledger_peers: 1024,
+            near: LineBudget::default(),
+            far: LineBudget::default(),
             site: None,
         }
     }
 }
 
 const MIB: usize = 1024 * 1024;
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Line {
+    /// Without the uplink: on the LAN.
+    Near,
+    /// Over the uplink.
+    Far,
+}
+
+/// What a line may carry, in bytes a second; `None`, the default: no limit. Less than [`LEAST_RATE`] counts as that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LineBudget {
+    /// Outwards: blocks are sent in slices of at most 8 KiB, and in 50 ms no more than the rate and two slices (PA-2).
+    pub up: Option<u64>,
+    /// Inwards: blocks are asked for so that no more comes than the rate, and what it carries in a second (PA-5).
+    pub down: Option<u64>,
+}
+
+/// The smallest budget, in bytes a second: 128 kbit/s. Bitswap's receivers, Kubo among them, give up what comes at less than 100 kbit/s.
+pub const LEAST_RATE: u64 = 16_000;
 
 /// Which site the node belongs to (specs/site.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,4 +191,8 @@ knobs! {
     receive_node_bytes / with_receive_node_bytes: usize;
     /// Most peers in the ledger of transferred bytes; the longest gone leave first. Default 1024.
     ledger_peers / with_ledger_peers: usize;
+    /// What may be exchanged with peers that are reached without the uplink. No limit by default.
+    near / with_near: LineBudget;
+    /// What may be exchanged with all others. No limit by default.
+    far / with_far: LineBudget;
 }

@@ -83,10 +83,10 @@ pub use crate::core::{
 pub use behaviour::{Behaviour, Event};
 #[cfg(feature = "swarm")]
 pub use carrier::{SiteCarrier, SiteEvent};
-pub use config::{Config, SiteConfig};
+pub use config::{Config, LEAST_RATE, Line, LineBudget, SiteConfig};
 pub use error::{TooManySessions, WantError};
 #[cfg(feature = "swarm")]
-pub use handler::Worker;
+pub use handler::{Carried, Meter, Worker};
 pub use metrics::Counters;
 
 #[cfg(feature = "serde")]

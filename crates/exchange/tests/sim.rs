@@ -10,6 +10,7 @@ use gemba_block::Block;
 use gemba_exchange::Lane;
 use gemba_exchange::wire::{Entry, Message, WantKind};
 use gemba_testkit::alloc::{CountingAlloc, measure};
+use gemba_exchange::{Config, LineBudget};
 use gemba_testkit::{Rng, check, sim_scale};
 use world::{Event, HOUR, MS, Manner, World, blocks};
 
@@ -524,5 +525,42 @@ fn one_seed_one_run() {
             (world.now, world.next, world.counters(0), world.counters(1))
         };
         assert_eq!(run(), run());
+    });
+}
+
+/// PA-5: what comes is at any moment within the budget, a second of it and a block, whoever sends it and however fast; and the budget is used.
+#[test]
+fn pa_5_what_comes_stays_within_the_budget_and_uses_it() {
+    check!(sim_scale(100), |rng| {
+        let down = rng.range(100_000..2_000_000);
+        let (count, size) = *rng.pick(&[(40, 250_000), (200, 50_000), (400, 20_000)]);
+        let budget = LineBudget {
+            up: None,
+            down: Some(down),
+        };
+        let content = blocks(rng, count, size);
+        let config = Config::default().with_near(budget);
+        let mut world = World::with(rng, &[Manner::Honest; 4], config);
+        for peer in 1..4 {
+            world.give(peer, &content);
+            let latency = MS * rng.range(1..60) as u32;
+            world.join_with(0, peer, latency, 20_000_000);
+        }
+        world.want(0, &content);
+        let mut done = false;
+        while !done {
+            let next = world.now + TICK;
+            done = world.run(next, |w| w.has_all(0));
+            world.now = world.now.max(next.min(HOUR));
+            let came = world.counters(0).bytes_in as f64;
+            let most = (world.now.as_secs_f64() + 1.0) * down as f64 + 65_536.0 + size as f64;
+            assert!(came <= most, "{came} of {most} after {:?}", world.now);
+            assert!(world.now < HOUR, "it never ends");
+        }
+        // What one block takes alone is lost now and then: a block is asked for when there is room for one.
+        let least = (count * size) as f64 / down as f64;
+        let took = world.now.as_secs_f64();
+        assert!(took <= 1.2 * least + 2.0, "{took:.1} s for {least:.1}");
+        assert_eq!(world.counters(0).timeouts, 0, "nobody is blamed");
     });
 }

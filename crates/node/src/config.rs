@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use gemba_exchange::LineBudget;
 use gemba_pnet::KeyFile;
 use gemba_pnet::policy::{FORCE_VARIABLE, ForceSource};
 use multiaddr::Multiaddr;
@@ -16,6 +17,7 @@ use toml_edit::{Array, DocumentMut, Item, Value as Toml};
 
 use crate::error::{Code, Fail};
 use crate::files;
+use crate::lines::{Lan, Subnet, Uplink, budget};
 use crate::repo::Layout;
 
 /// A configuration file is some KiB at most.
@@ -54,6 +56,8 @@ const MIN_SIZE: u64 = 16 << 20;
 pub struct Config {
     /// Whom to talk to, and where to listen.
     pub network: Network,
+    /// What the lines may carry.
+    pub bandwidth: Bandwidth,
     /// The control API.
     pub api: Api,
     /// The block store.
@@ -86,6 +90,32 @@ pub struct Network {
     pub public_network: bool,
     /// Whether the public network is forbidden; `None`: not set.
     pub force_private: Option<bool>,
+}
+
+/// `[bandwidth]`
+#[derive(Clone, Debug, Default)]
+pub struct Bandwidth {
+    /// Between this device and those of its LAN.
+    pub lan: LineBudget,
+    /// Over the uplink, if it costs nothing by the byte.
+    pub wan: LineBudget,
+    /// Over the uplink, if it does.
+    pub metered: LineBudget,
+    /// Which of the two the uplink is.
+    pub uplink: Uplink,
+    /// What counts as the LAN.
+    pub near: Lan,
+}
+
+impl Bandwidth {
+    /// What the uplink may carry, if it is of that kind.
+    #[must_use]
+    pub fn of(&self, uplink: Uplink) -> LineBudget {
+        match uplink {
+            Uplink::Wan => self.wan,
+            Uplink::Metered => self.metered,
+        }
+    }
 }
 
 /// `network.dht`
@@ -315,6 +345,36 @@ const SETTINGS: &[Setting] = &[
         kind: Kind::Bool,
         default: || Value::Unset,
         about: "forbid the public network, whatever else says; the same as LIBP2P_FORCE_PNET=1",
+    },
+    Setting {
+        key: "bandwidth.wan",
+        kind: Kind::Text(is_budget),
+        default: || Value::Text("none".into()),
+        about: "what may go over the uplink: a rate as 2 Mbit/s for either way, or 1 Mbit/s up, 8 Mbit/s down; blocks are held up so that it is kept, and go after names and messages; at least 128 kbit/s; none: no limit",
+    },
+    Setting {
+        key: "bandwidth.metered",
+        kind: Kind::Text(is_budget),
+        default: || Value::Text("none".into()),
+        about: "the same while the uplink is metered",
+    },
+    Setting {
+        key: "bandwidth.lan",
+        kind: Kind::Text(is_budget),
+        default: || Value::Text("none".into()),
+        about: "the same between this device and those of its LAN",
+    },
+    Setting {
+        key: "bandwidth.uplink",
+        kind: Kind::Text(is_uplink),
+        default: || Value::Text("wan".into()),
+        about: "which budget holds for the uplink: wan, or metered; `gemba uplink` changes it while the daemon runs",
+    },
+    Setting {
+        key: "bandwidth.lan_subnets",
+        kind: Kind::Texts(is_subnet),
+        default: || Value::Texts(Vec::new()),
+        about: "networks that are reached without the uplink, as 10.1.0.0/16, where another site has private addresses too; none: all private, link-local and loopback addresses",
     },
     Setting {
         key: "api.address",
@@ -609,6 +669,18 @@ impl Config {
                 dht: dht(&text("network.dht")).unwrap_or(DhtMode::Server),
                 public_network: flag("network.public_network").unwrap_or(false),
                 force_private: flag("network.force_private"),
+            },
+            bandwidth: Bandwidth {
+                lan: budget(&text("bandwidth.lan")).unwrap_or_default(),
+                wan: budget(&text("bandwidth.wan")).unwrap_or_default(),
+                metered: budget(&text("bandwidth.metered")).unwrap_or_default(),
+                uplink: text("bandwidth.uplink").parse().unwrap_or_default(),
+                near: Lan {
+                    subnets: texts("bandwidth.lan_subnets")
+                        .iter()
+                        .filter_map(|text| text.parse().ok())
+                        .collect(),
+                },
             },
             api: Api {
                 address: text("api.address")
@@ -961,6 +1033,18 @@ fn is_dht(text: &str) -> Result<(), String> {
         .ok_or_else(|| "one of server, client, off".into())
 }
 
+fn is_budget(text: &str) -> Result<(), String> {
+    budget(text).map(drop)
+}
+
+fn is_uplink(text: &str) -> Result<(), String> {
+    text.parse::<Uplink>().map(drop)
+}
+
+fn is_subnet(text: &str) -> Result<(), String> {
+    text.parse::<Subnet>().map(drop)
+}
+
 fn is_site(text: &str) -> Result<(), String> {
     let fits = (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
     if fits {
@@ -1232,6 +1316,10 @@ mod tests {
             ("[network]\ndht = \"auto\"", "server, client, off"),
             ("[network]\nlisten = [\"x\"]", "multiaddr"),
             ("[network]\nmdns = \"yes\"", "true or false"),
+            ("[bandwidth]\nwan = \"2 Mbit\"", "2 Mbit/s"),
+            ("[bandwidth]\nlan = \"64 kbit/s\"", "128 kbit/s"),
+            ("[bandwidth]\nuplink = \"lte\"", "metered"),
+            ("[bandwidth]\nlan_subnets = [\"10.0.0.0\"]", "10.1.0.0/16"),
             ("[api]\naddress = \"0.0.0.0:1\"", "loopback"),
             ("[api]\naddress = \"127.0.0.1\"", "port"),
             ("[log]\nformat = \"xml\"", "json"),

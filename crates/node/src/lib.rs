@@ -16,6 +16,7 @@ pub mod error;
 pub mod files;
 pub mod handover;
 pub mod keystore;
+pub mod lines;
 pub mod log;
 pub mod meta;
 pub mod metrics;

@@ -87,7 +87,11 @@ impl Table {
 pub struct Meta {
     path: PathBuf,
     db: Db,
+    /// Opens the file to write, at the start and after a failed write; tests have another disk below it.
+    open: Open,
 }
+
+type Open = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
 
 enum Db {
     /// `None` after a failed write: redb takes no more of them then, so the file is opened anew for the next one.
@@ -119,6 +123,7 @@ impl Meta {
         let meta = Self {
             db: Db::write(builder().create(&path).map_err(|e| broken(&path, e))?),
             path,
+            open: Box::new(open_file),
         };
         meta.transact(|transaction| {
             transaction
@@ -138,10 +143,38 @@ impl Meta {
     pub fn open(dir: &Path, access: Access) -> Result<Self, Fail> {
         let path = dir.join(FILE);
         let db = marked(&path, || open_db(&path, access))?;
-        let meta = Self { path, db };
+        let meta = Self {
+            path,
+            db,
+            open: Box::new(open_file),
+        };
         if access == Access::Write {
             meta.list_pins()?;
         }
+        Ok(meta)
+    }
+
+    /// As [`Meta::open`] to write, over whatever holds its bytes; an empty one is made a database.
+    ///
+    /// # Errors
+    /// As [`Meta::open`].
+    #[cfg(test)]
+    pub(crate) fn over<B: redb::StorageBackend>(
+        backend: impl Fn() -> B + Send + Sync + 'static,
+    ) -> Result<Self, Fail> {
+        let path = PathBuf::from(FILE);
+        let open: Open = Box::new(move |_| builder().create_with_backend(backend()));
+        let db = marked(&path, || open(&path).map_err(|e| broken(&path, e)))?;
+        let meta = Self {
+            path,
+            db: Db::write(db),
+            open,
+        };
+        meta.transact(|transaction| {
+            let made = transaction.open_table(PINS).map(drop);
+            made.map_err(|e| meta.fail(e))
+        })?;
+        meta.list_pins()?;
         Ok(meta)
     }
 
@@ -304,7 +337,7 @@ impl Meta {
         if let Some(db) = held.as_ref() {
             return Ok(Arc::clone(db));
         }
-        let opened = builder().open(&self.path);
+        let opened = (self.open)(&self.path);
         let db = Arc::new(opened.map_err(|e| broken(&self.path, e))?);
         *held = Some(Arc::clone(&db));
         Ok(db)
@@ -336,13 +369,17 @@ impl Drop for Meta {
 fn open_db(path: &Path, access: Access) -> Result<Db, Fail> {
     let fail = |e| broken(path, e);
     Ok(match access {
-        Access::Write => Db::write(builder().open(path).map_err(fail)?),
+        Access::Write => Db::write(open_file(path).map_err(fail)?),
         Access::Read => match builder().open_read_only(path) {
             Ok(db) => Db::Read(db),
             Err(DatabaseError::RepairAborted) => Db::Copy(repaired_copy(path)?),
             Err(e) => return Err(fail(e)),
         },
     })
+}
+
+fn open_file(path: &Path) -> Result<Database, DatabaseError> {
+    builder().open(path)
 }
 
 fn builder() -> redb::Builder {

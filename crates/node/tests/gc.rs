@@ -282,9 +282,9 @@ fn a_daemon_near_its_limit_takes_what_was_used_least_recently() {
     node.fails(&["dag", "export", &unused, "--timeout", "200ms"], 4);
 }
 
-/// The scrub finds damage in a block that nobody reads, and the block comes back from the swarm.
+/// P9: the scrub finds damage in a block that nobody reads, and the block comes back from the swarm.
 #[test]
-fn the_scrub_finds_damage_and_has_it_repaired() {
+fn p9_the_scrub_finds_damage_and_has_it_repaired() {
     let mut swarm = Swarm::of(2);
     let content = noise(7, 100_000);
     let root = swarm.node(0).add(&swarm.node(0).write("x", &content), &[]);

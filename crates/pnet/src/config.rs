@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{crowd::Crowd, muxer::ReceiveBudget, stage::Stages};
+use crate::{crowd::Crowd, line::Lines, muxer::ReceiveBudget, stage::Stages};
 
 /// How connections are made and how long each stage may take.
 ///
@@ -35,6 +35,8 @@ pub struct TransportConfig {
     /// Who gives way when many incoming connections are being set up at once: those who take longer than a second while there are more
     /// than twelve, by default. Belongs to `Limits::pending_incoming`. Clones of this configuration share it.
     pub crowd: Crowd,
+    /// Which connections go over a slow line, and what is counted of each; nothing by default.
+    pub lines: Lines,
     /// Tells where dials under way stand: keep a clone of it.
     pub stages: Stages,
 }
@@ -50,6 +52,7 @@ impl Default for TransportConfig {
             max_addresses_per_name: 4,
             receive: ReceiveBudget::default(),
             crowd: Crowd::default(),
+            lines: Lines::default(),
             stages: Stages::default(),
         }
     }

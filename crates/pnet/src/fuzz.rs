@@ -202,7 +202,7 @@ mod streams {
             0 => Side::Listener,
             _ => Side::Dialer,
         };
-        let mut muxer = Muxer::new(socket, side, 64, &budget);
+        let mut muxer = Muxer::new(socket, side, 64, &budget, false);
         let mut cx = Context::from_waker(Waker::noop());
         let mut streams: Vec<Stream> = Vec::new();
         let mut buffer = [0; 4096];

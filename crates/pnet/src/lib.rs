@@ -30,6 +30,8 @@ mod connect;
 #[cfg(feature = "swarm")]
 mod crowd;
 #[cfg(feature = "swarm")]
+mod line;
+#[cfg(feature = "swarm")]
 mod listener_process;
 #[cfg(feature = "swarm")]
 mod liveness;
@@ -59,6 +61,8 @@ pub use crowd::Crowd;
 pub use dialer::{Dialer, DialerConfig, DialerEvent};
 #[cfg(feature = "swarm")]
 pub use discovery::{Discovery, DiscoveryConfig, DiscoveryEvent};
+#[cfg(feature = "swarm")]
+pub use line::{Line, Lines, Meter};
 #[cfg(feature = "swarm")]
 pub use liveness::{Liveness, LivenessConfig, LivenessEvent};
 #[cfg(feature = "swarm")]

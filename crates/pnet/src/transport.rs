@@ -28,6 +28,7 @@ use crate::{
     connect::Connect,
     error::{PskError, Silence},
     key::SwarmKey,
+    line::{self, Metered},
     muxer::Muxer,
     policy::Network,
     stage::{Entered, Stage},
@@ -47,6 +48,13 @@ pub fn transport(
     config: &TransportConfig,
 ) -> Result<Boxed<(PeerId, StreamMuxerBox)>, BuildError> {
     let tcp = libp2p_tcp::tokio::Transport::new(libp2p_tcp::Config::new().nodelay(true));
+    let lines = config.lines.clone();
+    let tcp = tcp.map(move |socket, point| {
+        if lines.of(point.get_remote_address()).slow {
+            line::bound(&socket.0);
+        }
+        socket
+    });
     transport_over(tcp, keypair, network, config)
 }
 
@@ -214,14 +222,19 @@ impl Setup {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let line = self.config.lines.of(point.get_remote_address());
+        let (socket, slow) = (Metered::new(socket, line.meter), line.slow);
         let side = side(point);
         let clock = Clock::start(point, &self.config);
         match &self.key {
-            Some(key) => self.run_private(socket, key, side, point, &clock).await,
+            Some(key) => {
+                self.run_private(socket, key, (side, slow), point, &clock)
+                    .await
+            }
             None => {
                 let _entered = self.enter(point, Stage::Secure);
                 let security = clock.left_of(self.config.security);
-                within(security, self.secure(socket, side)).await
+                within(security, self.secure(socket, side, slow)).await
             }
         }
     }
@@ -230,7 +243,7 @@ impl Setup {
         &self,
         socket: S,
         key: &SwarmKey,
-        side: Side,
+        (side, slow): (Side, bool),
         point: &ConnectedPoint,
         clock: &Clock,
     ) -> Result<(PeerId, StreamMuxerBox), SetupError>
@@ -244,7 +257,7 @@ impl Setup {
         let _entered = self.enter(point, Stage::Secure);
         let outcome = stream.outcome();
         let security = clock.left_of(self.config.security);
-        let secured = within(security, self.secure(stream, side)).await;
+        let secured = within(security, self.secure(stream, side, slow)).await;
         match outcome.get() {
             // Whatever the layers above made of it, this is the cause.
             Some(Err(cause)) => Err(SetupError::Psk(cause)),
@@ -269,12 +282,18 @@ impl Setup {
         }
     }
 
-    async fn secure<S>(&self, stream: S, side: Side) -> Result<(PeerId, StreamMuxerBox), SetupError>
+    async fn secure<S>(
+        &self,
+        stream: S,
+        side: Side,
+        slow: bool,
+    ) -> Result<(PeerId, StreamMuxerBox), SetupError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (peer, stream) = secured(self.noise.clone(), stream, side).await?;
-        let muxer = Muxer::new(stream, side, self.config.max_streams, &self.config.receive);
+        let config = &self.config;
+        let muxer = Muxer::new(stream, side, config.max_streams, &config.receive, slow);
         Ok((peer, StreamMuxerBox::new(muxer)))
     }
 }

@@ -326,10 +326,10 @@ impl Collector {
     }
 }
 
-/// S4.49, S1.27: collection, adding, pinning, unpinning and compaction in a million random interleavings in full (of about 50
+/// S4.49, S1.27, row P3: collection, adding, pinning, unpinning and compaction in a million random interleavings in full (of about 50
 /// steps each; a share of them as of all simulations, but 5,000 in the smallest): no block that a pin reaches is ever missing, and in the end nothing but those is left.
 #[test]
-fn s4_49_s1_27_no_interleaving_loses_a_reachable_block() {
+fn p3_s4_49_s1_27_no_interleaving_loses_a_reachable_block() {
     let (mut removed, mut steps) = (0, 0);
     let schedules = match sim_scale(20) {
         1 => 5_000,

@@ -44,10 +44,10 @@ fn damage(sim: &SimDisk, packs: u64, block: &Block) {
     panic!("{block:?} stands nowhere");
 }
 
-/// Row S3: each damaged block is told once, with its name and its place; from then on it counts as absent, a put repairs it, and
+/// Rows S3 and P9: each damaged block is told once, with its name and its place; from then on it counts as absent, a put repairs it, and
 /// the next scrub finds nothing. Steps are as long as they were told to be, and go on after a restart where the last one ended.
 #[test]
-fn s3_a_scrub_in_steps_finds_every_damaged_block_and_a_put_repairs_it() {
+fn p9_s3_a_scrub_in_steps_finds_every_damaged_block_and_a_put_repairs_it() {
     let sim = SimDisk::new(1);
     let (mut store, all) = filled(&sim);
     let packs = store.stat().packs;

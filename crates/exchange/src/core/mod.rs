@@ -9,6 +9,7 @@
 
 mod client;
 mod ledger;
+mod pace;
 mod server;
 mod site;
 
@@ -22,8 +23,10 @@ use libp2p_identity::PeerId;
 
 pub use client::{Answer, AskPolicy, AskTest, Asked, SessionOptions, WaitingFor, Why};
 pub use ledger::PeerLedger;
+#[cfg(feature = "swarm")]
+pub(crate) use pace::{Grant, Turns};
 
-use crate::config::Config;
+use crate::config::{Config, Line, LineBudget};
 use crate::error::{TooManySessions, WantError};
 use crate::metrics::Counters;
 use crate::wire::{Message, SiteMessage};
@@ -128,6 +131,20 @@ pub enum Input {
         blocks: usize,
         /// Size on the wire; 0 if it was given up.
         bytes: usize,
+    },
+    /// We did not write the oldest [`Lane::Response`] message for so long since this was told last, though the peer would have taken it.
+    Held {
+        /// To whom.
+        peer: PeerId,
+        /// How long.
+        time: Time,
+    },
+    /// The meter of a line was read. Once it was, it counts in place of the messages that come ([`LineBudget::down`]).
+    Carried {
+        /// Which.
+        line: Line,
+        /// All bytes that ever came over it.
+        read: u64,
     },
     /// Something about the site that devices share (specs/site.md).
     Site {
@@ -363,6 +380,12 @@ impl Core {
                 blocks,
                 bytes,
             } => self.response_sent(peer, block_bytes, blocks, bytes, now),
+            Input::Held { peer, time } => {
+                if let Some(key) = self.peers.get(&peer) {
+                    self.server.held(*key, time, now);
+                }
+            }
+            Input::Carried { line, read } => self.client.carried(line, read, now),
             Input::Site { peer, fact } => {
                 if let Some(key) = self.peers.get(&peer) {
                     self.client
@@ -437,6 +460,12 @@ impl Core {
     /// Answers a load. Unknown ids are ignored.
     pub fn loaded(&mut self, id: LoadId, answer: impl Into<Loaded>) {
         self.server.loaded(id, answer.into(), &mut self.counters);
+    }
+
+    /// Changes what a line may carry inwards; what it carries outwards is for the driver to pace.
+    pub fn set_budget(&mut self, line: Line, budget: LineBudget, now: Time) {
+        self.client
+            .set_budget(line, budget, now, &mut self.counters, &mut self.out);
     }
 
     /// The next thing to do, until `None`.
@@ -585,6 +614,7 @@ impl Core {
         }
         self.server
             .wantlist(key, message.full, &entries, &mut self.counters);
+        self.client.came(key, message.wire_bytes, now);
         self.client
             .received(key, message, now, &mut self.counters, &mut self.out);
     }

@@ -5,6 +5,7 @@ mod budget;
 mod gate;
 mod inbound;
 mod outbound;
+mod pace;
 mod shared;
 mod sync;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod wakers;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -30,6 +32,8 @@ pub(crate) use budget::{Account, Budget, Pool};
 pub(crate) use gate::Gate;
 pub use inbound::Worker;
 pub(crate) use inbound::{Received, Shared};
+pub use pace::{Carried, Meter};
+pub(crate) use pace::{Pace, Ticket};
 pub(crate) use shared::{Clock, Outbox};
 
 use crate::core::{Lane, SpareStream};
@@ -122,14 +126,20 @@ const BARE: StreamProtocol = StreamProtocol::new("/ipfs/bitswap");
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Handler {
-    pub(crate) fn new(connection: ConnectionId, shared: Shared, max_inbound: usize) -> Self {
+    pub(crate) fn new(
+        connection: ConnectionId,
+        shared: Shared,
+        pace: Arc<Pace>,
+        max_inbound: usize,
+    ) -> Self {
+        let ticket = Ticket::new(pace, shared.outbox.clone());
         Self {
             connection,
             shared,
             inbound: SelectAll::new(),
             max_inbound,
-            request: Outbound::new(Lane::Request),
-            response: Outbound::new(Lane::Response),
+            request: Outbound::new(Lane::Request, None),
+            response: Outbound::new(Lane::Response, Some(ticket)),
             spare: Spare::None,
             facts: VecDeque::new(),
             unsupported: false,

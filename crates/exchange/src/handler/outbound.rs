@@ -8,6 +8,7 @@ use futures::{AsyncWrite, FutureExt};
 use futures_timer::Delay;
 
 use super::inbound::patience;
+use super::pace::Ticket;
 use crate::core::Lane;
 use crate::wire::{self, Frame, Message, Version};
 
@@ -19,6 +20,8 @@ pub(crate) struct Outbound<S> {
     /// Failures since the last success.
     failures: u32,
     pause: Option<Delay>,
+    /// Holds up what is written where the line has a budget; requests go as they are.
+    ticket: Option<Ticket>,
     /// A stream that was replaced and is being closed, so that the peer reads what was written on it.
     old: Option<S>,
 }
@@ -34,6 +37,8 @@ struct Current {
     /// Set once the stream's version is known.
     frame: Option<(Frame, Delay)>,
     bytes: usize,
+    /// Of the frame: may be written before the line's budget is asked again.
+    granted: usize,
     attempts: u32,
 }
 
@@ -62,13 +67,14 @@ const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl<S: AsyncWrite + Unpin> Outbound<S> {
-    pub(crate) fn new(lane: Lane) -> Self {
+    pub(crate) fn new(lane: Lane, ticket: Option<Ticket>) -> Self {
         Self {
             lane,
             stream: Stream::Closed,
             current: None,
             failures: 0,
             pause: None,
+            ticket,
             old: None,
         }
     }
@@ -82,12 +88,14 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
             message,
             frame: None,
             bytes: 0,
+            granted: 0,
             attempts: 0,
         });
     }
 
     /// The message in the works, when the connection ends.
     pub(crate) fn take(&mut self) -> Option<Message> {
+        self.leave();
         self.current.take().map(|c| c.message)
     }
 
@@ -108,6 +116,7 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
 
     /// Goes on on this stream; the one so far is reset with what was being written on it, or is not opened any more.
     pub(crate) fn replace(&mut self, with: Option<(S, Version)>) {
+        self.leave();
         self.current = None;
         self.failures = 0;
         self.pause = None;
@@ -127,7 +136,9 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
         };
         match &mut self.current {
             // Dropping the stream resets it.
-            Some(current) if current.frame.is_some() => current.frame = None,
+            Some(current) if current.frame.is_some() => {
+                (current.frame, current.granted) = (None, 0);
+            }
             _ => self.old = Some(old),
         }
     }
@@ -204,20 +215,45 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
             return Poll::Pending;
         };
         loop {
+            let left = frame.left();
+            if left > 0 && current.granted == 0 {
+                let (granted, waited) = match &mut self.ticket {
+                    Some(ticket) => futures::ready!(ticket.poll_take(left, cx)),
+                    None => (left, false),
+                };
+                current.granted = granted;
+                if waited {
+                    // The time that the budget took is not the peer's.
+                    deadline.reset(patience(left));
+                }
+            }
             let stream = Pin::new(&mut *stream);
             let written = match frame.front() {
-                Some(chunk) => stream.poll_write(cx, chunk).map_ok(Some),
+                Some(chunk) => {
+                    let most = chunk.len().min(current.granted);
+                    stream.poll_write(cx, &chunk[..most]).map_ok(Some)
+                }
                 None => stream.poll_flush(cx).map_ok(|()| None),
             };
             match written {
                 Poll::Ready(Ok(Some(0)) | Err(_)) => return Poll::Ready(Written::Broke),
-                Poll::Ready(Ok(Some(n))) => frame.advance(n),
+                Poll::Ready(Ok(Some(n))) => {
+                    frame.advance(n);
+                    current.granted = current.granted.saturating_sub(n);
+                }
                 Poll::Ready(Ok(None)) => return Poll::Ready(Written::All(current.bytes)),
                 Poll::Pending => {
                     futures::ready!(deadline.poll_unpin(cx));
                     return Poll::Ready(Written::Late);
                 }
             }
+        }
+    }
+
+    /// Others have their turn on the line.
+    fn leave(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.leave();
         }
     }
 
@@ -231,8 +267,9 @@ impl<S: AsyncWrite + Unpin> Outbound<S> {
     fn fail(&mut self) -> Option<Step> {
         self.failures = (self.failures + 1).min(7);
         self.pause = Some(Delay::new(PAUSE * (1 << (self.failures - 1))));
+        self.leave();
         let current = self.current.as_mut()?;
-        current.frame = None;
+        (current.frame, current.granted) = (None, 0);
         current.attempts += 1;
         if self.lane == Lane::Request || current.attempts >= ATTEMPTS {
             let message = self.take()?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p_swarm::ConnectionId;
 
 use super::sync::lock;
+use crate::config::Line;
 use crate::core::{Lane, SpareStream, Time};
 use crate::wire::Message;
 
@@ -23,6 +24,8 @@ pub(crate) struct Outbox {
     read_at: AtomicU64,
     /// Bytes of such messages that were not told of.
     read: AtomicUsize,
+    /// The peer is reached without the uplink.
+    near: AtomicBool,
 }
 
 #[derive(Default)]
@@ -39,7 +42,16 @@ struct Inner {
     spare: Option<SpareStream>,
     /// The one connection that writes.
     writer: Option<ConnectionId>,
+    held: Held,
     wakers: HashMap<ConnectionId, Waker>,
+}
+
+/// For how long a budget kept us from writing a response.
+#[derive(Default)]
+struct Held {
+    /// Not told of yet.
+    time: Duration,
+    since: Option<Time>,
 }
 
 impl Outbox {
@@ -148,6 +160,43 @@ impl Outbox {
             }
         }
         None
+    }
+
+    /// Says by which line the peer is reached; the far one, before.
+    pub(crate) fn set_line(&self, line: Line) {
+        self.near.store(line == Line::Near, Ordering::Relaxed);
+    }
+
+    pub(crate) fn line(&self) -> Line {
+        match self.near.load(Ordering::Relaxed) {
+            true => Line::Near,
+            false => Line::Far,
+        }
+    }
+
+    /// From now on a budget keeps us from writing a response.
+    pub(crate) fn hold(&self, now: Time) {
+        lock(&self.inner).held.since = Some(now);
+    }
+
+    /// It is written again.
+    pub(crate) fn go_on(&self, now: Time) {
+        let held = &mut lock(&self.inner).held;
+        held.time += held
+            .since
+            .take()
+            .map_or(Duration::ZERO, |since| now.saturating_sub(since));
+    }
+
+    /// For how long that was so since the last call.
+    pub(crate) fn take_held(&self, now: Time) -> Duration {
+        let held = &mut lock(&self.inner).held;
+        let mut time = std::mem::take(&mut held.time);
+        if let Some(since) = &mut held.since {
+            time += now.saturating_sub(*since);
+            *since = now.max(*since);
+        }
+        time
     }
 
     pub(crate) fn set_busy(&self, busy: bool) {

@@ -32,6 +32,12 @@ impl Frame {
         self.chunks.is_empty()
     }
 
+    /// Bytes in the pieces that were not sent yet.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
     /// The pieces in order.
     pub fn chunks(&self) -> impl Iterator<Item = &Bytes> {
         self.chunks.iter()

@@ -139,6 +139,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/id", get(node::id))
         .route("/v1/peers", get(node::peers))
         .route("/v1/status", get(node::status))
+        .route("/v1/uplink", post(node::uplink))
         .route("/v1/connect", post(node::connect))
         .route("/v1/ping", post(node::ping))
         .route("/v1/why/{cid}", get(node::why))

@@ -10,7 +10,9 @@ use axum::{Extension, Json};
 
 use super::State;
 use super::answer::{self, Lines, typed};
-use super::types::{ConnectRequest, Connected, Done, Id, PingRequest, Pong, Status, Waits};
+use super::types::{
+    ConnectRequest, Connected, Done, Id, LineView, PingRequest, Pong, Status, UplinkRequest, Waits,
+};
 use crate::content::parse_cid;
 use crate::daemon::{Call, Command, Wait};
 use crate::error::{Code, Fail};
@@ -60,6 +62,20 @@ pub(super) async fn peers(Extract(state): Node, Extension(call): OfCall) -> Resu
 
 pub(super) async fn status(Extract(state): Node) -> Result<Json<Status>, Fail> {
     Ok(Json(state.handle.ask(Command::Status).await?))
+}
+
+/// Until the daemon's next start.
+pub(super) async fn uplink(
+    Extract(state): Node,
+    Json(request): Json<UplinkRequest>,
+) -> Result<Json<Vec<LineView>>, Fail> {
+    let uplink = request.uplink;
+    Ok(Json(
+        state
+            .handle
+            .ask(|reply| Command::Uplink(uplink, reply))
+            .await?,
+    ))
 }
 
 pub(super) async fn connect(

@@ -4,6 +4,7 @@ use gemba_unixfs::{CidVersion, Profile, ProfileError, StatKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Fail};
+use crate::lines::Uplink;
 use crate::text;
 
 /// `id`
@@ -141,6 +142,31 @@ pub struct Status {
     /// The DHT, which names go by.
     #[serde(default)]
     pub dht: DhtView,
+    /// The lines: the LAN, then the uplink. None without a daemon.
+    #[serde(default)]
+    pub lines: Vec<LineView>,
+}
+
+/// A line: what it may carry, and what it carried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineView {
+    /// `lan`; `wan` or `metered`, whichever the uplink is.
+    pub line: String,
+    /// Bytes a second that may be sent; null: no limit.
+    pub up_limit: Option<u64>,
+    /// Bytes a second that may come; null: no limit.
+    pub down_limit: Option<u64>,
+    /// Bytes that came through sockets since the daemon started.
+    pub bytes_in: u64,
+    /// Bytes that were sent.
+    pub bytes_out: u64,
+}
+
+/// `uplink`
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct UplinkRequest {
+    /// Of what kind it is.
+    pub uplink: Uplink,
 }
 
 /// How this device takes part in the DHT.

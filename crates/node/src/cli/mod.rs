@@ -95,6 +95,8 @@ pub enum Command {
     Ping(network::PingArgs),
     /// Show how this node is
     Status,
+    /// Say whether the uplink is metered, and show what the lines may carry
+    Uplink(network::UplinkArgs),
     /// Tell why a block is or is not here
     Why(why::Args),
     /// Add files and folders
@@ -189,6 +191,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         Command::Connect(args) => network::connect(&context, &args),
         Command::Ping(args) => network::ping(&context, &args),
         Command::Status => network::status(&context),
+        Command::Uplink(args) => network::uplink(&context, &args),
         Command::Why(args) => why::run(&context, &args),
         Command::Add(args) => add::run(&context, &args),
         Command::Get(args) => read::get(&context, &args),

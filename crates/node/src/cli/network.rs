@@ -5,10 +5,11 @@ use hyper::Method;
 
 use super::Context;
 use crate::api::types::{
-    ConnectRequest, Connected, Peer, PinCounts, PingRequest, Pong, Receiving, RepoSize, SiteView,
-    Status, Transfer, Trouble,
+    ConnectRequest, Connected, LineView, Peer, PinCounts, PingRequest, Pong, Receiving, RepoSize,
+    SiteView, Status, Transfer, Trouble, UplinkRequest,
 };
 use crate::error::{Code, Fail};
+use crate::lines::{Uplink, rate_text};
 use crate::repo::{Access, Layout};
 use crate::text;
 
@@ -30,6 +31,13 @@ pub struct PingArgs {
     /// How often
     #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
+}
+
+/// What `uplink` takes.
+#[derive(Debug, clap::Args)]
+pub struct UplinkArgs {
+    /// wan, or metered: which budget of `[bandwidth]` holds from now on, until the daemon's next start
+    kind: Option<Uplink>,
 }
 
 /// Lists the connected peers.
@@ -144,6 +152,39 @@ pub fn ping(context: &Context, args: &PingArgs) -> Result<(), Fail> {
     })
 }
 
+/// Says of what kind the uplink is, and shows what the lines may carry.
+///
+/// # Errors
+/// [`Code::NoDaemon`].
+pub fn uplink(context: &Context, args: &UplinkArgs) -> Result<(), Fail> {
+    let daemon = context.require_daemon()?;
+    let lines: Vec<LineView> = context.talk(daemon, async |client| match args.kind {
+        Some(uplink) => {
+            let request = UplinkRequest { uplink };
+            client.post_json("/v1/uplink", &request).await
+        }
+        None => Ok(client.get_json::<Status>("/v1/status").await?.lines),
+    })?;
+    lines
+        .iter()
+        .try_for_each(|line| context.out.entry(line, line_text))
+}
+
+fn line_text(line: &LineView) -> String {
+    let limit = |limit: Option<u64>| limit.map_or("no limit".to_owned(), rate_text);
+    let limits = match (line.up_limit, line.down_limit) {
+        (None, None) => "no limit".to_owned(),
+        (up, down) if up == down => format!("{} either way", limit(up)),
+        (up, down) => format!("{} up, {} down", limit(up), limit(down)),
+    };
+    format!(
+        "{:<9} {limits}; {} in, {} out",
+        line.line,
+        text::bytes(line.bytes_in),
+        text::bytes(line.bytes_out)
+    )
+}
+
 /// Shows how the node is: from the daemon, else from the repository.
 ///
 /// # Errors
@@ -209,6 +250,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         },
         pubsub: Default::default(),
         dht: Default::default(),
+        lines: Vec::new(),
     })
 }
 
@@ -292,6 +334,7 @@ fn status_text(status: &Status) -> String {
             dht.mode
         ));
     }
+    lines.extend(status.lines.iter().map(line_text));
     lines.extend(status.troubles.iter().map(trouble_line));
     lines.join("\n")
 }

@@ -8,8 +8,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::call::{Wait, ending};
 use super::flow::pins::View;
-use crate::api::types::{Connected, Id, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits};
+use crate::api::types::{
+    Connected, Id, LineView, Peer, PubsubHealth, PubsubPeer, PubsubWhy, Status, Waits,
+};
 use crate::error::Fail;
+use crate::lines::Uplink;
 use crate::meta::{Edited, PinRows};
 
 /// Commands that may wait for the loop; callers wait beyond it.
@@ -29,6 +32,8 @@ pub enum Command {
     Peers(Reply<Vec<Peer>>),
     /// How is it going.
     Status(Reply<Status>),
+    /// The uplink is of this kind from now on. The answer is what the lines may carry.
+    Uplink(Uplink, Reply<Vec<LineView>>),
     /// The figures for `/metrics`.
     Metrics(Reply<crate::metrics::Figures>),
     /// Dial now.

@@ -111,7 +111,11 @@ pub async fn run(
         (swarm, connections.clone()),
         (store.clone(), Arc::clone(events.log())),
         (&repo.layout, &repo.config.names, Arc::clone(&meta)),
-        (fingerprint.clone(), repo.config.network.site.clone()),
+        (
+            fingerprint.clone(),
+            repo.config.network.site.clone(),
+            repo.config.bandwidth.clone(),
+        ),
         (Arc::clone(&kept), Arc::clone(&room)),
         commands,
     )?;

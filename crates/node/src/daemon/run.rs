@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use gemba_exchange::{Answer, Asked, Event as ExchangeEvent, LoadKind, Loaded, Why};
+use gemba_exchange::{Answer, Asked, Event as ExchangeEvent, Line, LoadKind, Loaded, Why};
 use gemba_gossip::{BehaviourEvent as GossipEvent, Topic};
 use gemba_log::Log;
 use gemba_pnet::{DialCause, DiscoveryEvent, ListenCause, LivenessEvent};
@@ -40,10 +40,12 @@ use super::room::{Room, Waiter};
 use super::swarm::{AGENT, Behaviour, BehaviourEvent, Views};
 use super::work::{Done, Read, StoredBlock, Workers};
 use crate::api::types::{
-    Connected, Id, Receiving, RepoSize, SiteView, Status, Transfer, Trouble, Waits,
+    Connected, Id, LineView, Receiving, RepoSize, SiteView, Status, Transfer, Trouble, Waits,
 };
+use crate::config::Bandwidth;
 use crate::content::room::{Puts, Refusal};
 use crate::error::{Code, Fail};
+use crate::lines::Uplink;
 use crate::meta::{Meta, PinEdit};
 use crate::metrics::{Figures, resident_memory};
 use crate::names::follows;
@@ -93,6 +95,7 @@ pub(super) struct Node {
     packs: u64,
     fingerprint: Option<String>,
     site: String,
+    bandwidth: Bandwidth,
     kept: Arc<super::keeper::Figures>,
     room: Arc<Room>,
     started: Instant,
@@ -117,7 +120,7 @@ impl Node {
         ((swarm, views), connections): ((Swarm<Behaviour>, Views), Connections),
         (store, log): (Store, Arc<Log>),
         (layout, settings, meta): (&Layout, &crate::config::Names, Arc<Meta>),
-        (fingerprint, site): (Option<String>, String),
+        (fingerprint, site, bandwidth): (Option<String>, String, Bandwidth),
         (kept, room): (Arc<super::keeper::Figures>, Arc<Room>),
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, Fail> {
@@ -162,6 +165,7 @@ impl Node {
             meta,
             fingerprint,
             site,
+            bandwidth,
             kept,
             room,
             started: Instant::now(),
@@ -358,19 +362,7 @@ impl Node {
                 self.follows.on_event(&event);
                 moved |= self.complete_own(&event, now);
             }
-            let mut ctx = Ctx {
-                now,
-                exchange: &mut self.swarm.behaviour_mut().exchange,
-                store: &self.store,
-                workers: &self.workers,
-                arriving: &mut self.arriving,
-                peers: self.peers.connected(),
-                known: &self.peers,
-                disk: &mut self.disk,
-            };
-            moved |= self
-                .follows
-                .settle(&mut self.names, &mut self.pins, &mut ctx);
+            moved |= self.follows.settle(&mut self.names, &mut self.pins, now);
             if !moved {
                 return;
             }
@@ -607,10 +599,8 @@ impl Node {
         {
             tracing::info!(%peer, %address, dialed, "peer connected");
             self.connections.add(peer);
-            self.swarm
-                .behaviour_mut()
-                .exchange
-                .set_lan(peer, is_local(&address));
+            let near = self.bandwidth.near.line(&address) == Line::Near;
+            self.swarm.behaviour_mut().exchange.set_lan(peer, near);
             self.pins.try_again(now);
         }
         for waiting in self
@@ -794,6 +784,10 @@ impl Node {
                 let _gone = reply.send(self.peers.list(self.now(), bytes, is_mate));
             }
             Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Uplink(uplink, reply) => {
+                self.set_uplink(uplink);
+                drop(reply.send(self.lines()));
+            }
             Command::Metrics(reply) => drop(reply.send(self.figures())),
             Command::Connect(address, reply) => self.connect(address, reply),
             Command::Pinger(peer, reply) => drop(reply.send(self.pinger(peer))),
@@ -1242,11 +1236,40 @@ impl Node {
             },
             pubsub: pubsub::counts(self.swarm.behaviour().gossip.as_ref()),
             dht: dht::view(self.swarm.behaviour().dht.as_ref()),
+            lines: self.lines(),
             site: SiteView {
                 label: self.site.clone(),
                 mates: self.swarm.behaviour().exchange.mates().len() as u64,
             },
         }
+    }
+
+    /// Another budget holds for the uplink from now on.
+    fn set_uplink(&mut self, uplink: Uplink) {
+        self.bandwidth.uplink = uplink;
+        let budget = self.bandwidth.of(uplink);
+        let exchange = &mut self.swarm.behaviour_mut().exchange;
+        exchange.set_budget(Line::Far, budget);
+        tracing::info!(%uplink, "the uplink is of another kind");
+    }
+
+    fn lines(&self) -> Vec<LineView> {
+        let uplink = self.bandwidth.uplink;
+        let far = (uplink.to_string(), Line::Far, self.bandwidth.of(uplink));
+        let near = ("lan".to_owned(), Line::Near, self.bandwidth.lan);
+        [near, far]
+            .into_iter()
+            .map(|(name, line, budget)| {
+                let carried = self.views.meters.carried(line);
+                LineView {
+                    line: name,
+                    up_limit: budget.up,
+                    down_limit: budget.down,
+                    bytes_in: carried.read,
+                    bytes_out: carried.written,
+                }
+            })
+            .collect()
     }
 
     fn figures(&self) -> Figures {
@@ -1486,13 +1509,4 @@ impl Ending {
             tracing::error!("the disk threads did not end cleanly");
         }
     }
-}
-
-/// Whether an address is on this machine or in a network of one's own, so that reaching it costs no uplink.
-fn is_local(address: &Multiaddr) -> bool {
-    address.iter().any(|part| match part {
-        Protocol::Ip4(ip) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
-        Protocol::Ip6(ip) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
-        _ => false,
-    })
 }

@@ -1,23 +1,25 @@
 //! The swarm: which behaviours the node has, in the order in which they are asked, and how they are set up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use gemba_exchange::{Behaviour as Exchange, SiteCarrier, SiteConfig};
+use gemba_exchange::{Behaviour as Exchange, Line, LineBudget, SiteCarrier, SiteConfig};
 use gemba_gossip::Behaviour as Gossip;
 use gemba_names::Behaviour as Names;
 use gemba_names::kad::Dht;
 use gemba_pnet::{
-    Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Liveness, LivenessConfig,
-    Network, ReceiveBudget, Stages, TransportConfig,
+    Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Lines, Liveness,
+    LivenessConfig, Network, ReceiveBudget, Stages, TransportConfig,
 };
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::behaviour::toggle::Toggle;
 use libp2p_swarm::{NetworkBehaviour, Swarm};
 
 use super::{Options, hashers};
-use crate::config::Config;
+use crate::config::{Bandwidth, Config};
 use crate::daemon::flow::{dht, pubsub};
 use crate::error::{Code, Fail};
+use crate::lines::Meters;
 use crate::repo::Layout;
 
 /// What peers see. Never pretends to be another implementation.
@@ -62,6 +64,8 @@ pub(super) struct Views {
     pub stages: Stages,
     /// What lies received and unread.
     pub receive: ReceiveBudget,
+    /// What went over the lines.
+    pub meters: Meters,
 }
 
 /// Builds the swarm, and views of its transport. Without a decided [`Network`] there is no transport.
@@ -80,7 +84,9 @@ pub(super) fn build(
     let views = Views {
         stages: settings.stages.clone(),
         receive: settings.receive.clone(),
+        meters: Meters::default(),
     };
+    settings.lines = lines(&config.bandwidth, &views.meters);
     let transport = gemba_pnet::transport(keypair, network, &settings)
         .map_err(|e| Fail::new(Code::Failure, format!("the transport cannot be built: {e}")))?;
     let local = keypair.public().to_peer_id();
@@ -108,7 +114,7 @@ pub(super) fn build(
         liveness: Liveness::new(&LivenessConfig::default()),
         identify: libp2p_identify::Behaviour::new(identify),
         streams: libp2p_stream::Behaviour::new(),
-        exchange: Exchange::new(exchange_config(site.clone())).with_worker(hashers::start()?),
+        exchange: exchange(site.clone(), &config.bandwidth, &views.meters)?,
         site: site.map(|_| SiteCarrier::new()).into(),
         gossip: gossip.into(),
         names: Names::new(),
@@ -116,6 +122,34 @@ pub(super) fn build(
     };
     let settings = libp2p_swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE);
     Ok((Swarm::new(transport, behaviour, local, settings), views))
+}
+
+/// Which connections are slow, and what is counted of each. The uplink is taken for slow, budget or not: a fast one loses little by it, and on a slow
+/// one names and messages would wait behind blocks.
+fn lines(bandwidth: &Bandwidth, meters: &Meters) -> Lines {
+    let (near, meters) = (bandwidth.near.clone(), meters.clone());
+    let slow_lan = bandwidth.lan != LineBudget::default();
+    Lines::new(move |address| {
+        let line = near.line(address);
+        gemba_pnet::Line {
+            slow: line == Line::Far || slow_lan,
+            meter: Some(Arc::clone(meters.of(line))),
+        }
+    })
+}
+
+fn exchange(
+    site: Option<SiteConfig>,
+    bandwidth: &Bandwidth,
+    meters: &Meters,
+) -> Result<Exchange, Fail> {
+    let config = exchange_config(site)
+        .with_near(bandwidth.lan)
+        .with_far(bandwidth.of(bandwidth.uplink));
+    let meters = meters.clone();
+    Ok(Exchange::new(config)
+        .with_worker(hashers::start()?)
+        .with_meter(Arc::new(move |line| meters.carried(line))))
 }
 
 /// Less than the exchange would take: with the rest of the node, a transfer stays below 40 MiB, also where the disk is what it waits

@@ -57,7 +57,14 @@ pub(crate) struct Muxer<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Muxer<S> {
-    pub(crate) fn new(socket: S, side: Side, max_streams: usize, budget: &ReceiveBudget) -> Self {
+    /// Over a slow line no more than 16 KiB lie between the streams and the socket.
+    pub(crate) fn new(
+        socket: S,
+        side: Side,
+        max_streams: usize,
+        budget: &ReceiveBudget,
+        slow: bool,
+    ) -> Self {
         let mut config = yamux::Config::default();
         // First: the window is checked against the number of streams.
         config.set_max_num_streams(0);
@@ -70,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Muxer<S> {
         };
         let account = Account::new(budget);
         Self {
-            connection: Connection::new(Gate::new(socket, account.clone()), config, mode),
+            connection: Connection::new(Gate::new(socket, account.clone(), slow), config, mode),
             account,
             inbound: VecDeque::new(),
             waker: None,

@@ -78,6 +78,7 @@ impl Client {
             return;
         };
         counters.found += 1;
+        self.downs.saw(block.len());
         self.set_phase(&mut want, &cid, Phase::Fetching);
         let asked = want.ask_of(key).map(|a| (a.number, a.at));
         self.settle_all(&want);

@@ -28,7 +28,7 @@ impl Client {
                 .then_some(self.ticked.saturating_add(TICK))
         });
         let retry = self.retry.first().map(|(at, _)| *at);
-        [tick, retry, self.turns_deadline()]
+        [tick, retry, self.turns_deadline(), self.budget_deadline()]
             .into_iter()
             .flatten()
             .min()

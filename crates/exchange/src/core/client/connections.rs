@@ -5,6 +5,7 @@ use libp2p_identity::PeerId;
 
 use super::peer::Peer;
 use super::{Answer, Client, Out};
+use crate::config::Line;
 use crate::core::{PeerKey, Time};
 use crate::metrics::Counters;
 
@@ -95,6 +96,17 @@ impl Client {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.lan = lan;
         }
+    }
+
+    /// A message came from the peer.
+    pub(in crate::core) fn came(&mut self, key: PeerKey, bytes: usize, now: Time) {
+        if let Some(line) = self.peers.get(&key).map(Peer::line) {
+            self.downs.came(line, bytes, now);
+        }
+    }
+
+    pub(in crate::core) fn carried(&mut self, line: Line, read: u64, now: Time) {
+        self.downs.carried(line, read, now);
     }
 
     pub(in crate::core) fn progress(&mut self, key: PeerKey, at: Time, bytes: usize) {

@@ -12,6 +12,7 @@ use libp2p_identity::PeerId;
 use super::place::Placed;
 use super::want::{Phase, Want};
 use super::{Answer, Client, Out};
+use crate::config::Line;
 use crate::core::site::{Change, Site, Turn};
 use crate::core::{PeerKey, SessionId, SiteFact, Time};
 use crate::metrics::Counters;
@@ -367,8 +368,8 @@ impl Client {
     /// Tells mates how it goes, and goes on without those that let us wait.
     pub(super) fn mind_mates(&mut self, now: Time, counters: &mut Counters, out: &mut Out) {
         let progress = self.outside_progress();
-        // What was found and is not durable yet is as good as on its way.
-        let busy = self.found > 0;
+        // What was found and is not durable yet is as good as on its way, and so is what the line's budget lets us ask for next.
+        let busy = self.found > 0 || self.lacks_budget(Line::Far, now);
         let Some(site) = &mut self.site else {
             return;
         };

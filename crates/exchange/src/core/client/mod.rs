@@ -11,6 +11,7 @@ mod answers;
 mod bookkeeping;
 mod clock;
 mod connections;
+mod downs;
 mod mates;
 mod peer;
 mod place;
@@ -32,10 +33,11 @@ pub use why::{Answer, Asked, WaitingFor, Why};
 
 use super::site::Site;
 use super::{Output, PeerKey, SessionId, Time};
-use crate::config::Config;
+use crate::config::{Config, Line, LineBudget};
 use crate::error::{TooManySessions, WantError};
 use crate::metrics::Counters;
 use crate::wire::Message;
+use downs::Downs;
 use peer::Peer;
 use recent::Recent;
 use session::Session;
@@ -57,6 +59,7 @@ pub(super) struct Client {
     /// Sessions whose pending wants may find room.
     stirred: BTreeSet<SessionId>,
     recent: Recent,
+    downs: Downs,
     site: Option<Site>,
     /// When whose turn which want is may be looked at again, and whether that is due.
     turns_at: Time,
@@ -74,6 +77,7 @@ impl Client {
     pub(super) fn new(config: Config) -> Self {
         Self {
             site: config.site.clone().map(Site::new),
+            downs: Downs::new(&config),
             config,
             peers: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -243,6 +247,19 @@ impl Client {
             }
             out.push_back(Output::Pause(false));
         }
+        self.stir_all();
+        self.stir(now, counters, out);
+    }
+
+    pub(super) fn set_budget(
+        &mut self,
+        line: Line,
+        budget: LineBudget,
+        now: Time,
+        counters: &mut Counters,
+        out: &mut Out,
+    ) {
+        self.downs.set(line, budget.down, now);
         self.stir_all();
         self.stir(now, counters, out);
     }

@@ -8,7 +8,7 @@ use libp2p_identity::PeerId;
 
 use super::remote::Remote;
 use super::spare::Spare;
-use crate::config::Config;
+use crate::config::{Config, Line};
 use crate::core::Time;
 
 pub(super) struct Peer {
@@ -130,6 +130,13 @@ impl Peer {
             suspect_until: Time::ZERO,
             distrusted_until: Time::ZERO,
             unsupported: false,
+        }
+    }
+
+    pub(super) fn line(&self) -> Line {
+        match self.lan {
+            true => Line::Near,
+            false => Line::Far,
         }
     }
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 use gemba_block::Cid;
 use libp2p_identity::PeerId;
 
+use super::downs::LOOK;
 use super::mates::Next;
 use super::peer::{OpenAsk, Peer};
 use super::want::{Ask, Phase, Want};
 use super::{Answer, Client, Out};
+use crate::config::Line;
 use crate::core::{Output, PeerKey, SessionId, Time};
 use crate::metrics::Counters;
 use crate::wire::WantKind;
@@ -41,6 +43,9 @@ pub(super) struct Room {
     node: usize,
     /// Bytes left of the half of it that unproven peers share.
     unproven: usize,
+    /// Whether the budgets of the lines let more be asked for.
+    near: bool,
+    far: bool,
 }
 
 /// The least is the best.
@@ -189,7 +194,7 @@ impl Client {
             .good()
             .filter(|key| want.ask_of(*key).is_none())
             .map(|key| (key, true));
-        let room = self.room_left();
+        let room = self.room_left(now);
         let mut best: Option<(Rank, PeerKey)> = None;
         let (mut near_full, mut any_full, mut proven_full) = (false, false, false);
         for (key, guess) in sure.chain(probable) {
@@ -247,20 +252,57 @@ impl Client {
     }
 
     /// What is left of the budgets.
-    pub(super) fn room_left(&self) -> Room {
+    pub(super) fn room_left(&self, now: Time) -> Room {
         let most = self.config.node_bytes;
         let unproven = self.peers.values().filter(|p| !p.proven).map(|p| p.bytes);
         Room {
             empty: self.expected == 0 && self.found < most,
             node: most.saturating_sub(self.expected + self.found),
             unproven: (most / 2).saturating_sub(unproven.sum()),
+            near: self
+                .downs
+                .may_ask(Line::Near, self.owed_over(Line::Near), now),
+            far: self
+                .downs
+                .may_ask(Line::Far, self.owed_over(Line::Far), now),
         }
     }
 
     pub(super) fn has_room(&self, room: &Room, peer: &Peer, estimate: usize) -> bool {
         let node =
             room.empty || estimate <= room.node && (peer.proven || estimate <= room.unproven);
-        node && peer.has_block_room(estimate, &self.config)
+        let line = if peer.lan { room.near } else { room.far };
+        node && line && peer.has_block_room(estimate, &self.config)
+    }
+
+    /// Bytes that may be expected over a line.
+    fn owed_over(&self, line: Line) -> usize {
+        if !self.downs.is_limited() {
+            return 0;
+        }
+        let over = self.peers.values().filter(|peer| peer.line() == line);
+        self.downs.weight(over.map(|peer| peer.blocks).sum())
+    }
+
+    /// Whether a budget is all that keeps wants from being asked for of those who are connected over that line.
+    pub(super) fn lacks_budget(&self, line: Line, now: Time) -> bool {
+        self.downs.is_limited()
+            && self.peers.values().any(|peer| peer.line() == line)
+            && self.sessions.values().any(|s| !s.pending.is_empty())
+            && !self.downs.may_ask(line, self.owed_over(line), now)
+    }
+
+    /// When a budget lets more be asked for, if wants wait for it.
+    pub(super) fn budget_deadline(&self) -> Option<Time> {
+        let at = |line| {
+            let lacks = self.lacks_budget(line, self.ticked);
+            lacks.then(|| self.downs.when(line, self.owed_over(line)))?
+        };
+        let first = [at(Line::Near), at(Line::Far)]
+            .into_iter()
+            .flatten()
+            .min()?;
+        Some(first.max(self.ticked.saturating_add(LOOK)))
     }
 
     pub(super) fn ask_block(

@@ -181,7 +181,7 @@ impl Client {
         now: Time,
     ) -> bool {
         let room = self.peers.get(&ask.peer).is_some_and(|p| {
-            p.remote.holds_block_want(cid) && self.has_room(&self.room_left(), p, estimate)
+            p.remote.holds_block_want(cid) && self.has_room(&self.room_left(now), p, estimate)
         });
         let Some(peer) = self.peers.get_mut(&ask.peer).filter(|_| room) else {
             return false;

@@ -141,6 +141,13 @@ impl Flow {
         }
     }
 
+    /// For so long it was not tried to write the oldest message.
+    pub(super) fn held(&mut self, time: Duration, now: Time) {
+        if let Some(flight) = self.flights.front_mut() {
+            flight.since = flight.since.saturating_add(time).min(now);
+        }
+    }
+
     /// Whether the oldest message just became late.
     pub(super) fn gets_stuck(&mut self, now: Time) -> bool {
         let late = self.flights.front().is_some_and(|flight| {
@@ -222,6 +229,21 @@ mod tests {
             Some(9 * SECOND),
             "it can be given up again"
         );
+    }
+
+    /// PA-6: 512 KiB at 128 kbit/s take half a minute, and the peer that reads them is a reader.
+    #[test]
+    fn who_waits_for_our_budget_is_not_taken_for_one_that_does_not_read() {
+        let mut flow = Flow::new(MOST);
+        flow.handed(1000, 1000, SECOND);
+        for second in 2..30 {
+            flow.held(SECOND, second * SECOND);
+            assert!(!flow.gets_stuck(second * SECOND));
+        }
+        flow.landed(true, 30 * SECOND);
+        assert!(flow.has_credit(2 * LEAST_CREDIT - 1), "it was prompt");
+        flow.handed(1000, 1000, 30 * SECOND);
+        assert!(flow.gets_stuck(33 * SECOND), "what follows is its own");
     }
 
     #[test]

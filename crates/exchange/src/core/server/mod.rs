@@ -252,6 +252,13 @@ impl Server {
         self.give_turn(key);
     }
 
+    /// We did not write its oldest message for so long: that is not its fault.
+    pub(super) fn held(&mut self, key: PeerKey, time: Time, now: Time) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.flow.held(time, now);
+        }
+    }
+
     // ---- time
 
     pub(super) fn deadline(&self) -> Option<Time> {

@@ -11,7 +11,6 @@ use cid::Cid;
 use gemba_names::{Command, Done, Event, Name};
 use tokio::sync::{oneshot, watch};
 
-use super::Ctx;
 use super::names::Names;
 use super::pins::Pins;
 use crate::api::types::{FollowStatus, PinStatus, Trouble};
@@ -228,11 +227,11 @@ impl Follows {
     }
 
     /// Takes the next step of each name that can. True: something was asked of book or pins.
-    pub fn settle(&mut self, names: &mut Names, pins: &mut Pins, ctx: &mut Ctx<'_>) -> bool {
+    pub fn settle(&mut self, names: &mut Names, pins: &mut Pins, now: Duration) -> bool {
         let mut moved = false;
         let mut gone = Vec::new();
         for (name, open) in &mut self.open {
-            while let Some(next) = open.advance(name, names, pins, ctx.now) {
+            while let Some(next) = open.advance(name, names, pins, now) {
                 moved = true;
                 match next {
                     Next::Step(step) => open.step = step,
@@ -251,14 +250,14 @@ impl Follows {
         for name in gone {
             self.sweep = true;
             if let Some(open) = self.open.remove(&name) {
-                let told = told(&name, &open, names, ctx.now);
+                let told = told(&name, &open, names, now);
                 for reply in open.waiting {
                     let _gone = reply.send(Ok(told.clone()));
                 }
             }
         }
         if std::mem::take(&mut self.sweep) {
-            self.release(pins, ctx.now);
+            self.release(pins, now);
         }
         moved
     }

@@ -1,6 +1,8 @@
 //! The flows: what happens to a fact on its way through the node, one file a flow. Facts go up (`Found`, `Stored`), wishes
 //! go down (`want`, `write`); nobody asks a neighbour a question and waits.
 
+#[cfg(test)]
+mod crashes;
 pub mod dht;
 pub mod disk;
 pub mod fetch;

@@ -502,28 +502,37 @@ impl Pins {
                         ctx.exchange.close_session(fetch.session);
                     }
                 }
-                Output::Complete(ticket, id) => {
-                    let op = self.tracker.operation(&ticket.cid);
-                    let size = op.map(|op| size(&op.progress));
-                    let edit = PinEdit::Plain(ticket.cid, Edit::Complete { id, size });
-                    self.edit(vec![edit], After::Completed(ticket), ctx.now);
-                }
-                Output::Remove(ticket) => {
-                    let edit = PinEdit::Release(ticket.cid, None);
-                    self.edit(vec![edit], After::Removed(ticket), ctx.now);
-                }
-                Output::Draw(after, at_most) => {
-                    self.draw = Some((after, at_most));
-                    self.persist_next();
-                }
-                Output::Changed(cid) => {
-                    self.log(&cid);
-                    self.show(&cid);
-                }
-                Output::Ended(op) => self.on_ended(&op),
+                other => self.record(other, ctx.now),
             }
         }
         begun
+    }
+
+    /// What is to be persisted or told.
+    fn record(&mut self, output: Output, now: Duration) {
+        match output {
+            Output::Complete(ticket, id) => {
+                let op = self.tracker.operation(&ticket.cid);
+                let size = op.map(|op| size(&op.progress));
+                let edit = PinEdit::Plain(ticket.cid, Edit::Complete { id, size });
+                self.edit(vec![edit], After::Completed(ticket), now);
+            }
+            Output::Remove(ticket) => {
+                let edit = PinEdit::Release(ticket.cid, None);
+                self.edit(vec![edit], After::Removed(ticket), now);
+            }
+            Output::Draw(after, at_most) => {
+                self.draw = Some((after, at_most));
+                self.persist_next();
+            }
+            Output::Changed(cid) => {
+                self.log(&cid);
+                self.show(&cid);
+            }
+            Output::Ended(op) => self.on_ended(&op),
+            // For whoever walks.
+            Output::Start(..) | Output::Stop(_) => {}
+        }
     }
 
     fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) -> bool {
@@ -883,5 +892,30 @@ fn refused(error: &TrackError) -> Fail {
         TrackError::NoOperation(_) => Fail::new(Code::NotFound, error)
             .hint("`gemba pin ops` lists what is being done; `gemba pin rm` unpins what is whole"),
         _ => Fail::new(Code::Conflict, error),
+    }
+}
+
+/// For tests of the flows around this one: walks that somebody else does.
+#[cfg(test)]
+impl Pins {
+    /// Carries out what the tracker says; `walks` are those under way.
+    pub(super) fn settle_by_hand(&mut self, walks: &mut BTreeMap<OpId, Ticket>, now: Duration) {
+        while let Some(output) = self.tracker.poll() {
+            match output {
+                Output::Start(ticket, _) => drop(walks.insert(ticket.op, ticket)),
+                Output::Stop(ticket) => drop(walks.remove(&ticket.op)),
+                other => self.record(other, now),
+            }
+        }
+    }
+
+    /// The last block of a walk is durable.
+    pub(super) fn whole_by_hand(&mut self, ticket: Ticket, now: Duration) {
+        self.tell_all(vec![Input::Whole(ticket, Progress::default())], now);
+    }
+
+    /// Lets time pass.
+    pub(super) fn expire_by_hand(&mut self, now: Duration) {
+        self.tracker.expire(now);
     }
 }
