@@ -9,8 +9,8 @@ use std::time::Duration;
 use gemba_block::Block;
 use gemba_exchange::Lane;
 use gemba_exchange::wire::{Entry, Message, WantKind};
-use gemba_testkit::alloc::{CountingAlloc, measure};
 use gemba_exchange::{Config, LineBudget};
+use gemba_testkit::alloc::{CountingAlloc, measure};
 use gemba_testkit::{Rng, check, sim_scale};
 use world::{Event, HOUR, MS, Manner, World, blocks};
 

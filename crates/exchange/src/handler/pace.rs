@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 use futures::FutureExt;
 use futures_timer::Delay;
 
-use super::shared::{Clock, Outbox, lock};
+use super::shared::{Clock, Outbox};
+use super::sync::lock;
 use crate::config::{Config, Line};
 use crate::core::{Grant, Time, Turns};
 
