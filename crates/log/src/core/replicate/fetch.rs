@@ -198,12 +198,12 @@ impl Wants {
     }
 
     /// The batch before the first one that came is not here either.
-    pub(super) fn step_back(&mut self, feed: &FeedId, first: Seq) {
+    pub(super) fn step_back(&mut self, feed: &FeedId, aim: [u8; 32], first: Seq) {
         let Some(want) = self.feeds.get_mut(feed) else {
             return;
         };
         want.tries += 1;
-        for target in &mut want.targets {
+        for target in want.targets.iter_mut().filter(|target| target.batch == aim) {
             target.step = target.step.saturating_mul(2).max(1);
             target.from = Some(first.saturating_sub(target.step));
         }
@@ -571,7 +571,7 @@ impl Replicate {
                 self.wants.forget_source(feed, peer);
             }
         }
-        self.append(peer, run.batches, begins);
+        self.append(peer, run.batches, Some(tip), begins);
     }
 
     /// A batch that nobody asked for: appended where it follows, kept a while where it does not.
@@ -602,7 +602,7 @@ impl Replicate {
             },
         };
         if follows {
-            self.append(peer, vec![batch], false);
+            self.append(peer, vec![batch], None, false);
         } else {
             let tip = Tip {
                 feed,
@@ -626,7 +626,7 @@ impl Replicate {
                 run.push(batch);
             }
             if let Some(peer) = from {
-                self.append(peer, run, false);
+                self.append(peer, run, None, false);
             }
         }
     }
