@@ -62,8 +62,13 @@ fn corpora_are_replayed() {
         ("log_reconcile", fuzz::reconcile),
     ];
     for (target, run) in corpora {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fuzz/corpus")
+            .join(target);
+        let files: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert!(!files.is_empty(), "{target}");
         for file in files {
             run(&std::fs::read(file).unwrap());
@@ -136,22 +141,4 @@ fn samples() -> Vec<Vec<u8>> {
         })
         .encode(),
     ]
-}
-
-#[test]
-fn zz_write_corpora() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
-    for (i, sample) in samples().iter().enumerate() {
-        if i < 4 {
-            std::fs::write(root.join(format!("log_wire/{i}")), sample).unwrap();
-        } else {
-            let kind = [1u8, 0, 3][i - 4];
-            std::fs::write(root.join(format!("log_rows/{i}")), [&[kind], sample.as_slice()].concat()).unwrap();
-        }
-    }
-    let mut rng = Rng::new(4);
-    for i in 0..3 {
-        std::fs::write(root.join(format!("log_consumer/{i}")), rng.bytes(240)).unwrap();
-        std::fs::write(root.join(format!("log_reconcile/{i}")), rng.bytes(160 << i)).unwrap();
-    }
 }

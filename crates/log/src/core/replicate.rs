@@ -381,13 +381,7 @@ impl Replicate {
     }
 
     /// Appends batches of one feed that follow on each other.
-    fn append(
-        &mut self,
-        from: Peer,
-        batches: Vec<Batch>,
-        aim: Option<[u8; 32]>,
-        begins: bool,
-    ) {
+    fn append(&mut self, from: Peer, batches: Vec<Batch>, aim: Option<[u8; 32]>, begins: bool) {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return;
         };
