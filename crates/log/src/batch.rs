@@ -573,10 +573,7 @@ fn parse(block: Bytes) -> Result<(Parts, [u8; 64]), BatchError> {
     let count = count as u32;
     field(&mut reader, "author")?;
     let Ok(author) = <[u8; 32]>::try_from(reader.bytes()?) else {
-        return Err(reader
-            .fail::<()>("an author has 32 bytes")
-            .unwrap_err()
-            .into());
+        return Err(reader.wrong("an author has 32 bytes").into());
     };
     let compressed = packed.is_some();
     let items = match packed {
@@ -588,14 +585,11 @@ fn parse(block: Bytes) -> Result<(Parts, [u8; 64]), BatchError> {
     };
     field(&mut reader, "stream")?;
     let Ok(stream) = StreamName::new(reader.text()?) else {
-        return Err(reader.fail::<()>("no name of a stream").unwrap_err().into());
+        return Err(reader.wrong("no name of a stream").into());
     };
     field(&mut reader, SIGNATURE_KEY)?;
     let Ok(signature) = <[u8; 64]>::try_from(reader.bytes()?) else {
-        return Err(reader
-            .fail::<()>("a signature has 64 bytes")
-            .unwrap_err()
-            .into());
+        return Err(reader.wrong("a signature has 64 bytes").into());
     };
     if left != 0 || !reader.is_done() {
         reader.fail("there is more than a batch has")?;

@@ -45,8 +45,12 @@ impl<'a> Reader<'a> {
         self.at == self.bytes.len()
     }
 
+    pub(crate) fn wrong(&self, what: &'static str) -> Malformed {
+        Malformed { at: self.at, what }
+    }
+
     pub(crate) fn fail<T>(&self, what: &'static str) -> Result<T, Malformed> {
-        Err(Malformed { at: self.at, what })
+        Err(self.wrong(what))
     }
 
     /// What was read since `from`.

@@ -100,7 +100,7 @@ impl<'a> EventRef<'a> {
     }
 }
 
-/// Walks over the events of a list without its head. The bytes were checked by [`check_items`].
+/// Walks over the events of a list without its head. The bytes were checked when the batch was read.
 #[derive(Clone, Debug)]
 pub struct Events<'a> {
     reader: Reader<'a>,

@@ -313,13 +313,16 @@ pub(crate) fn tag_at(reader: &Reader, at: u32) -> Result<(Tag, u32), FrameError>
 /// Bytes that are read at once where batches are small and stand close together.
 const WINDOW: u64 = 256 << 10;
 
+/// A batch as it was read: its tag and bytes.
+pub(crate) type Read = Result<(Tag, bytes::Bytes), FrameError>;
+
 /// Reads batches that stand at these places, in as few calls as that takes; gives tag and bytes of each. The checksums are checked.
 /// `upto` bytes, and at least one batch.
 pub(crate) fn read_places(
     reader: &Reader,
     places: &[Place],
     upto: u64,
-    take: &mut dyn FnMut(&Place, Result<(Tag, bytes::Bytes), FrameError>),
+    take: &mut dyn FnMut(&Place, Read),
 ) {
     let mut left = places;
     let mut done = 0;
@@ -376,12 +379,7 @@ fn read_window(reader: &Reader, from: u64, end: u64) -> Result<bytes::Bytes, Fra
     Ok(bytes.into())
 }
 
-fn batch_in(
-    reader: &Reader,
-    window: &bytes::Bytes,
-    from: u64,
-    place: &Place,
-) -> Result<(Tag, bytes::Bytes), FrameError> {
+fn batch_in(reader: &Reader, window: &bytes::Bytes, from: u64, place: &Place) -> Read {
     let at = (u64::from(place.at) - from) as usize;
     let decoded = FrameHeader::decode(reader.identity(), u64::from(place.at), &window[at..]);
     let (header, tag) = decoded.ok_or(FrameError::Damaged)?;

@@ -1,5 +1,6 @@
 //! What is known of feeds, and how it is written down at the end of each full segment (specs/log.md §6.4).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -151,19 +152,16 @@ impl State {
 
     /// Enters a batch at the end of its feed, or a repaired one into its middle. `tip` where the feed is new.
     pub(crate) fn apply(&mut self, tag: &Tag, len: u32, new: Option<&Tip>) -> bool {
-        if !self.feeds.contains_key(&tag.key) {
-            let Some(tip) = new else { return false };
-            self.feeds.insert(
-                tag.key,
-                Feed {
+        let feed = match self.feeds.entry(tag.key) {
+            Entry::Occupied(feed) => feed.into_mut(),
+            Entry::Vacant(place) => match new {
+                Some(tip) => place.insert(Feed {
                     tip: tip.clone(),
                     low: tag.first,
                     bytes: 0,
-                },
-            );
-        }
-        let Some(feed) = self.feeds.get_mut(&tag.key) else {
-            return false;
+                }),
+                None => return false,
+            },
         };
         feed.bytes += frame_bytes(len);
         let is_next = tag.first >= feed.tip.next;

@@ -880,12 +880,11 @@ impl Pen {
     }
 }
 
+/// The index of a segment as frames, and what is kept of it.
+type Indexed = (Vec<Frame<Vec<u8>>>, Paged);
+
 /// The frames of a segment's index, which will stand at `at`.
-fn index_frames(
-    log: &Log,
-    number: u32,
-    at: u64,
-) -> Result<(Vec<Frame<Vec<u8>>>, Paged), WriteError> {
+fn index_frames(log: &Log, number: u32, at: u64) -> Result<Indexed, WriteError> {
     let state = log.state();
     let empty = Resident::default();
     let segment = state.segments.get(&number).map(Arc::clone);

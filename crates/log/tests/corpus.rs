@@ -67,7 +67,7 @@ fn log_1_names_patterns_and_descriptions() {
 fn log_40_segment_recovery_scripts() {
     replay(
         "log_segment_recover",
-        sim_scale(10_000),
+        sim_scale(2_000),
         recovery::log_segment_recover,
     );
 }

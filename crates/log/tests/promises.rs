@@ -195,7 +195,7 @@ fn s3_18_a_retry_returns_the_first_result() {
             let done = log.append(&stream("a"), &[number(n)]).unwrap();
             assert_eq!((done.place(0), done.present), (places[n as usize], true));
             assert!(done.cid.is_some());
-        })
+        });
     };
     recent(&log);
     drop(log);
@@ -842,4 +842,53 @@ fn two_openings_exclude_each_other_and_a_closed_log_says_so() {
     let log = open(&sim, config());
     assert!(log.open_report().is_clean());
     assert_eq!(served(&log).unwrap().len(), 1);
+}
+
+/// L11 as a property: whatever is written, needed, and asked to go, in whatever order and over restarts, every needed event can be read.
+#[test]
+fn l11_no_retention_removes_what_somebody_needs() {
+    let mut removed = 0;
+    gemba_testkit::check!(gemba_testkit::sim_scale(400), |rng| {
+        let sim = SimDisk::new(rng.next_u64());
+        let mut log = open(&sim, config().segment_bytes(4 << 10));
+        let names = ["a", "b", "c"];
+        let mut low: BTreeMap<String, u64> = BTreeMap::new();
+        let mut written: BTreeMap<String, u64> = BTreeMap::new();
+        for i in 0..80 {
+            let name = names[rng.index(3)];
+            let len = rng.index(400);
+            log.append(&stream(name), &[NewEvent::new(i, vec![7; len])])
+                .unwrap();
+            *written.entry(name.into()).or_default() += 1;
+            if rng.chance(1, 6) {
+                for (name, written) in &written {
+                    let low = low.entry(name.clone()).or_default();
+                    *low = (*low).max(rng.below(written + 1));
+                }
+                let needed = |feed: &FeedId| low.get(feed.stream.as_str()).copied();
+                let retention = Retention {
+                    max_bytes: rng.coin().then(|| rng.below(20_000)),
+                    before: rng.coin().then(|| rng.below(i as u64 + 1) as i64),
+                    low_water: &needed,
+                    danger_drop_needed: false,
+                };
+                let done = log.retain(&retention).unwrap();
+                assert_eq!(done.needed_events, 0);
+                removed += done.segments;
+            }
+            if rng.chance(1, 20) {
+                drop(log);
+                log = open(&sim, config().segment_bytes(4 << 10));
+            }
+        }
+        for head in log.heads() {
+            let name = head.feed.stream.as_str();
+            let from = low.get(name).copied().unwrap_or(0);
+            assert_eq!(head.next, written[name]);
+            let read = log.read(&head.feed, from, 1_000);
+            let left = (written[name] - from) as usize;
+            assert!(left == 0 || read.unwrap().len() == left);
+        }
+    });
+    assert!(removed > 10, "{removed}");
 }

@@ -202,11 +202,6 @@ pub fn check_open(log: &Log, model: &Model) -> Result<(), String> {
     Ok(())
 }
 
-/// As [`check_open`], every byte.
-pub fn check_deep(log: &Log, model: &Model) -> Result<(), String> {
-    check_open(log, model)
-}
-
 fn event(rng: &mut Rng, unique: u64) -> NewEvent {
     let len = match rng.below(8) {
         0 => 0,

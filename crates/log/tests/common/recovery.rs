@@ -111,7 +111,7 @@ fn change(disk: &SimDisk, act: &[u8]) {
         0 => disk.edit(&path, |bytes| bytes.truncate(place)),
         1 if !old.is_empty() => disk.flip_bit(&path, place as u64 * 8 + u64::from(at(4) % 8)),
         2 => disk.edit(&path, |bytes| {
-            bytes.extend(std::iter::repeat_n(at(4), usize::from(at(5)) * 16))
+            bytes.extend(std::iter::repeat_n(at(4), usize::from(at(5)) * 16));
         }),
         3 => {
             // A piece of the file over another place of it.
