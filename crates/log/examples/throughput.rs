@@ -163,7 +163,7 @@ fn large(dir: &Path, events: u64) -> Result<Value, Failure> {
     const TOGETHER: u64 = 1024;
     let stream: StreamName = "hamburg/line-1/press".parse()?;
     let log = open(dir, config())?;
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), cpu_seconds());
     let mut i = 0;
     while i < events {
         let list: Vec<_> = (i..(i + TOGETHER).min(events)).map(event).collect();
@@ -171,6 +171,7 @@ fn large(dir: &Path, events: u64) -> Result<Value, Failure> {
         i += list.len() as u64;
     }
     let filled = i as f64 / start.elapsed().as_secs_f64();
+    let filled_cpu = i as f64 / (cpu_seconds() - before);
     let disk = log.stat().disk_bytes;
     let feed = log.heads().remove(0).feed;
     drop(log);
@@ -189,7 +190,7 @@ fn large(dir: &Path, events: u64) -> Result<Value, Failure> {
     for check in [ReadCheck::Crc, ReadCheck::Hash, ReadCheck::Signature] {
         forget_cache(dir)?;
         let log = open(dir, config().check(check))?;
-        let (seconds, sum) = read_all(|| {
+        let (seconds, on_cpu, sum) = read_all(|| {
             let mut cursor = log.cursor(&feed, 0);
             let mut sum = 0;
             while let Some(batch) = cursor.next_batch()? {
@@ -202,7 +203,11 @@ fn large(dir: &Path, events: u64) -> Result<Value, Failure> {
         if sum != events * EVENT as u64 {
             return Err("not all events were read".into());
         }
-        decoded.push((format!("{check:?}"), events as f64 / seconds));
+        let row = json!({
+            "per_s": events as f64 / seconds,
+            "per_cpu_s": events as f64 / on_cpu,
+        });
+        decoded.push((format!("{check:?}"), row));
     }
     let killed = kill_a_writer(dir)?;
     forget_cache(dir)?;
@@ -210,19 +215,31 @@ fn large(dir: &Path, events: u64) -> Result<Value, Failure> {
     Ok(json!({
         "events": events,
         "filled_per_s": filled,
+        "filled_per_cpu_s": filled_cpu,
         "disk_bytes": disk,
         "disk_of_payload": disk as f64 / (events * EVENT as u64) as f64,
-        "replay_raw_per_s": events as f64 / raw.0,
-        "replay_decoded_per_s": decoded.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "replay_raw": { "per_s": events as f64 / raw.0, "per_cpu_s": events as f64 / raw.1 },
+        "replay_decoded": decoded.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         "events_when_killed": killed,
         "start_after_kill": start,
     }))
 }
 
-fn read_all(read: impl FnOnce() -> Result<u64, Failure>) -> Result<(f64, u64), Failure> {
-    let start = Instant::now();
+/// Seconds by the clock, seconds on a processor, and what was read.
+fn read_all(read: impl FnOnce() -> Result<u64, Failure>) -> Result<(f64, f64, u64), Failure> {
+    let (start, before) = (Instant::now(), cpu_seconds());
     let sum = read()?;
-    Ok((start.elapsed().as_secs_f64(), sum))
+    Ok((start.elapsed().as_secs_f64(), cpu_seconds() - before, sum))
+}
+
+/// Seconds that this thread had a processor, as the kernel counts them: what a busy machine does not change. Not a number where it does not
+/// tell.
+fn cpu_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = text.split_whitespace().next();
+    first
+        .and_then(|text| text.parse::<f64>().ok())
+        .map_or(f64::NAN, |ns| ns / 1e9)
 }
 
 /// Asks the kernel to forget what it has of the files, so that reading is cold; needs no rights.

@@ -177,30 +177,40 @@ impl Log {
         begins: bool,
     ) -> Result<Vec<(Seq, [u8; 32])>, NotAppended> {
         let mut batches = batches;
-        let Some(feed) = batches.first().map(|batch| batch.feed().clone()) else {
+        let Some(first) = batches.first() else {
             return Ok(Vec::new());
         };
-        if begins {
-            self.begin_replica(batches.remove(0)).map_err(why)?;
-        }
-        for result in self.append_replicas(batches) {
-            result.map_err(why)?;
-        }
+        let (feed, before) = (first.feed().clone(), first.prev());
+        let appended = self.append_all(&mut batches, begins);
+        appended.map_err(|error| self.why(error, before))?;
         Ok(self.feed_tips(&feed))
+    }
+
+    fn append_all(&self, batches: &mut Vec<Batch>, begins: bool) -> Result<(), LogError> {
+        if begins {
+            self.begin_replica(batches.remove(0))?;
+        }
+        let results = self.append_replicas(std::mem::take(batches));
+        results.into_iter().try_for_each(|result| result.map(drop))
+    }
+
+    /// A batch of another history whose predecessor is not here yet is no fault of anybody: what is before it has to be fetched first.
+    fn why(&self, error: LogError, before: Option<cid::Cid>) -> NotAppended {
+        let is_here = |cid: &cid::Cid| matches!(self.block(cid), Ok(Some(_)));
+        match error {
+            LogError::Gap { .. } => NotAppended::Gap,
+            LogError::BadChain { .. } if before.is_some_and(|cid| !is_here(&cid)) => {
+                NotAppended::Gap
+            }
+            LogError::BadChain { .. } => NotAppended::Invalid,
+            LogError::Quota { .. } => NotAppended::Quota,
+            _ => NotAppended::Disk,
+        }
     }
 }
 
 fn tip_of(head: &Head) -> Option<(Seq, [u8; 32])> {
     Some((head.next, digest_of(&head.cid)?))
-}
-
-fn why(error: LogError) -> NotAppended {
-    match error {
-        LogError::Gap { .. } => NotAppended::Gap,
-        LogError::BadChain { .. } => NotAppended::Invalid,
-        LogError::Quota { .. } => NotAppended::Quota,
-        _ => NotAppended::Disk,
-    }
 }
 
 fn failed(error: LogError) -> SourceError {

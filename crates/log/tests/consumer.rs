@@ -698,7 +698,7 @@ fn leases_run_out_and_are_fenced_by_their_tokens() {
             Input::Head {
                 feed: feed.clone(),
                 first: 0,
-                next: 10,
+                next: 100,
             },
             ms(0),
         )

@@ -52,6 +52,30 @@ fn mutated_rows_and_messages_never_panic() {
     }
 }
 
+/// Every file of each corpus; those of messages and rows are the samples above.
+#[test]
+fn corpora_are_replayed() {
+    let corpora: [(&str, fn(&[u8])); 4] = [
+        ("log_wire", fuzz::wire),
+        ("log_rows", fuzz::rows),
+        ("log_consumer", fuzz::consumer),
+        ("log_reconcile", fuzz::reconcile),
+    ];
+    for (target, run) in corpora {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../fuzz/corpus")
+            .join(target);
+        let files: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        assert!(!files.is_empty(), "{target}");
+        for file in files {
+            run(&std::fs::read(file).unwrap());
+        }
+    }
+}
+
 /// Messages, rows, letters: the seeds of the corpora.
 fn samples() -> Vec<Vec<u8>> {
     use gemba_log::{

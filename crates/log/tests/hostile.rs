@@ -88,7 +88,7 @@ fn l6_five_hundred_hostile_authors_are_bounded() {
     let mut rng = Rng::new(6);
     let (mut node, used) = measure(|| {
         let mut node = node();
-        for author in 0..500u64 {
+        for _ in 0..500 {
             let author = Author(rng.array());
             for page in 0..10 {
                 let tip = |n| Tip {
@@ -102,7 +102,7 @@ fn l6_five_hundred_hostile_authors_are_bounded() {
         }
         for i in 0..500u64 {
             let signer = MemorySigner::from_seed(&rng.array());
-            for batch in chain(&signer, 1, 6, 200_000, &mut rng).into_iter().skip(1) {
+            for batch in chain(&signer, 1, 4, 150_000, &mut rng).into_iter().skip(1) {
                 let peer = Peer(i % 20);
                 node.handle(Input::Pushed { peer, batch }, secs(2));
                 drain(&mut node);
@@ -117,7 +117,7 @@ fn l6_five_hundred_hostile_authors_are_bounded() {
         counters.wants_dropped + counters.feeds_refused > 800_000,
         "{counters:?}"
     );
-    assert!(counters.early_dropped > 2_000, "{counters:?}");
+    assert!(counters.early_dropped > 1_000, "{counters:?}");
 
     // Nobody answers for what was invented; peers that gave nothing are not asked for a while, and one that is honest is.
     let signer = MemorySigner::from_seed(&[1; 32]);

@@ -85,3 +85,11 @@ fn a_transaction_reads_what_it_wrote_and_is_nothing_until_its_commit() {
     drop(tx);
     assert_eq!(store.begin().unwrap().row(b"k\x02").unwrap(), Some(vec![2]));
 }
+
+/// The example counts pieces exactly once, whatever crashes, and nothing in it tries anything again.
+#[test]
+fn s3_24_a_counter_that_loses_nothing_is_short() {
+    let program = include_str!("../examples/counter.rs");
+    assert!(program.lines().count() < 60, "{}", program.lines().count());
+    assert!(!program.contains("retry") && !program.contains("loop {"));
+}

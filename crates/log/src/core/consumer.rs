@@ -544,7 +544,8 @@ impl Consumer {
             return Err(Refused::Unfinished);
         }
         held.until = now + lease;
-        let (from, most) = (held.given_to, feed.wish.window);
+        let from = held.given_to;
+        let most = portion(feed.wish.window, from, feed.span.1);
         let work = Work::Main {
             from,
             most,
@@ -557,7 +558,7 @@ impl Consumer {
             work,
             until: held.until,
         };
-        held.given_to = (from + u64::from(most)).min(feed.span.1);
+        held.given_to = from + u64::from(most);
         self.give(grant);
         self.arm(&id, now);
         Ok(true)
@@ -699,8 +700,9 @@ impl Consumer {
         lease.until = until;
         let work = match owed {
             Owed::Main => {
-                let (from, most) = (feed.wish.next, feed.wish.window);
-                lease.given_to = (from + u64::from(most)).min(feed.span.1);
+                let from = feed.wish.next;
+                let most = portion(feed.wish.window, from, feed.span.1);
+                lease.given_to = from + u64::from(most);
                 Work::Main {
                     from,
                     most,
@@ -1373,6 +1375,11 @@ impl Trouble {
             is_burying: false,
         }
     }
+}
+
+/// No more than is known to be there: what came meanwhile is given in its turn.
+fn portion(window: u32, from: Seq, end: Seq) -> u32 {
+    window.min(u32::try_from(end.saturating_sub(from)).unwrap_or(u32::MAX))
 }
 
 fn millis(now: Time, since: Time) -> u64 {

@@ -131,12 +131,7 @@ impl Tips {
 
     /// Feeds of an author.
     pub fn of_author(&self, author: crate::feed::Author) -> usize {
-        let first = FeedId {
-            author,
-            stream: lowest_stream(),
-            epoch: crate::feed::Epoch(0),
-        };
-        let range = self.feeds.range(first..);
+        let range = self.feeds.range(first_of(author)..);
         range.take_while(|(feed, _)| feed.author == author).count()
     }
 
@@ -344,6 +339,15 @@ fn hash_of(feed: &FeedId, next: Seq, batch: &[u8; 32]) -> [u64; 4] {
             .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     }
     words
+}
+
+/// No feed of this author sorts before it.
+pub(super) fn first_of(author: crate::feed::Author) -> FeedId {
+    FeedId {
+        author,
+        stream: lowest_stream(),
+        epoch: crate::feed::Epoch(0),
+    }
 }
 
 /// No name of a stream sorts before it.

@@ -111,6 +111,8 @@ struct Appending {
     from: Peer,
     count: usize,
     first: u64,
+    /// Where the request led, if it was asked for.
+    aim: Option<[u8; 32]>,
     last: [u8; 32],
     bytes: Option<bytes::Bytes>,
 }
@@ -317,7 +319,10 @@ impl Replicate {
     /// Somebody has these last batches.
     fn on_tips(&mut self, peer: Option<Peer>, tips: Vec<Tip>, _now: Time) {
         let mut doubtful = Vec::new();
-        for tip in tips {
+        let mut tips = tips.into_iter().peekable();
+        while let Some(tip) = tips.next() {
+            // Who has two last batches of a feed has two histories of it.
+            let is_branch = tips.peek().is_some_and(|next| next.feed == tip.feed);
             let is_coming = self.tails.get(&tip.feed) == Some(&tip.batch);
             if is_coming || !self.is_ours(&tip.feed) || self.tips.contains(&tip) {
                 continue;
@@ -326,9 +331,12 @@ impl Replicate {
             match longest {
                 // Shorter than ours: an older state of the same history, or another history. The log knows.
                 Some((next, _)) if tip.next <= next => doubtful.push(tip),
-                Some(_) => self.want(peer, tip, None),
-                None if self.may_have_feed(&tip.feed) => self.want(peer, tip, None),
-                None => self.counters.feeds_refused += 1,
+                None if !self.may_have_feed(&tip.feed) => self.counters.feeds_refused += 1,
+                _ if is_branch => {
+                    let from = tip.next - 1;
+                    self.want(peer, tip, Some(from));
+                }
+                _ => self.want(peer, tip, None),
             }
         }
         if let (false, Some(peer)) = (doubtful.is_empty(), peer)
@@ -373,7 +381,7 @@ impl Replicate {
     }
 
     /// Appends batches of one feed that follow on each other.
-    fn append(&mut self, from: Peer, batches: Vec<Batch>, begins: bool) {
+    fn append(&mut self, from: Peer, batches: Vec<Batch>, aim: Option<[u8; 32]>, begins: bool) {
         let (Some(first), Some(last)) = (batches.first(), batches.last()) else {
             return;
         };
@@ -383,6 +391,7 @@ impl Replicate {
             from,
             count: batches.len(),
             first: first.first(),
+            aim,
             last: *last.digest(),
             bytes: (batches.len() == 1).then(|| last.bytes().clone()),
         };
@@ -424,7 +433,11 @@ impl Replicate {
                 self.wants.progress(&feed);
                 self.append_early(&feed, now);
             }
-            Err(NotAppended::Gap) => self.wants.step_back(&feed, done.first),
+            Err(NotAppended::Gap) => {
+                if let Some(aim) = done.aim {
+                    self.wants.step_back(&feed, aim, done.first);
+                }
+            }
             Err(NotAppended::Invalid) => {
                 self.strike(done.from, now);
                 self.wants.forget_source(&feed, done.from);

@@ -5,7 +5,7 @@ use crate::{
     batch::Batch,
     core::{
         Time,
-        reconcile::{Tip, Tips},
+        reconcile::{Tip, Tips, first_of},
     },
     feed::{Author, FeedId, Seq},
     wire::{Fetch, MAX_WANTS, Message, Run, Want as Asking},
@@ -95,9 +95,14 @@ impl Wants {
         let Tip { feed, next, batch } = tip;
         if !self.feeds.contains_key(&feed) {
             let of_peer = peer.map_or(0, |peer| self.by_peer.get(&peer).copied().unwrap_or(0));
-            if self.feeds.len() >= config.max_wants
-                || self.of_author(feed.author) >= config.max_wants_per_author
+            if self.of_author(feed.author) >= config.max_wants_per_author
                 || of_peer >= (config.max_wants / 4).max(1)
+            {
+                return false;
+            }
+            // An author of whom nothing is wanted yet takes a place from the one that has most.
+            if self.feeds.len() >= config.max_wants
+                && (self.of_author(feed.author) > 0 || !self.make_room())
             {
                 return false;
             }
@@ -121,6 +126,29 @@ impl Wants {
         }
         self.offer(&feed);
         true
+    }
+
+    /// Drops a want of the author that has most; not the last one of anybody.
+    fn make_room(&mut self) -> bool {
+        let most = self.by_author.iter().max_by_key(|(_, count)| **count);
+        let Some(author) = most
+            .filter(|(_, count)| **count > 1)
+            .map(|(author, _)| *author)
+        else {
+            return false;
+        };
+        let of_author = self
+            .feeds
+            .range(first_of(author)..)
+            .take_while(|(feed, _)| feed.author == author);
+        let mut idle = of_author.filter(|(_, want)| !want.is_asked && !want.is_appending);
+        match idle.next().map(|(feed, _)| feed.clone()) {
+            Some(victim) => {
+                self.forget(&victim);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Puts a feed into the queue if it can be asked for.
@@ -198,12 +226,12 @@ impl Wants {
     }
 
     /// The batch before the first one that came is not here either.
-    pub(super) fn step_back(&mut self, feed: &FeedId, first: Seq) {
+    pub(super) fn step_back(&mut self, feed: &FeedId, aim: [u8; 32], first: Seq) {
         let Some(want) = self.feeds.get_mut(feed) else {
             return;
         };
         want.tries += 1;
-        for target in &mut want.targets {
+        for target in want.targets.iter_mut().filter(|target| target.batch == aim) {
             target.step = target.step.saturating_mul(2).max(1);
             target.from = Some(first.saturating_sub(target.step));
         }
@@ -571,7 +599,7 @@ impl Replicate {
                 self.wants.forget_source(feed, peer);
             }
         }
-        self.append(peer, run.batches, begins);
+        self.append(peer, run.batches, Some(tip), begins);
     }
 
     /// A batch that nobody asked for: appended where it follows, kept a while where it does not.
@@ -602,7 +630,7 @@ impl Replicate {
             },
         };
         if follows {
-            self.append(peer, vec![batch], false);
+            self.append(peer, vec![batch], None, false);
         } else {
             let tip = Tip {
                 feed,
@@ -626,7 +654,7 @@ impl Replicate {
                 run.push(batch);
             }
             if let Some(peer) = from {
-                self.append(peer, run, false);
+                self.append(peer, run, None, false);
             }
         }
     }
