@@ -490,7 +490,10 @@ fn is_tail(start: Option<&str>) -> Result<bool, Fail> {
 }
 
 fn consumer_name(name: &str) -> Result<ConsumerName, Fail> {
-    ConsumerName::new(name).map_err(|e| Fail::new(Code::Usage, format!("{name:?}: {e}")))
+    ConsumerName::new(name).map_err(|e| {
+        Fail::new(Code::Usage, format!("{name:?} is no consumer: {e}"))
+            .hint("call it after what it does, such as pieces-per-hour")
+    })
 }
 
 fn claim_over() -> Fail {
@@ -516,8 +519,14 @@ fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
         }
         ConsumeError::Refused(refused @ (Refused::NotGiven { .. } | Refused::NotNext { .. })) => {
             Fail::new(Code::Usage, format!("consumer {name}: {refused}"))
+                .hint("acknowledge and refuse only events of the claim whose token is sent")
         }
-        other => Fail::new(Code::Failure, format!("consumer {name}: {other}")),
+        ConsumeError::Refused(refused @ (Refused::Unfinished | Refused::Busy)) => {
+            Fail::new(Code::Conflict, format!("consumer {name}: {refused}"))
+                .hint("one worker does one thing at a time: those that work side by side take numbers of their own")
+        }
+        other => Fail::new(Code::Failure, format!("consumer {name}: {other}"))
+            .hint("claim again; if it stays so, look at the daemon's log"),
     }
 }
 
@@ -540,6 +549,7 @@ pub fn parse_event(stream: &str, text: &str) -> Result<EventId, Fail> {
             Code::Usage,
             format!("{text:?} is no event: AUTHOR:EPOCH:SEQ is"),
         )
+        .hint("`gemba log read --json` shows author, epoch and seq of each")
     };
     let mut parts = text.rsplitn(3, ':');
     let seq = parts
