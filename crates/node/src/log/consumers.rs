@@ -147,7 +147,16 @@ impl Consumers {
             },
         };
         outcome.map_err(|e| {
-            lock(&self.claims).remove(&key);
+            // A wrong place in a request is no reason to take the claim away.
+            let stays = matches!(
+                e,
+                ConsumeError::Refused(
+                    Refused::NotGiven { .. } | Refused::NotNext { .. } | Refused::Busy
+                )
+            );
+            if !stays {
+                lock(&self.claims).remove(&key);
+            }
             self.failed(name, &e)
         })?;
         if taken
