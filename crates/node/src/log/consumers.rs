@@ -58,7 +58,8 @@ pub struct Consumers {
     started: Instant,
     known: Mutex<BTreeMap<String, Settings>>,
     open: Mutex<BTreeMap<String, Arc<Open>>>,
-    claims: Mutex<BTreeMap<(String, u64), Taken>>,
+    /// What was given and is not done, with the worker who has it.
+    claims: Mutex<BTreeMap<(String, u64), (Worker, Taken)>>,
 }
 
 impl Consumers {
@@ -105,6 +106,7 @@ impl Consumers {
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
         let worker = Worker(request.worker);
+        self.give_up(name, &consumer, worker)?;
         let taken = consumer.take(worker, self.now());
         let Some(taken) = taken.map_err(|e| self.failed(name, &e))? else {
             return Ok(None);
@@ -119,11 +121,27 @@ impl Consumers {
             events: events.collect(),
         };
         let mut claims = lock(&self.claims);
-        claims.insert((name.to_owned(), taken.token.0), taken);
+        claims.insert((name.to_owned(), taken.token.0), (worker, taken));
         while claims.len() > MOST_CLAIMS {
             claims.pop_first();
         }
         Ok(Some(claimed))
+    }
+
+    /// A worker that claims again has not got the answer, or was started anew: what it did not acknowledge is given again. If it were given what
+    /// lies behind instead, its next acknowledgement would cover events that nobody has worked on.
+    fn give_up(&self, name: &str, consumer: &Open, worker: Worker) -> Result<(), Fail> {
+        let held = {
+            let mut claims = lock(&self.claims);
+            let before = claims.len();
+            claims.retain(|(of, _), (holder, _)| of != name || *holder != worker);
+            claims.len() < before
+        };
+        if held {
+            let left = consumer.leave(worker, self.now());
+            left.map_err(|e| self.failed(name, &e))?;
+        }
+        Ok(())
     }
 
     /// A worker has done something of its claim, durably when this returns.
@@ -133,7 +151,7 @@ impl Consumers {
     pub fn acknowledge(&self, name: &str, request: AckRequest) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
         let key = (name.to_owned(), request.token);
-        let taken = lock(&self.claims).get(&key).cloned();
+        let taken = lock(&self.claims).get(&key).map(|(_, taken)| taken.clone());
         let taken = taken.ok_or_else(claim_over)?;
         let now = self.now();
         let outcome = match request.refused {
