@@ -35,7 +35,12 @@ fn typed(stream: &str, value: &str) -> Result<(StreamName, String), Refusal> {
 }
 
 /// One life of a service: some portions, then it is gone without a word. Whether there is more to do.
-fn life(log: &Log, dir: &Path, of: (&str, &str, Service), portions: usize) -> Result<bool, Box<dyn Error>> {
+fn life(
+    log: &Log,
+    dir: &Path,
+    of: (&str, &str, Service),
+    portions: usize,
+) -> Result<bool, Box<dyn Error>> {
     let (consumer, pattern, service) = of;
     let start = Instant::now();
     let mut config = ConsumerConfig::new(ConsumerName::new(consumer)?, vec![pattern.parse()?]);
@@ -67,9 +72,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         n if n % 2 == 0 => format!("DB1.W4 {}", 200 + n),
         n => format!("DB1.W6 {}", 1_000 + n),
     });
-    let raw: Vec<NewEvent> = raw.zip(1_700_000_000_000..).map(|(text, time)| NewEvent::new(time, text)).collect();
+    let raw: Vec<NewEvent> = raw
+        .zip(1_700_000_000_000..)
+        .map(|(text, time)| NewEvent::new(time, text))
+        .collect();
     log.append(&"raw/plc-7".parse()?, &raw)?;
-    for of in [("namer", "raw/#", name as Service), ("typer", "named/#", typed)] {
+    for of in [
+        ("namer", "raw/#", name as Service),
+        ("typer", "named/#", typed),
+    ] {
         while life(&log, dir.path(), of, 3)? {}
     }
     for pattern in ["named/#", "typed/#", "$dead/namer/#"] {
@@ -80,7 +91,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let last = log.feeds(&"typed/press-7/temperature".parse()?);
-    let last = log.read(&last[0], 0, 1_000)?.pop().ok_or("nothing came out")?;
+    let last = log
+        .read(&last[0], 0, 1_000)?
+        .pop()
+        .ok_or("nothing came out")?;
     println!("{}", String::from_utf8_lossy(&last.payload));
     Ok(())
 }

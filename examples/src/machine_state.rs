@@ -29,7 +29,12 @@ fn life(log: &Log, dir: &Path, portions: usize) -> Result<(), Box<dyn Error>> {
     let consumer = Consumer::open(log, store, log.author(), config, takeover, start.elapsed())?;
     for _ in 0..portions {
         let step = consumer.step(Worker(1), start.elapsed(), |delivery, tx| {
-            let machine = delivery.id.feed.stream.as_str().trim_end_matches("/signals");
+            let machine = delivery
+                .id
+                .feed
+                .stream
+                .as_str()
+                .trim_end_matches("/signals");
             let text = std::str::from_utf8(&delivery.event.payload)?;
             let (signal, value) = text.split_once('=').ok_or("a signal is name=0 or name=1")?;
             tx.put(format!("{machine} {signal}").as_bytes(), value.as_bytes())?;
@@ -59,7 +64,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let disk = Arc::new(gemba_segment::RealDisk);
     let (log, _) = Log::open(disk, &dir.path().join("log"), Config::default(), signer)?;
     // Ten shifts of a press: it starts, has a fault, is mended, goes on, and stops; the light barrier says nothing of states.
-    let shift = ["motor=1", "light=1", "light=0", "fault=1", "light=1", "fault=0", "motor=0"];
+    let shift = [
+        "motor=1", "light=1", "light=0", "fault=1", "light=1", "fault=0", "motor=0",
+    ];
     let signals: Vec<NewEvent> = (0..10)
         .flat_map(|_| shift)
         .zip(1_700_000_000_000..)

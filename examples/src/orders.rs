@@ -43,7 +43,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             let pieces: u64 = order.rsplit(' ').next().unwrap_or_default().parse()?;
             let made = tx.add(format!("made {order}").as_bytes(), text.parse()?)?;
             if made == pieces {
-                tx.emit("erp/done".parse()?, NewEvent::new(delivery.event.time, order));
+                tx.emit(
+                    "erp/done".parse()?,
+                    NewEvent::new(delivery.event.time, order),
+                );
             }
             Ok(())
         })?;

@@ -1,5 +1,5 @@
 //! Six crates in 60 lines: a folder becomes blocks (unixfs, block) on a disk (store) and is announced as a signed event (log); a device that knows
-//! no more than the event's CID gets both over a private swarm (pnet, exchange), in which each block is checked.
+//! nothing but the CID of the event gets both over a private swarm (pnet, exchange), in which each block is checked.
 #![allow(clippy::print_stdout)]
 
 use futures::StreamExt as _;
@@ -25,9 +25,9 @@ fn node(key: &SwarmKey) -> Result<Swarm<Behaviour>, Failure> {
 }
 
 /// What an announcement announces.
-fn named_in(batch: &Batch) -> Result<Vec<Cid>, Failure> {
-    let text = |event: Event| Ok(String::from_utf8(event.payload.to_vec())?.parse()?);
-    batch.owned_events().map(text).collect()
+fn named_in(block: &Block) -> Result<Vec<Cid>, Failure> {
+    let cid = |event: Event| Ok(String::from_utf8(event.payload.to_vec())?.parse()?);
+    Batch::from_block(block)?.owned_events().map(cid).collect()
 }
 
 #[tokio::main]
@@ -40,8 +40,9 @@ async fn main() -> Result<(), Failure> {
     let mut sink = |blocks: Vec<Block>| Ok(store.put_many(&blocks).map(drop)?);
     let profile = gemba_unixfs::Profile::unixfs_v1_2025();
     let root = import(&at("app"), &profile, &ImportOptions::default(), &mut sink)?.cid;
-    let (disk, signer) = (Arc::new(RealDisk), Arc::new(MemorySigner::from_seed(&[7; 32])));
-    let (log, _) = Log::open(disk, &at("log"), gemba_log::Config::default(), signer)?;
+    let (disk, signer) = (Arc::new(RealDisk), MemorySigner::from_seed(&[7; 32]));
+    let config = gemba_log::Config::default();
+    let (log, _) = Log::open(disk, &at("log"), config, Arc::new(signer))?;
     let release = NewEvent::new(1_700_000_000_000, root.to_string());
     let announced = log.append(&"app/releases".parse()?, &[release])?;
 
@@ -50,7 +51,8 @@ async fn main() -> Result<(), Failure> {
     origin.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
     let mut device = node(&key)?;
     let has = Store::open(&at("device"), gemba_store::Config::default())?;
-    let session = device.behaviour_mut().open_session(SessionOptions::default())?;
+    let options = SessionOptions::default();
+    let session = device.behaviour_mut().open_session(options)?;
     device.behaviour_mut().want(session, announced.cid)?;
     let (mut wanted, mut found) = (1, 0);
     while found < wanted {
@@ -64,19 +66,16 @@ async fn main() -> Result<(), Failure> {
                 }
                 _ => {}
             },
-            SwarmEvent::Behaviour(Said::Found { block, .. }) = device.select_next_some() => {
+            event = device.select_next_some() => if let SwarmEvent::Behaviour(Said::Found { block, .. }) = event {
                 found += 1;
                 device.behaviour_mut().release(block.len());
-                let below = match Batch::from_block(&block) {
-                    Ok(batch) => named_in(&batch)?,
-                    Err(_) => links(&block)?,
-                };
+                let below = named_in(&block).or_else(|_| Ok::<_, Failure>(links(&block)?))?;
                 has.put_many(&[block])?;
                 wanted += below.len();
                 device.behaviour_mut().want(session, below)?;
             }
         }
     }
-    println!("{root} was announced as {:?}: {found} blocks", announced.cid);
+    println!("{root} and its announcement: {found} blocks");
     Ok(())
 }

@@ -55,7 +55,10 @@ fn code_lines(text: &str) -> usize {
 #[test]
 fn s4_46_six_crates_run_together_in_60_lines_after_their_names() {
     let said = run(env!("CARGO_BIN_EXE_six-crates"));
-    let blocks = said.split(": ").nth(1).and_then(|text| text.split(' ').next());
+    let blocks = said
+        .split(": ")
+        .nth(1)
+        .and_then(|text| text.split(' ').next());
     let blocks: usize = blocks.unwrap().parse().unwrap();
     // The batch, the folder, the file, and its leaves of 1 MiB.
     assert_eq!(blocks, 6, "{said}");
@@ -101,5 +104,8 @@ fn s3_7_values_are_enriched_once_each_through_two_services() {
 /// Report 3: an order is done once, at its last piece, though its first pieces came before it.
 #[test]
 fn an_order_is_done_when_its_pieces_are_made() {
-    assert_eq!(run(env!("CARGO_BIN_EXE_orders")), "done: A-17 press-7 100\n");
+    assert_eq!(
+        run(env!("CARGO_BIN_EXE_orders")),
+        "done: A-17 press-7 100\n"
+    );
 }

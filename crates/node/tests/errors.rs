@@ -344,7 +344,10 @@ fn events(said: &mut Scene) {
             &["log", "describe", "x", "--meaning", &long],
         ),
         ("event-class", &["log", "describe", "x", "--class", "slow"]),
-        ("event-fast-no-daemon", &["log", "append", "x", "1", "--fast"]),
+        (
+            "event-fast-no-daemon",
+            &["log", "append", "x", "1", "--fast"],
+        ),
         (
             "event-header-length",
             &["log", "append", "x", "1", "--producer", &long[..200]],
@@ -367,7 +370,10 @@ fn events(said: &mut Scene) {
     let _daemon = Daemon::start(&node, &[]);
     let path = "/v1/streams/x/events";
     let wrong = b"{\"txet\":\"1\"}\n";
-    said.answer("event-line", post(&node, path, "application/x-ndjson", wrong));
+    said.answer(
+        "event-line",
+        post(&node, path, "application/x-ndjson", wrong),
+    );
     let endless = vec![b'x'; 1_200_000];
     said.answer("event-line-long", post(&node, path, "text/plain", &endless));
     let after = format!("{path}?after=here");
@@ -380,7 +386,16 @@ fn consumers(said: &mut Scene) {
     let node = swarm.node(0);
     node.run_with_input(&["log", "append", "x"], b"1\n2\n").ok();
     let consume = |stream: &'static str, consumer: &'static str| {
-        ["log", "consume", stream, "--consumer", consumer, "--exec", "true", "--drain"]
+        [
+            "log",
+            "consume",
+            stream,
+            "--consumer",
+            consumer,
+            "--exec",
+            "true",
+            "--drain",
+        ]
     };
     said.command("consumer-unknown", node, &["log", "dead", "ls", "nobody"]);
     said.command("consumer-name", node, &consume("x", "a b"));
@@ -403,8 +418,7 @@ fn consumers(said: &mut Scene) {
     said.answer("consumer-start", post_json(node, &to("claim"), &begin));
     let (status, claimed) = post_json(node, &to("claim"), &claim);
     assert_eq!(status, 200, "{claimed}");
-    let claimed: Value =
-        serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     let token = &claimed["token"];
     for (fault, ack) in [
         ("consumer-not-given", json!({"token": token, "seq": 99})),
@@ -421,8 +435,7 @@ fn consumers(said: &mut Scene) {
     // Something else than a count is kept.
     let to = |what: &str| format!("/v1/consumers/odd/{what}");
     let (_, claimed) = post_json(node, &to("claim"), &claim);
-    let claimed: Value =
-        serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     let ack = json!({"token": claimed["token"], "seq": 1, "state": {"pieces": 2}});
     assert_eq!(post_json(node, &to("ack"), &ack).0, 200);
     assert_eq!(post_json(node, &to("leave"), &json!({"worker": 1})).0, 200);
@@ -443,7 +456,15 @@ fn consumers(said: &mut Scene) {
     // Without a daemon.
     swarm.nodes[0].1 = None;
     let late = [
-        "log", "consume", "x", "--consumer", "late", "--exec", "false", "--timeout", "500ms",
+        "log",
+        "consume",
+        "x",
+        "--consumer",
+        "late",
+        "--exec",
+        "false",
+        "--timeout",
+        "500ms",
     ];
     said.command("consumer-late", swarm.node(0), &late);
 }
@@ -1296,7 +1317,10 @@ fn constructed_events(said: &mut Scene) {
                 limit: 8 << 20,
             },
         ),
-        ("events-disk-full", LogError::Full(std::sync::Arc::new(disk()))),
+        (
+            "events-disk-full",
+            LogError::Full(std::sync::Arc::new(disk())),
+        ),
         ("disk-refuses", LogError::Io(std::sync::Arc::new(disk()))),
         ("events-not-durable", LogError::Poisoned(disk().kind())),
         ("events-closed", LogError::Closed),
@@ -1357,10 +1381,7 @@ fn constructed_events(said: &mut Scene) {
             "event-headers-large",
             LogError::Event(HeadersError::TooLarge(20_000).into()),
         ),
-        (
-            "event-number",
-            LogError::Event(HeadersError::Number.into()),
-        ),
+        ("event-number", LogError::Event(HeadersError::Number.into())),
     ] {
         said.fail(fault, fail(&error));
     }

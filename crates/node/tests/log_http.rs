@@ -211,7 +211,10 @@ fn s3_58_a_gateway_appends_lines_and_each_is_acknowledged() {
             &json!("2023-11-14T22:13:20.000Z")
         )
     );
-    assert_eq!((text(&events[4]), text(&events[5])), ("20".into(), "a\nb\n".into()));
+    assert_eq!(
+        (text(&events[4]), text(&events[5])),
+        ("20".into(), "a\nb\n".into())
+    );
     let verified = post(&node, "/v1/log/verify", &json!({})).object();
     assert_eq!(
         (&verified["ok"], verified["events"].as_u64()),
@@ -357,7 +360,13 @@ fn s3_48_s3_44_a_stream_is_read_in_ranges_polled_and_pushed_with_resume() {
     assert_eq!(text(&push.next().1), "other 2");
 
     // Lines that do not end.
-    let mut follow = send(&node, "GET", &format!("{EVENTS}?follow=true&from=9"), "", b"");
+    let mut follow = send(
+        &node,
+        "GET",
+        &format!("{EVENTS}?follow=true&from=9"),
+        "",
+        b"",
+    );
     assert_eq!(status_of(&mut follow), 200);
     let mut next = || {
         let mut line = String::new();
@@ -385,11 +394,18 @@ fn s3_6_s3_14_streams_are_described_and_listed_over_http() {
     call(&node, "POST", "/v1/streams/x/events", "text/plain", b"1\n").lines();
     post(&node, about, &json!({"meaning": "pieces pressed"})).object();
     let whole = post(&node, about, &json!({"unit": "pieces"})).object();
-    assert_eq!(whole, json!({"meaning": "pieces pressed", "unit": "pieces"}));
+    assert_eq!(
+        whole,
+        json!({"meaning": "pieces pressed", "unit": "pieces"})
+    );
     assert_eq!(get(&node, about).object(), whole);
     let listed = get(&node, "/v1/streams?pattern=hall-1%2F%23").object();
     assert_eq!(
-        (&listed["stream"], &listed["about"], listed["events"].as_u64()),
+        (
+            &listed["stream"],
+            &listed["about"],
+            listed["events"].as_u64()
+        ),
         (&json!(STREAM), &whole, Some(2))
     );
     assert_eq!(listed["authors"], json!([id(&node)]));
@@ -404,7 +420,10 @@ fn s3_54_events_of_the_fast_class_are_taken_and_written_soon() {
     let node = Node::new();
     let _daemon = Daemon::start(&node, &[]);
     let taken = append(&node, "?class=fast", "1\n2\n3\n");
-    let count: u64 = taken.iter().map(|line| line["taken"].as_u64().unwrap()).sum();
+    let count: u64 = taken
+        .iter()
+        .map(|line| line["taken"].as_u64().unwrap())
+        .sum();
     assert_eq!((count, &taken[0]["class"]), (3, &json!("fast")));
     until("they are written", || {
         texts(&get(&node, EVENTS).lines()) == ["1", "2", "3"]
@@ -576,12 +595,21 @@ fn s3_27_s3_58_claims_are_renewed_left_and_end() {
 
     // Moved: to the start, to one event, to a time, to the end.
     let seek = |request: Value| post(&node, &to("seek"), &request);
-    assert_eq!(seek(json!({"to": "start"})).object()["lag"].as_u64(), Some(4));
+    assert_eq!(
+        seek(json!({"to": "start"})).object()["lag"].as_u64(),
+        Some(4)
+    );
     let event = format!("{}:0:2", id(&node));
     let there = seek(json!({"stream": STREAM, "event": event})).object();
     assert_eq!(there["feeds"][0]["next"].as_u64(), Some(2));
-    assert_eq!(seek(json!({"time_ms": 0})).object()["lag"].as_u64(), Some(4));
-    assert_eq!(seek(json!({"to": "tail"})).object()["lag"].as_u64(), Some(0));
+    assert_eq!(
+        seek(json!({"time_ms": 0})).object()["lag"].as_u64(),
+        Some(4)
+    );
+    assert_eq!(
+        seek(json!({"to": "tail"})).object()["lag"].as_u64(),
+        Some(0)
+    );
     seek(json!({"to": "start", "time_ms": 0})).cause(400);
     // Another consumer of this name would mean other streams.
     let other = json!({"worker": 3, "streams": ["x"]});
@@ -592,8 +620,7 @@ fn s3_27_s3_58_claims_are_renewed_left_and_end() {
     );
     // A claim waits for what comes.
     let waiting = std::thread::scope(|scope| {
-        let waiting =
-            scope.spawn(|| claim(&node, "work", 4, &json!({"wait_ms": 30_000})).object());
+        let waiting = scope.spawn(|| claim(&node, "work", 4, &json!({"wait_ms": 30_000})).object());
         std::thread::sleep(Duration::from_millis(200));
         append(&node, "", "5\n");
         waiting.join().unwrap()

@@ -26,7 +26,10 @@ fn play(stage: &Stage) -> Outcome<String> {
     let author = json!({"/": {"bytes": unpadded(&public_key(&gemba.id)?)}});
 
     stage.step("gemba appends, Kubo reads the batch by its CID");
-    let first = append(&gemba, &["17 pieces", "--producer", "plc-7", "--producer-seq", "41"])?;
+    let first = append(
+        &gemba,
+        &["17 pieces", "--producer", "plc-7", "--producer-seq", "41"],
+    )?;
     let batch = read(&kubo, &first)?;
     for (name, expected) in [
         ("v", json!(1)),
@@ -87,13 +90,17 @@ fn play(stage: &Stage) -> Outcome<String> {
     ensure!(
         batch["events"].is_null()
             && batch["lz4"]["/"]["bytes"].is_string()
-            && batch["size"].as_u64().is_some_and(|size| size > LARGE as u64 / 2)
+            && batch["size"]
+                .as_u64()
+                .is_some_and(|size| size > LARGE as u64 / 2)
             && batch["author"] == author
             && batch["stream"] == STREAM,
         "a compressed batch is to Kubo: {batch}"
     );
 
-    stage.step("nothing else serves them: the store of gemba is empty, and Kubo has what it asked for");
+    stage.step(
+        "nothing else serves them: the store of gemba is empty, and Kubo has what it asked for",
+    );
     let status = gemba.json(&["status"])?;
     ensure!(
         status["repo"]["blocks"] == 0,
@@ -111,7 +118,10 @@ fn play(stage: &Stage) -> Outcome<String> {
 
 /// Appends one event; the CID of its batch.
 fn append(gemba: &Gemba, args: &[&str]) -> Outcome<String> {
-    field(&gemba.json(&[&["log", "append", STREAM], args].concat())?, "cid")
+    field(
+        &gemba.json(&[&["log", "append", STREAM], args].concat())?,
+        "cid",
+    )
 }
 
 fn read(kubo: &Kubo, path: &str) -> Outcome<Value> {

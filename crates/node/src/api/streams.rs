@@ -191,8 +191,7 @@ impl Form {
     fn event(&mut self, line: &[u8]) -> Result<NewEvent, Fail> {
         let now = wall_ms();
         let mut event = if self.is_json {
-            let request: EventRequest = serde_json::from_slice(line)
-                .map_err(no_event)?;
+            let request: EventRequest = serde_json::from_slice(line).map_err(no_event)?;
             request.into_event(now).map_err(no_event)?
         } else {
             NewEvent::new(now, Bytes::copy_from_slice(line))

@@ -929,7 +929,9 @@ fn consume_here(
                 Code::Timeout,
                 "the time for this consumer ran out; what was acknowledged stays so",
             )
-            .hint("the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good"));
+            .hint(
+                "the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good",
+            ));
         }
         let claimed = consumers
             .claim(&args.consumer, &request)?
