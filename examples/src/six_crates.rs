@@ -1,4 +1,4 @@
-//! Six crates in 60 lines: a folder becomes blocks (unixfs, block) on a disk (store) and is announced as a signed event (log); a device that knows
+//! Six crates in 60 lines behind their names: a folder becomes blocks (unixfs, block) on a disk (store) and is announced as a signed event (log); a device that knows
 //! nothing but the CID of the event gets both over a private swarm (pnet, exchange), in which each block is checked.
 #![allow(clippy::print_stdout)]
 
@@ -11,7 +11,7 @@ use gemba_segment::RealDisk;
 use gemba_store::Store;
 use gemba_unixfs::fs::{ImportOptions, import};
 use libp2p_swarm::{Swarm, SwarmEvent};
-use std::{fs, sync::Arc};
+use std::{collections::HashSet, fs, sync::Arc};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -41,8 +41,12 @@ async fn main() -> Result<(), Failure> {
     let profile = gemba_unixfs::Profile::unixfs_v1_2025();
     let root = import(&at("app"), &profile, &ImportOptions::default(), &mut sink)?.cid;
     let (disk, signer) = (Arc::new(RealDisk), MemorySigner::from_seed(&[7; 32]));
-    let config = gemba_log::Config::default();
-    let (log, _) = Log::open(disk, &at("log"), config, Arc::new(signer))?;
+    let (log, _) = Log::open(
+        disk,
+        &at("log"),
+        gemba_log::Config::default(),
+        Arc::new(signer),
+    )?;
     let release = NewEvent::new(1_700_000_000_000, root.to_string());
     let announced = log.append(&"app/releases".parse()?, &[release])?;
 
@@ -54,8 +58,8 @@ async fn main() -> Result<(), Failure> {
     let options = SessionOptions::default();
     let session = device.behaviour_mut().open_session(options)?;
     device.behaviour_mut().want(session, announced.cid)?;
-    let (mut wanted, mut found) = (1, 0);
-    while found < wanted {
+    let (mut wanted, mut found) = (HashSet::from_iter(announced.cid), 0);
+    while found < wanted.len() {
         tokio::select! {
             event = origin.select_next_some() => match event {
                 SwarmEvent::NewListenAddr { address, .. } => device.dial(address)?,
@@ -71,8 +75,8 @@ async fn main() -> Result<(), Failure> {
                 device.behaviour_mut().release(block.len());
                 let below = named_in(&block).or_else(|_| Ok::<_, Failure>(links(&block)?))?;
                 has.put_many(&[block])?;
-                wanted += below.len();
-                device.behaviour_mut().want(session, below)?;
+                let new = below.into_iter().filter(|cid| wanted.insert(*cid));
+                device.behaviour_mut().want(session, new)?;
             }
         }
     }
