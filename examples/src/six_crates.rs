@@ -41,12 +41,8 @@ async fn main() -> Result<(), Failure> {
     let profile = gemba_unixfs::Profile::unixfs_v1_2025();
     let root = import(&at("app"), &profile, &ImportOptions::default(), &mut sink)?.cid;
     let (disk, signer) = (Arc::new(RealDisk), MemorySigner::from_seed(&[7; 32]));
-    let (log, _) = Log::open(
-        disk,
-        &at("log"),
-        gemba_log::Config::default(),
-        Arc::new(signer),
-    )?;
+    let config = gemba_log::Config::default();
+    let (log, _) = Log::open(disk, &at("log"), config, Arc::new(signer))?;
     let release = NewEvent::new(1_700_000_000_000, root.to_string());
     let announced = log.append(&"app/releases".parse()?, &[release])?;
 
