@@ -374,7 +374,7 @@ fn events(said: &mut Scene) {
         "event-line",
         post(&node, path, "application/x-ndjson", wrong),
     );
-    let endless = vec![b'x'; 1_200_000];
+    let endless = vec![b'x'; (1 << 20) + 24];
     said.answer("event-line-long", post(&node, path, "text/plain", &endless));
     let after = format!("{path}?after=here");
     said.answer("event-resume", http(&node, "GET", &after, API));
