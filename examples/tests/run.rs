@@ -47,3 +47,68 @@ fn the_other_examples_run() {
         assert!(!run(program).is_empty(), "{program}");
     }
 }
+
+/// Lines of code: neither empty nor comment.
+fn code_lines(text: &str) -> usize {
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
+    text.lines().filter(is_code).count()
+}
+
+/// S4.46: who wants six crates begins with sixty lines.
+#[test]
+fn s4_46_six_crates_run_together_in_60_lines_after_their_names() {
+    let said = run(env!("CARGO_BIN_EXE_six-crates"));
+    let blocks = said
+        .split(": ")
+        .nth(1)
+        .and_then(|text| text.split(' ').next());
+    let blocks: usize = blocks.unwrap().parse().unwrap();
+    // The batch, the folder, the file, and its leaves of 1 MiB, of which two are equal.
+    assert_eq!(blocks, 5, "{said}");
+    let text = include_str!("../src/six_crates.rs");
+    let body = text.split_once("type Failure").unwrap().1;
+    assert!(code_lines(body) <= 60, "{} lines", code_lines(body));
+    for name in ["block", "unixfs", "store", "log", "pnet", "exchange"] {
+        assert!(text.contains(&format!("gemba_{name}::")), "{name}");
+    }
+}
+
+/// S3.58, S3.24: a service is a handler; that it is killed, and what it was told twice, is nothing it has to think of.
+#[test]
+fn s3_58_s3_24_machine_states_follow_from_signals_once_each() {
+    let said = run(env!("CARGO_BIN_EXE_machine-state"));
+    let states: Vec<&str> = said.lines().collect();
+    assert_eq!(states, ["running", "fault", "running", "idle"].repeat(10));
+    for text in [
+        include_str!("../src/machine_state.rs"),
+        include_str!("../../crates/log/examples/counter.rs"),
+    ] {
+        assert!(!text.contains("retry"), "it tries again itself");
+    }
+    let counter = code_lines(include_str!("../../crates/log/examples/counter.rs"));
+    assert!(counter < 60, "the counter has {counter} lines");
+}
+
+/// S3.7: raw becomes named and typed, each value once; what cannot be named goes aside with its cause.
+#[test]
+fn s3_7_values_are_enriched_once_each_through_two_services() {
+    let said = run(env!("CARGO_BIN_EXE_enrich"));
+    let expected = "50 events in named/press-7/temperature\n40 events in named/press-7/speed\n\
+                    50 events in typed/press-7/temperature\n40 events in typed/press-7/speed\n\
+                    10 events in $dead/namer/raw/plc-7\n20.8 °C\n";
+    let lines = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(lines(&said), lines(expected));
+}
+
+/// Report 3: an order is done once, at its last piece, though its first pieces came before it.
+#[test]
+fn an_order_is_done_when_its_pieces_are_made() {
+    assert_eq!(
+        run(env!("CARGO_BIN_EXE_orders")),
+        "done: A-17 press-7 100\n"
+    );
+}

@@ -646,10 +646,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                 }
             }
         }
-        let mut letters: BTreeMap<
-            StreamName,
-            Vec<(u64, Result<EventHash, String>, Option<NewEvent>)>,
-        > = BTreeMap::new();
+        let mut letters: BTreeMap<StreamName, Vec<Burial>> = BTreeMap::new();
         for output in outputs {
             if let Output::Bury {
                 ticket,
@@ -885,7 +882,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             }),
             _ => tx.put_row(&key, Some(&row)).and_then(|()| tx.commit()),
         };
-        let told = result.as_ref().map(|()| ()).map_err(ToString::to_string);
+        let told = result.as_ref().copied().map_err(ToString::to_string);
         let persisted = Input::Persisted {
             ticket,
             result: told,
@@ -1016,6 +1013,9 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         Ok(())
     }
 }
+
+/// A letter that is to be written: its ticket, the hash of its event, and the event that carries it.
+type Burial = (u64, Result<EventHash, String>, Option<NewEvent>);
 
 /// A portion that was read.
 struct Task {

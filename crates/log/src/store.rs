@@ -62,6 +62,9 @@ impl<T: StateStore> StateStore for std::sync::Arc<T> {
     }
 }
 
+/// Key and value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
 /// A transaction. Dropped without [`commit`](Self::commit), it never was.
 ///
 /// Rows are gemba's: a table or a column family of their own, keys and values are bytes (keys up to 1 KiB, values up to 2 MiB).
@@ -87,7 +90,7 @@ pub trait Transaction {
         prefix: &[u8],
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateError>;
+    ) -> Result<Vec<Row>, StateError>;
 
     /// A place to return to: what the handler does from here on is one event's work. Replaces the place before.
     ///

@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{
-    Daemon, Done, Failure, Node, Swarm, address, http, id, noise, signal, status, until, wait,
+    Daemon, Done, Failure, Node, Swarm, address, http, http_with_body, id, noise, signal, status,
+    until, wait,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -126,7 +127,11 @@ fn s0_58_each_fault_has_its_own_text_and_stands_in_the_catalogue() {
         messages,
         names,
         pins,
+        events,
+        consumers,
+        damaged_events,
         constructed,
+        constructed_events,
     ];
     let said: Vec<Said> = std::thread::scope(|scope| {
         let run = |scene: fn(&mut Scene)| {
@@ -286,8 +291,11 @@ fn s1_38_every_cause_that_the_code_knows_is_in_the_catalogue() {
         ("PolicyError", "crates/pnet/src/policy.rs"),
         ("OpenError", "crates/store/src/error.rs"),
         ("StoreError", "crates/store/src/error.rs"),
+        ("log::OpenError", "crates/log/src/error.rs"),
+        ("LogError", "crates/log/src/error.rs"),
     ] {
-        let found = names(file, &format!("pub enum {kind} {{"));
+        let plain = kind.trim_start_matches("log::");
+        let found = names(file, &format!("pub enum {plain} {{"));
         assert!(found.len() > 3, "{kind}: {found:?}");
         for name in found {
             if !text.contains(&format!("`{kind}::{name}`")) {
@@ -309,6 +317,178 @@ fn a_pattern_fits_only_its_own_texts() {
     assert!(fits("… has no entry …", "bafy has no entry \"x\""));
     assert!(fits("plain", "plain") && !fits("plain", "plainer"));
     assert!(fits("ends with …", "ends with ä") && !fits("ends with …", "ends with "));
+}
+
+const API: &str = "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n";
+
+fn post(node: &Node, path: &str, kind: &str, body: &[u8]) -> (u16, String) {
+    let headers = format!("{API}Content-Type: {kind}\r\n");
+    http_with_body(node, "POST", path, &headers, body)
+}
+
+fn post_json(node: &Node, path: &str, body: &Value) -> (u16, String) {
+    post(node, path, "application/json", body.to_string().as_bytes())
+}
+
+fn events(said: &mut Scene) {
+    let node = Node::new();
+    let long = "x".repeat(5_000);
+    for (fault, args) in [
+        ("event-stream-name", &["log", "append", "a b", "x"][..]),
+        ("event-own-stream", &["log", "append", "$dead/x", "x"]),
+        ("event-author", &["log", "read", "x", "--author", "me"]),
+        ("event-none-here", &["log", "read", "hall-1/count"]),
+        ("event-undescribed", &["log", "describe", "hall-1/count"]),
+        (
+            "event-description-long",
+            &["log", "describe", "x", "--meaning", &long],
+        ),
+        ("event-class", &["log", "describe", "x", "--class", "slow"]),
+        (
+            "event-fast-no-daemon",
+            &["log", "append", "x", "1", "--fast"],
+        ),
+        (
+            "event-header-length",
+            &["log", "append", "x", "1", "--producer", &long[..200]],
+        ),
+        (
+            "event-id",
+            &["log", "ack", "c", "--stream", "x", "--event", "7"],
+        ),
+        (
+            "events-subscribe",
+            &["config", "set", "events.subscribe", "a//b"],
+        ),
+    ] {
+        said.command(fault, &node, args);
+    }
+    let large = vec![b'x'; 600 << 10];
+    let args = ["log", "append", "x", "--whole", "--json"];
+    said.done("event-too-large", node.run_with_input(&args, &large));
+
+    let _daemon = Daemon::start(&node, &[]);
+    let path = "/v1/streams/x/events";
+    let wrong = b"{\"txet\":\"1\"}\n";
+    said.answer(
+        "event-line",
+        post(&node, path, "application/x-ndjson", wrong),
+    );
+    let endless = vec![b'x'; (1 << 20) + 24];
+    said.answer("event-line-long", post(&node, path, "text/plain", &endless));
+    let after = format!("{path}?after=here");
+    said.answer("event-resume", http(&node, "GET", &after, API));
+}
+
+fn consumers(said: &mut Scene) {
+    use serde_json::json;
+    let mut swarm = Swarm::of(2);
+    let node = swarm.node(0);
+    node.run_with_input(&["log", "append", "x"], b"1\n2\n").ok();
+    let consume = |stream: &'static str, consumer: &'static str| {
+        [
+            "log",
+            "consume",
+            stream,
+            "--consumer",
+            consumer,
+            "--exec",
+            "true",
+            "--drain",
+        ]
+    };
+    said.command("consumer-unknown", node, &["log", "dead", "ls", "nobody"]);
+    said.command("consumer-name", node, &consume("x", "a b"));
+    node.ok(&consume("x", "one"));
+    said.command("consumer-other-streams", node, &consume("y", "one"));
+    said.command(
+        "dead-letter-unknown",
+        node,
+        &["log", "dead", "show", "one", "nothing"],
+    );
+    let other = swarm.node(1);
+    until("the other node hears of the consumer", || {
+        !other.lines(&["log", "ls", "$consumer/#"]).is_empty()
+    });
+    said.command("consumer-elsewhere", other, &consume("x", "one"));
+
+    let to = |what: &str| format!("/v1/consumers/work/{what}");
+    let claim = json!({"worker": 1, "streams": ["x"], "lease_ms": 60_000});
+    let begin = json!({"worker": 1, "streams": ["x"], "start": "middle"});
+    said.answer("consumer-start", post_json(node, &to("claim"), &begin));
+    let (status, claimed) = post_json(node, &to("claim"), &claim);
+    assert_eq!(status, 200, "{claimed}");
+    let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let token = &claimed["token"];
+    for (fault, ack) in [
+        ("consumer-not-given", json!({"token": token, "seq": 99})),
+        (
+            "consumer-state-large",
+            json!({"token": token, "seq": 1, "state": "x".repeat(70_000)}),
+        ),
+        ("consumer-claim-over", json!({"token": 77, "seq": 1})),
+    ] {
+        said.answer(fault, post_json(node, &to("ack"), &ack));
+    }
+    said.answer("consumer-places", post_json(node, &to("seek"), &json!({})));
+
+    // Something else than a count is kept.
+    let to = |what: &str| format!("/v1/consumers/odd/{what}");
+    let (_, claimed) = post_json(node, &to("claim"), &claim);
+    let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let ack = json!({"token": claimed["token"], "seq": 1, "state": {"pieces": 2}});
+    assert_eq!(post_json(node, &to("ack"), &ack).0, 200);
+    assert_eq!(post_json(node, &to("leave"), &json!({"worker": 1})).0, 200);
+    node.ok(&["log", "append", "x", "3"]);
+    said.command(
+        "consumer-not-a-count",
+        node,
+        &["log", "count", "x", "--consumer", "odd"],
+    );
+
+    let refused = (0..=256).find_map(|n| {
+        let claim = json!({"worker": 1, "streams": ["nothing"]});
+        let answer = post_json(node, &format!("/v1/consumers/many-{n}/claim"), &claim);
+        (answer.0 != 200).then_some(answer)
+    });
+    said.answer("consumers-too-many", refused.unwrap());
+
+    // Without a daemon.
+    swarm.nodes[0].1 = None;
+    let late = [
+        "log",
+        "consume",
+        "x",
+        "--consumer",
+        "late",
+        "--exec",
+        "false",
+        "--timeout",
+        "500ms",
+    ];
+    said.command("consumer-late", swarm.node(0), &late);
+}
+
+fn damaged_events(said: &mut Scene) {
+    let node = Node::new();
+    let payload = noise(3, 4_000);
+    for _ in 0..3 {
+        let args = ["log", "append", "x", "--whole"];
+        node.run_with_input(&args, &payload).ok();
+    }
+    let mut hit = false;
+    for entry in std::fs::read_dir(node.repo.join("log/events")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let begin = &payload[..64];
+        if let Some(at) = bytes.windows(64).position(|some| some == begin) {
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            hit = true;
+        }
+    }
+    assert!(hit, "the payload is not in the segments as it is");
+    said.command("events-damaged", &node, &["log", "verify"]);
 }
 
 fn pins(said: &mut Scene) {
@@ -1116,4 +1296,131 @@ fn unreadable_pack() -> String {
         Some(told.first()?.cause.clone())
     });
     told.unwrap()
+}
+
+/// What takes a failing disk or a hostile author, made of the causes that the log gives.
+fn constructed_events(said: &mut Scene) {
+    use gemba_log::{Author, Epoch, EventError, FeedId, HeadersError, LogError, OpenError};
+    use gemba_node::log::{fail, open_fail};
+    let disk = || std::io::Error::from_raw_os_error(5);
+    let feed = || FeedId {
+        author: Author([7; 32]),
+        stream: "hall-1/count".parse().unwrap(),
+        epoch: Epoch(0),
+    };
+    for (fault, error) in [
+        (
+            "events-over-limit",
+            LogError::NoSpace {
+                needed: 4_096,
+                used: 8 << 20,
+                limit: 8 << 20,
+            },
+        ),
+        (
+            "events-disk-full",
+            LogError::Full(std::sync::Arc::new(disk())),
+        ),
+        ("disk-refuses", LogError::Io(std::sync::Arc::new(disk()))),
+        ("events-not-durable", LogError::Poisoned(disk().kind())),
+        ("events-closed", LogError::Closed),
+        (
+            "event-old-number",
+            LogError::OldProducer {
+                id: "plc-7".into(),
+                seq: 3,
+                known: 900,
+            },
+        ),
+        (
+            "events-damaged-range",
+            LogError::Damaged {
+                feed: feed(),
+                from: 3,
+                to: 9,
+            },
+        ),
+        (
+            "events-trimmed",
+            LogError::Trimmed {
+                feed: feed(),
+                low: 900,
+            },
+        ),
+        ("feed-unknown", LogError::NoFeed(feed())),
+        (
+            "batch-too-early",
+            LogError::Gap {
+                feed: feed(),
+                want: 3,
+                got: 9,
+            },
+        ),
+        (
+            "batch-foreign",
+            LogError::BadChain {
+                feed: feed(),
+                why: "its logical time is not later",
+            },
+        ),
+        (
+            "author-quota",
+            LogError::Quota {
+                feed: feed(),
+                what: "bytes",
+            },
+        ),
+        ("feed-at-end", LogError::Exhausted),
+        ("events-writer-died", LogError::WriterDied),
+        ("event-time", LogError::Event(EventError::Time)),
+        (
+            "event-pairs",
+            LogError::Event(HeadersError::TooMany(70).into()),
+        ),
+        (
+            "event-headers-large",
+            LogError::Event(HeadersError::TooLarge(20_000).into()),
+        ),
+        ("event-number", LogError::Event(HeadersError::Number.into())),
+    ] {
+        said.fail(fault, fail(&error));
+    }
+    let path = std::path::PathBuf::from("/srv/gemba/log/events/version");
+    for (fault, error) in [
+        (
+            "store-locked",
+            OpenError::LockHeld {
+                path: path.clone(),
+                pid: Some(4711),
+            },
+        ),
+        (
+            "events-newer",
+            OpenError::NewerFormat {
+                path: path.clone(),
+                found: 2,
+                known: 1,
+            },
+        ),
+        (
+            "events-version-damaged",
+            OpenError::BadVersionFile(path.clone()),
+        ),
+        (
+            "events-foreign",
+            OpenError::Foreign {
+                path: path.clone(),
+                cause: "it has another salt".into(),
+            },
+        ),
+        (
+            "store-disk-refuses",
+            OpenError::Io {
+                path,
+                source: disk(),
+            },
+        ),
+    ] {
+        said.fail(fault, open_fail(&error));
+    }
 }

@@ -4,6 +4,7 @@ mod car_both_ways;
 mod connect_gemba_to_kubo;
 mod connect_kubo_to_gemba;
 mod control_two_kubos;
+mod events_seen_by_kubo;
 mod fingerprint;
 mod five_nodes_share_a_folder;
 mod gemba_killed_in_mid_transfer;
@@ -61,6 +62,7 @@ pub(crate) static ALL: &[Scenario] = &[
     pubsub_reconnects::SCENARIO,
     names_both_ways::SCENARIO,
     names_by_dht::SCENARIO,
+    events_seen_by_kubo::SCENARIO,
     five_nodes_share_a_folder::SCENARIO,
     once_from_kubo::SCENARIO,
     mdns_finds_kubo::SCENARIO,

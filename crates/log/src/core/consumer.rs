@@ -1189,27 +1189,24 @@ impl Consumer {
         let Some(feed) = self.feeds.get_mut(&id) else {
             return;
         };
-        let hash = match result {
-            Ok(hash) => hash,
-            // The letter could not be written: the event stays where it is, and is tried meanwhile.
-            Err(_) => {
-                if let Some(trouble) = feed.trouble.get_mut(&seq) {
-                    trouble.is_burying = false;
-                    trouble.due = now + backoff;
-                }
-                if seq == feed.wish.next {
-                    feed.wish.attempts = feed
-                        .wish
-                        .attempts
-                        .min(self.config.attempts.saturating_sub(1));
-                    feed.wish.held_ms = 0;
-                    feed.not_before = now + backoff;
-                } else if let Some(aside) = feed.wish.aside_mut(seq) {
-                    aside.attempts = aside.attempts.min(self.config.attempts.saturating_sub(1));
-                    aside.held_ms = 0;
-                }
-                return self.settle(&id, now);
+        // The letter could not be written: the event stays where it is, and is tried meanwhile.
+        let Ok(hash) = result else {
+            if let Some(trouble) = feed.trouble.get_mut(&seq) {
+                trouble.is_burying = false;
+                trouble.due = now + backoff;
             }
+            if seq == feed.wish.next {
+                feed.wish.attempts = feed
+                    .wish
+                    .attempts
+                    .min(self.config.attempts.saturating_sub(1));
+                feed.wish.held_ms = 0;
+                feed.not_before = now + backoff;
+            } else if let Some(aside) = feed.wish.aside_mut(seq) {
+                aside.attempts = aside.attempts.min(self.config.attempts.saturating_sub(1));
+                aside.held_ms = 0;
+            }
+            return self.settle(&id, now);
         };
         feed.trouble.remove(&seq);
         if feed.wish.take_aside(seq).is_some() {

@@ -51,7 +51,7 @@ pub fn wire(data: &[u8]) {
                     );
                 }
                 Some(Output::Lookup { ticket, tips }) => {
-                    node.handle(Input::Unknown { ticket, tips }, now)
+                    node.handle(Input::Unknown { ticket, tips }, now);
                 }
                 Some(Output::Append { ticket, .. }) => {
                     let result = Err(NotAppended::Gap);

@@ -819,7 +819,7 @@ impl Node {
                 .map_err(|error| error.to_string())?;
         }
         consumer
-            .step(Worker(1), now, |delivery, tx| count(delivery, tx))
+            .step(Worker(1), now, count)
             .map_err(|error| error.to_string())
     }
 

@@ -1,5 +1,6 @@
 //! Routes about events: streams, what is in them, and those who work through them (specs/log-http.md).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use gemba_log::{Class, MAX_PAYLOAD, NewEvent, StreamName};
+use gemba_log::{Class, FeedId, MAX_PAYLOAD, NewEvent, Seq, StreamName};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -175,6 +176,11 @@ fn too_large() -> Fail {
     .hint("`gemba add` the content and append its CID")
 }
 
+fn no_event(why: impl std::fmt::Display) -> Fail {
+    Fail::new(Code::Usage, format!("a line is no event: {why}"))
+        .hint("one is {\"text\":\"17\"} or {\"data\":\"MTc=\",\"time_ms\":1700000000000,\"headers\":{…}}; events before it are stored, none behind it is")
+}
+
 /// How lines become events.
 struct Form {
     is_json: bool,
@@ -185,10 +191,8 @@ impl Form {
     fn event(&mut self, line: &[u8]) -> Result<NewEvent, Fail> {
         let now = wall_ms();
         let mut event = if self.is_json {
-            let request: EventRequest = serde_json::from_slice(line)
-                .map_err(|e| Fail::new(Code::Usage, format!("a line is no event: {e}")))?;
-            let event = request.into_event(now);
-            event.map_err(|e| Fail::new(Code::Usage, e))?
+            let request: EventRequest = serde_json::from_slice(line).map_err(no_event)?;
+            request.into_event(now).map_err(no_event)?
         } else {
             NewEvent::new(now, Bytes::copy_from_slice(line))
         };
@@ -376,7 +380,7 @@ pub(super) struct ReadQuery {
     follow: bool,
     /// The last so many events, and with `follow` what comes.
     tail: Option<u64>,
-    /// As told by an earlier answer: `AUTHOR:EPOCH:SEQ` of the last event of a single feed.
+    /// The last event of each feed that was read, `STREAM AUTHOR:EPOCH:SEQ`, joined by commas: as `id` tells them.
     after: Option<String>,
 }
 
@@ -439,6 +443,12 @@ fn parse_after(text: &str) -> Result<Vec<gemba_log::EventId>, Fail> {
         .collect()
 }
 
+/// A place as `parse_after` reads it.
+fn place_text((feed, seq): (&FeedId, &Seq)) -> String {
+    let author = crate::log::author_text(&feed.author);
+    format!("{} {author}:{}:{seq}", feed.stream, feed.epoch)
+}
+
 /// Somebody who reads.
 struct Reading {
     events: Events,
@@ -467,22 +477,15 @@ impl Reading {
         }
     }
 
-    /// The next events, with the place behind each.
-    async fn page(&mut self) -> Result<Vec<(String, EventLine)>, Fail> {
+    /// The next events, with the feed of each.
+    async fn page(&mut self) -> Result<Vec<(FeedId, EventLine)>, Fail> {
         let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
         let (events, what) = (self.events.clone(), self.what.clone());
         let mut cursor = std::mem::take(&mut self.cursor);
         let reading = tokio::task::spawn_blocking(move || {
             let mut page = Vec::new();
             let read = events.read(&what, &mut cursor, most, |batch, event| {
-                let place = format!(
-                    "{} {}:{}:{}",
-                    batch.feed().stream,
-                    crate::log::author_text(&batch.feed().author),
-                    batch.feed().epoch,
-                    event.seq
-                );
-                page.push((place, wire::line(batch, event)));
+                page.push((batch.feed().clone(), wire::line(batch, event)));
                 Ok(())
             });
             (cursor, read.map(|_| page))
@@ -500,18 +503,17 @@ impl Reading {
         let over = call.token();
         let telling = async move {
             let mut changes = self.events.changes();
-            let mut places: std::collections::BTreeMap<(String, String, u64), String> =
-                std::collections::BTreeMap::new();
             loop {
                 changes.borrow_and_update();
+                // Feeds of which nothing comes now are named, too: else whoever resumes twice would be told them again.
+                let mut places: BTreeMap<FeedId, Seq> = self.cursor.places().collect();
                 let page = self.page().await?;
                 let is_last = page.len() < PAGE;
-                for (place, event) in page {
-                    let feed = (event.stream.clone(), event.author.clone(), event.epoch);
-                    places.insert(feed, place);
+                for (feed, event) in page {
+                    places.insert(feed, event.seq);
                     let data = line(&event)?;
                     let data = String::from_utf8_lossy(&data);
-                    let id: Vec<&str> = places.values().map(String::as_str).collect();
+                    let id: Vec<String> = places.iter().map(place_text).collect();
                     let text = format!("id: {}\nevent: event\ndata: {data}\n", id.join(","));
                     if sender.send(Ok(text.into())).await.is_err() {
                         return Ok::<(), Fail>(());

@@ -658,7 +658,10 @@ fn describe(context: &Context, args: &DescribeArgs) -> Result<(), Fail> {
         }
     };
     if about.is_empty() {
-        return Err(no_stream(&format!("the description of {stream}")));
+        return Err(
+            Fail::new(Code::NotFound, format!("{stream} says nothing of itself"))
+                .hint("`gemba log describe STREAM --meaning TEXT --unit TEXT` says it"),
+        );
     }
     context.out.result(&about, |about| {
         let rows = [
@@ -924,7 +927,10 @@ fn consume_here(
         if context.timeout.is_some_and(|limit| began.elapsed() > limit) {
             return Err(Fail::new(
                 Code::Timeout,
-                "time ran out; what was acknowledged stays so",
+                "the time for this consumer ran out; what was acknowledged stays so",
+            )
+            .hint(
+                "the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good",
             ));
         }
         let claimed = consumers

@@ -95,6 +95,8 @@ pub fn describe_fail(error: &DescribeError) -> Fail {
         DescribeError::Log(error) => super::fail(error),
         DescribeError::TooLong(_) => Fail::new(Code::Usage, error)
             .hint("`gemba add` the long text, and name it as the schema"),
-        other => Fail::new(Code::Usage, other),
+        other => Fail::new(Code::Usage, other).hint(
+            "streams whose names begin with $ are gemba's own, and say nothing of themselves",
+        ),
     }
 }

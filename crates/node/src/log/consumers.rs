@@ -58,7 +58,8 @@ pub struct Consumers {
     started: Instant,
     known: Mutex<BTreeMap<String, Settings>>,
     open: Mutex<BTreeMap<String, Arc<Open>>>,
-    claims: Mutex<BTreeMap<(String, u64), Taken>>,
+    /// What was given and is not done, with the worker who has it.
+    claims: Mutex<BTreeMap<(String, u64), (Worker, Taken)>>,
 }
 
 impl Consumers {
@@ -105,6 +106,7 @@ impl Consumers {
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
         let worker = Worker(request.worker);
+        self.give_up(name, &consumer, worker)?;
         let taken = consumer.take(worker, self.now());
         let Some(taken) = taken.map_err(|e| self.failed(name, &e))? else {
             return Ok(None);
@@ -119,11 +121,27 @@ impl Consumers {
             events: events.collect(),
         };
         let mut claims = lock(&self.claims);
-        claims.insert((name.to_owned(), taken.token.0), taken);
+        claims.insert((name.to_owned(), taken.token.0), (worker, taken));
         while claims.len() > MOST_CLAIMS {
             claims.pop_first();
         }
         Ok(Some(claimed))
+    }
+
+    /// A worker that claims again has not got the answer, or was started anew: what it did not acknowledge is given again. If it were given what
+    /// lies behind instead, its next acknowledgement would cover events that nobody has worked on.
+    fn give_up(&self, name: &str, consumer: &Open, worker: Worker) -> Result<(), Fail> {
+        let held = {
+            let mut claims = lock(&self.claims);
+            let before = claims.len();
+            claims.retain(|(of, _), (holder, _)| of != name || *holder != worker);
+            claims.len() < before
+        };
+        if held {
+            let left = consumer.leave(worker, self.now());
+            left.map_err(|e| self.failed(name, &e))?;
+        }
+        Ok(())
     }
 
     /// A worker has done something of its claim, durably when this returns.
@@ -133,7 +151,7 @@ impl Consumers {
     pub fn acknowledge(&self, name: &str, request: AckRequest) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
         let key = (name.to_owned(), request.token);
-        let taken = lock(&self.claims).get(&key).cloned();
+        let taken = lock(&self.claims).get(&key).map(|(_, taken)| taken.clone());
         let taken = taken.ok_or_else(claim_over)?;
         let now = self.now();
         let outcome = match request.refused {
@@ -147,7 +165,16 @@ impl Consumers {
             },
         };
         outcome.map_err(|e| {
-            lock(&self.claims).remove(&key);
+            // A wrong place in a request is no reason to take the claim away.
+            let stays = matches!(
+                e,
+                ConsumeError::Refused(
+                    Refused::NotGiven { .. } | Refused::NotNext { .. } | Refused::Busy
+                )
+            );
+            if !stays {
+                lock(&self.claims).remove(&key);
+            }
             self.failed(name, &e)
         })?;
         if taken
@@ -490,7 +517,10 @@ fn is_tail(start: Option<&str>) -> Result<bool, Fail> {
 }
 
 fn consumer_name(name: &str) -> Result<ConsumerName, Fail> {
-    ConsumerName::new(name).map_err(|e| Fail::new(Code::Usage, format!("{name:?}: {e}")))
+    ConsumerName::new(name).map_err(|e| {
+        Fail::new(Code::Usage, format!("{name:?} is no consumer: {e}"))
+            .hint("call it after what it does, such as pieces-per-hour")
+    })
 }
 
 fn claim_over() -> Fail {
@@ -516,8 +546,14 @@ fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
         }
         ConsumeError::Refused(refused @ (Refused::NotGiven { .. } | Refused::NotNext { .. })) => {
             Fail::new(Code::Usage, format!("consumer {name}: {refused}"))
+                .hint("acknowledge and refuse only events of the claim whose token is sent")
         }
-        other => Fail::new(Code::Failure, format!("consumer {name}: {other}")),
+        ConsumeError::Refused(refused @ (Refused::Unfinished | Refused::Busy)) => {
+            Fail::new(Code::Conflict, format!("consumer {name}: {refused}"))
+                .hint("one worker does one thing at a time: those that work side by side take numbers of their own")
+        }
+        other => Fail::new(Code::Failure, format!("consumer {name}: {other}"))
+            .hint("claim again; if it stays so, look at the daemon's log"),
     }
 }
 
@@ -540,6 +576,7 @@ pub fn parse_event(stream: &str, text: &str) -> Result<EventId, Fail> {
             Code::Usage,
             format!("{text:?} is no event: AUTHOR:EPOCH:SEQ is"),
         )
+        .hint("`gemba log read --json` shows author, epoch and seq of each")
     };
     let mut parts = text.rsplitn(3, ':');
     let seq = parts

@@ -175,6 +175,14 @@ pub struct Cursor {
     from: Seq,
 }
 
+impl Cursor {
+    /// The last event of each feed that is passed: whoever goes on behind these misses nothing and is told nothing twice.
+    pub fn places(&self) -> impl Iterator<Item = (FeedId, Seq)> + '_ {
+        let passed = self.next.iter().filter(|(_, next)| **next > 0);
+        passed.map(|(feed, next)| (feed.clone(), next - 1))
+    }
+}
+
 /// What is read.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -418,16 +426,33 @@ pub fn fail(error: &LogError) -> Fail {
         LogError::Full(_) => fail.hint("what was acknowledged is safe; free some space and send the event again"),
         LogError::Poisoned(_) => fail.hint("look at the disk (`dmesg`) and start the daemon again: that tells what is there"),
         LogError::Damaged { .. } => fail.hint("`gemba log verify` tells what is damaged; connected devices that have it are asked for it"),
-        _ => fail,
+        LogError::Io(_) => fail.hint("the disk or its cable is at fault: look at the system's log (`dmesg`); what was acknowledged is not affected"),
+        LogError::Closed => fail.hint("the daemon is ending: start it again, and send what was not acknowledged"),
+        LogError::Event(_) => fail.hint("the other events are not affected; correct this one and send it again"),
+        LogError::OldProducer { .. } => fail.hint("go on with the number behind the highest that was acknowledged; events of another origin take another producer"),
+        LogError::Trimmed { .. } => fail.hint("read without a beginning: that starts with the first event that is here"),
+        LogError::NoFeed(_) => fail.hint("`gemba log ls` lists the streams and their authors"),
+        LogError::Quota { .. } => fail.hint("other authors are not affected; is that device to write so much?"),
+        LogError::Exhausted => fail.hint("write to a stream of another name"),
+        LogError::WriterDied => fail.hint("this is a mistake in gemba: report it with the daemon's log"),
+        LogError::Gap { .. } | LogError::BadChain { .. } => fail.hint("nothing was stored; look at the device of that author (`gemba log ls --json` names forks)"),
+        _ => fail.hint("look at the log of the daemon and of the system (`dmesg`)"),
     }
 }
 
-fn open_fail(error: &OpenError) -> Fail {
+/// What a log that does not open means for whoever called.
+#[must_use]
+pub fn open_fail(error: &OpenError) -> Fail {
     match error {
-        OpenError::LockHeld { .. } => Fail::new(Code::Conflict, error),
-        OpenError::NewerFormat { .. } => Fail::new(Code::Conflict, error),
+        OpenError::LockHeld { .. } => Fail::new(Code::Conflict, error)
+            .hint("one process has the log at a time: `gemba status` tells whether a daemon runs"),
+        OpenError::NewerFormat { .. } => Fail::new(Code::Conflict, error)
+            .hint("nothing was changed; compare `gemba --version` on both"),
         OpenError::Io { path, source } => Fail::io(path, source),
-        _ => Fail::new(Code::Integrity, error),
+        OpenError::Foreign { .. } => Fail::new(Code::Integrity, error)
+            .hint("nothing was changed; the file belongs to the log of another repository"),
+        _ => Fail::new(Code::Integrity, error)
+            .hint("put a copy of `log/events` back, or move the folder away: the events of others, and those of ours that they have, come back"),
     }
 }
 
@@ -506,7 +531,9 @@ impl Events {
     pub fn after(&self, query: &Query, places: &[gemba_log::EventId]) -> Result<Cursor, Fail> {
         let mut cursor = self.begin(query)?;
         for place in places {
-            cursor.next.insert(place.feed.clone(), place.seq + 1);
+            cursor
+                .next
+                .insert(place.feed.clone(), place.seq.saturating_add(1));
         }
         Ok(cursor)
     }

@@ -427,6 +427,17 @@ pub fn id(node: &Node) -> String {
 
 /// A raw request to the API; status line and body.
 pub fn http(node: &Node, method: &str, path: &str, headers: &str) -> (u16, String) {
+    http_with_body(node, method, path, headers, b"")
+}
+
+/// The same with a body.
+pub fn http_with_body(
+    node: &Node,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> (u16, String) {
     let api: Value =
         serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
     let address = api["address"].as_str().unwrap();
@@ -436,9 +447,11 @@ pub fn http(node: &Node, method: &str, path: &str, headers: &str) -> (u16, Strin
     let mut stream = TcpStream::connect(address).unwrap();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: 0\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\n{headers}Connection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
     )
     .unwrap();
+    stream.write_all(body).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let code = answer.split(' ').nth(1).unwrap().parse().unwrap();

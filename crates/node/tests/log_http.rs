@@ -1,0 +1,683 @@
+//! The HTTP form of the event log (specs/log-http.md), spoken as a gateway of a PLC speaks it: bytes over a socket, no library of gemba.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::{Daemon, Node, id, noise, until};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+const STREAM: &str = "hall-1/line-3/press-7/count";
+const EVENTS: &str = "/v1/streams/hall-1%2Fline-3%2Fpress-7%2Fcount/events";
+const NDJSON: &str = "application/x-ndjson";
+
+/// An answer that came to its end.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    body: String,
+}
+
+impl Answer {
+    /// Its lines, each an object.
+    fn lines(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{self:?}");
+        let lines = self.body.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// Its one object.
+    fn object(&self) -> Value {
+        let mut lines = self.lines();
+        assert_eq!(lines.len(), 1, "{self:?}");
+        lines.remove(0)
+    }
+
+    /// The cause, where it has failed.
+    fn cause(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        cause(&serde_json::from_str(&self.body).unwrap())
+    }
+}
+
+fn cause(failure: &Value) -> String {
+    let cause = failure["error"]["cause"].as_str();
+    cause.unwrap_or_else(|| panic!("{failure}")).to_owned()
+}
+
+/// Sends a request; the stream from which the answer comes. HTTP/1.0: the body is what comes until the end.
+fn send(node: &Node, method: &str, path: &str, headers: &str, body: &[u8]) -> BufReader<TcpStream> {
+    let api: Value =
+        serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
+    let (address, token) = (
+        api["address"].as_str().unwrap(),
+        api["token"].as_str().unwrap(),
+    );
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n{headers}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    BufReader::new(stream)
+}
+
+/// The status of an answer; its headers are passed over.
+fn status_of(answer: &mut BufReader<TcpStream>) -> u16 {
+    let mut line = String::new();
+    answer.read_line(&mut line).unwrap();
+    let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+    while line != "\r\n" {
+        line.clear();
+        answer.read_line(&mut line).unwrap();
+    }
+    status
+}
+
+fn call(node: &Node, method: &str, path: &str, kind: &str, body: &[u8]) -> Answer {
+    let mut answer = send(
+        node,
+        method,
+        path,
+        &format!("Content-Type: {kind}\r\n"),
+        body,
+    );
+    let status = status_of(&mut answer);
+    let mut body = String::new();
+    answer.read_to_string(&mut body).unwrap();
+    Answer { status, body }
+}
+
+fn get(node: &Node, path: &str) -> Answer {
+    call(node, "GET", path, "text/plain", b"")
+}
+
+fn post(node: &Node, path: &str, body: &Value) -> Answer {
+    let body = body.to_string();
+    call(node, "POST", path, "application/json", body.as_bytes())
+}
+
+/// Lines of text, each an event.
+fn append(node: &Node, query: &str, lines: &str) -> Vec<Value> {
+    let path = format!("{EVENTS}{query}");
+    call(node, "POST", &path, "text/plain", lines.as_bytes()).lines()
+}
+
+fn text(event: &Value) -> String {
+    let data = BASE64.decode(event["data"].as_str().unwrap().as_bytes());
+    String::from_utf8(data.unwrap()).unwrap()
+}
+
+fn texts(events: &[Value]) -> Vec<String> {
+    events.iter().map(text).collect()
+}
+
+fn seqs(lines: &[Value]) -> Vec<u64> {
+    let seq = |line: &Value| line["seq"].as_u64().unwrap();
+    lines.iter().map(seq).collect()
+}
+
+/// Somebody who is told events as they come.
+struct Push(BufReader<TcpStream>);
+
+impl Push {
+    fn of(node: &Node, path: &str, last: Option<&str>) -> Self {
+        let last = last.map(|last| format!("Last-Event-ID: {last}\r\n"));
+        let headers = format!("Accept: text/event-stream\r\n{}", last.unwrap_or_default());
+        let mut stream = send(node, "GET", path, &headers, b"");
+        assert_eq!(status_of(&mut stream), 200);
+        Self(stream)
+    }
+
+    /// The next event with its id. Comments, which tell that somebody is there, are passed over.
+    fn next(&mut self) -> (String, Value) {
+        let (mut place, mut data) = (String::new(), None);
+        loop {
+            let mut line = String::new();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "it ended");
+            let line = line.trim_end_matches('\n');
+            if let Some(text) = line.strip_prefix("id: ") {
+                place = text.to_owned();
+            } else if let Some(text) = line.strip_prefix("data: ") {
+                data = Some(serde_json::from_str(text).unwrap());
+            } else if line.is_empty()
+                && let Some(data) = data.take()
+            {
+                return (place, data);
+            }
+        }
+    }
+}
+
+/// specs/log-http.md §2: lines of text or of JSON are events, and each is answered by a line when it is on disk. S3.58: nothing but HTTP.
+#[test]
+fn s3_58_a_gateway_appends_lines_and_each_is_acknowledged() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let acks = append(&node, "", "17\n18\n19");
+    assert_eq!(seqs(&acks), [0, 1, 2]);
+    let author = id(&node);
+    for ack in &acks {
+        assert_eq!(
+            (ack["stream"].as_str(), ack["author"].as_str()),
+            (Some(STREAM), Some(author.as_str()))
+        );
+    }
+
+    let line = json!({
+        "data": BASE64.encode(&[0, 255]),
+        "time_ms": 1_700_000_000_000_i64,
+        "headers": {
+            "content_type": "application/octet-stream",
+            "user": {"order": "A-17"},
+            "site": "hall-1", "device": "press-7", "service": "gateway",
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        },
+    });
+    let body = format!("{line}\n{}\n", json!({"text": "20"}));
+    let acks = call(&node, "POST", EVENTS, NDJSON, body.as_bytes()).lines();
+    assert_eq!(seqs(&acks), [3, 4]);
+    // A picture, say: line ends are nothing special in it.
+    let whole = call(
+        &node,
+        "POST",
+        &format!("{EVENTS}?whole=true"),
+        "image/bmp",
+        b"a\nb\n",
+    );
+    assert_eq!(whole.object()["seq"].as_u64(), Some(5));
+
+    let events = get(&node, EVENTS).lines();
+    assert_eq!(seqs(&events), [0, 1, 2, 3, 4, 5]);
+    let event = &events[3];
+    for (name, value) in line["headers"].as_object().unwrap() {
+        assert_eq!(&event["headers"][name], value, "{event}");
+    }
+    assert_eq!(
+        (&event["data"], &event["time_ms"], &event["time"]),
+        (
+            &line["data"],
+            &line["time_ms"],
+            &json!("2023-11-14T22:13:20.000Z")
+        )
+    );
+    assert_eq!(
+        (text(&events[4]), text(&events[5])),
+        ("20".into(), "a\nb\n".into())
+    );
+    let verified = post(&node, "/v1/log/verify", &json!({})).object();
+    assert_eq!(
+        (&verified["ok"], verified["events"].as_u64()),
+        (&json!(true), Some(6))
+    );
+}
+
+/// specs/log-http.md §2: what is before a line that is no event is stored and answered; the failure is the last line, or the status if it is the first.
+#[test]
+fn s3_58_a_line_that_is_no_event_ends_the_append_behind_those_before_it() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let body = b"{\"text\":\"1\"}\n{\"text\":\"2\"}\n{\"txet\":\"3\"}\n{\"text\":\"4\"}\n";
+    let mut lines = call(&node, "POST", EVENTS, NDJSON, body).lines();
+    let last = lines.pop().unwrap();
+    assert!(cause(&last).contains("txet"), "{last}");
+    assert_eq!(seqs(&lines), [0, 1]);
+    let refused = call(&node, "POST", EVENTS, NDJSON, b"{\"txet\":\"3\"}\n");
+    assert!(refused.cause(400).contains("no event"));
+    assert_eq!(texts(&get(&node, EVENTS).lines()), ["1", "2"]);
+
+    for (wrong, status) in [
+        ("/v1/streams/a%20b/events", 400),
+        ("/v1/streams/$dead%2Fx/events", 400),
+        ("/v1/streams/x/events?class=slow", 400),
+    ] {
+        let refused = call(&node, "POST", wrong, "text/plain", b"1\n");
+        assert!(!refused.cause(status).is_empty());
+    }
+    let large = vec![b'x'; (512 << 10) + 500];
+    let path = format!("{EVENTS}?whole=true");
+    let refused = call(&node, "POST", &path, "text/plain", &large);
+    assert!(refused.cause(400).contains("524288"));
+}
+
+/// specs/log-http.md §3: whoever lost the answer sends the same lines under the same numbers, also to a daemon that was killed meanwhile.
+#[test]
+fn s3_18_s3_58_lines_that_are_sent_again_are_answered_with_their_first_places() {
+    let node = Node::new();
+    let mut daemon = Daemon::start(&node, &[]);
+    let numbered = |from: u64| format!("?producer=plc-7&producer_seq={from}");
+    let first = append(&node, &numbered(10), "a\nb\nc\n");
+    for round in 0..3 {
+        let again = append(&node, &numbered(10), "a\nb\nc\n");
+        assert_eq!(seqs(&again), seqs(&first));
+        assert!(again.iter().all(|ack| ack["repeated"] == true), "{round}");
+        daemon.child.kill().unwrap();
+        daemon.child.wait().unwrap();
+        daemon = Daemon::start(&node, &[]);
+    }
+    // Some of them are new: those are appended, the others are not.
+    let mixed = append(&node, &numbered(12), "c\nd\n");
+    assert_eq!(
+        (&mixed[0]["repeated"], &mixed[1]["repeated"]),
+        (&json!(true), &Value::Null)
+    );
+    // The numbers may stand in the lines, too.
+    let line = json!({"text": "d", "headers": {"producer": "plc-7", "producer_seq": 13}});
+    let ack = call(&node, "POST", EVENTS, NDJSON, line.to_string().as_bytes()).object();
+    assert_eq!(ack["repeated"], true);
+    let half = call(
+        &node,
+        "POST",
+        EVENTS,
+        NDJSON,
+        b"{\"headers\":{\"producer\":\"x\"}}",
+    );
+    assert!(half.cause(400).contains("go together"));
+    let events = get(&node, &format!("{EVENTS}?author={}", id(&node))).lines();
+    assert_eq!(texts(&events), ["a", "b", "c", "d"]);
+    assert_eq!(events[3]["headers"]["producer_seq"].as_u64(), Some(13));
+}
+
+/// specs/log-http.md §4: the same stream by ranges, by asking again, and pushed; whoever is cut off goes on where it was, as often as it happens.
+#[test]
+fn s3_48_s3_44_a_stream_is_read_in_ranges_polled_and_pushed_with_resume() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let other = "/v1/streams/hall-1%2Fline-3%2Fpress-8%2Fcount/events";
+    append(&node, "", "0\n1\n2\n3\n");
+    call(&node, "POST", other, "text/plain", b"other 0\nother 1\n").lines();
+
+    // Ranges.
+    let range = |query: &str| texts(&get(&node, &format!("{EVENTS}?{query}")).lines());
+    assert_eq!(range("from=1&limit=2"), ["1", "2"]);
+    assert_eq!(range("tail=1"), ["3"]);
+    assert_eq!(range("since_ms=32503680000000"), [""; 0]);
+    assert_eq!(range("since_ms=0&limit=1"), ["0"]);
+    // Polling: behind the last event that was read.
+    let all = get(&node, EVENTS).lines();
+    let place = |event: &Value| {
+        let field = |name: &str| event[name].as_str().unwrap();
+        format!(
+            "{} {}:{}:{}",
+            field("stream"),
+            field("author"),
+            event["epoch"],
+            event["seq"]
+        )
+    };
+    let encoded = |text: &str| {
+        let of = |byte: u8| match byte {
+            b'/' | b' ' | b',' | b':' => format!("%{byte:02X}"),
+            _ => char::from(byte).to_string(),
+        };
+        text.bytes().map(of).collect::<String>()
+    };
+    let after = format!("after={}", encoded(&place(&all[2])));
+    assert_eq!(range(&after), ["3"]);
+
+    // Pushed, over two streams.
+    let both = "/v1/streams/hall-1%2Fline-3%2F%2B%2Fcount/events";
+    let mut push = Push::of(&node, both, None);
+    let mut told = Vec::new();
+    let mut last = String::new();
+    for _ in 0..6 {
+        let (place, event) = push.next();
+        (last, _) = (place, told.push(text(&event)));
+    }
+    told.sort();
+    assert_eq!(told, ["0", "1", "2", "3", "other 0", "other 1"]);
+    append(&node, "", "4\n");
+    assert_eq!(text(&push.next().1), "4");
+    // Cut off before 4 was seen; then again and again. What the other stream had is never told again, though nothing comes of it.
+    drop(push);
+    for n in 4..8 {
+        let mut push = Push::of(&node, both, Some(&last));
+        let (place, event) = push.next();
+        assert_eq!(text(&event), n.to_string());
+        last = place;
+        drop(push);
+        append(&node, "", &format!("{}\n", n + 1));
+    }
+    let polled = get(&node, &format!("{both}?after={}", encoded(&last))).lines();
+    assert_eq!(texts(&polled), ["8"]);
+    // Only what comes: a reader that begins at the end, and is cut off before anything came of one of its streams.
+    let mut push = Push::of(&node, &format!("{both}?tail=0"), None);
+    append(&node, "", "9\n");
+    let (last, event) = push.next();
+    assert_eq!(text(&event), "9");
+    let mut push = Push::of(&node, both, Some(&last));
+    call(&node, "POST", other, "text/plain", b"other 2\n").lines();
+    assert_eq!(text(&push.next().1), "other 2");
+
+    // Lines that do not end.
+    let mut follow = send(
+        &node,
+        "GET",
+        &format!("{EVENTS}?follow=true&from=9"),
+        "",
+        b"",
+    );
+    assert_eq!(status_of(&mut follow), 200);
+    let mut next = || {
+        let mut line = String::new();
+        follow.read_line(&mut line).unwrap();
+        text(&serde_json::from_str(&line).unwrap())
+    };
+    assert_eq!(next(), "9");
+    append(&node, "", "10\n");
+    assert_eq!(next(), "10");
+
+    let refused = get(&node, &format!("{EVENTS}?after=here"));
+    assert!(refused.cause(400).contains("no place"));
+    let refused = get(&node, &format!("{EVENTS}?author=me"));
+    assert!(refused.cause(400).contains("no author"));
+}
+
+/// specs/log-http.md §1: the catalogue, and what streams say of themselves.
+#[test]
+fn s3_6_s3_14_streams_are_described_and_listed_over_http() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let about = "/v1/streams/hall-1%2Fline-3%2Fpress-7%2Fcount/about";
+    assert_eq!(get(&node, about).object(), json!({}));
+    append(&node, "", "1\n2\n");
+    call(&node, "POST", "/v1/streams/x/events", "text/plain", b"1\n").lines();
+    post(&node, about, &json!({"meaning": "pieces pressed"})).object();
+    let whole = post(&node, about, &json!({"unit": "pieces"})).object();
+    assert_eq!(
+        whole,
+        json!({"meaning": "pieces pressed", "unit": "pieces"})
+    );
+    assert_eq!(get(&node, about).object(), whole);
+    let listed = get(&node, "/v1/streams?pattern=hall-1%2F%23").object();
+    assert_eq!(
+        (
+            &listed["stream"],
+            &listed["about"],
+            listed["events"].as_u64()
+        ),
+        (&json!(STREAM), &whole, Some(2))
+    );
+    assert_eq!(listed["authors"], json!([id(&node)]));
+    assert!(listed["rate"].as_f64().unwrap() > 0.0 && listed["last"].is_string());
+    assert_eq!(get(&node, "/v1/streams").lines().len(), 2);
+    post(&node, about, &json!({"class": "slow"})).cause(400);
+}
+
+/// specs/log-http.md §2, S3.54: events of the fast class are taken without waiting for the disk, and are read a moment later.
+#[test]
+fn s3_54_events_of_the_fast_class_are_taken_and_written_soon() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let taken = append(&node, "?class=fast", "1\n2\n3\n");
+    let count: u64 = taken
+        .iter()
+        .map(|line| line["taken"].as_u64().unwrap())
+        .sum();
+    assert_eq!((count, &taken[0]["class"]), (3, &json!("fast")));
+    until("they are written", || {
+        texts(&get(&node, EVENTS).lines()) == ["1", "2", "3"]
+    });
+    // A stream may say so for all of its events; a writer may ask for more.
+    let about = "/v1/streams/hall-1%2Fline-3%2Fpress-7%2Fcount/about";
+    post(&node, about, &json!({"class": "fast"})).object();
+    assert_eq!(append(&node, "", "4\n")[0]["class"], "fast");
+    let durable = append(&node, "?class=durable", "5\n");
+    assert!(durable[0]["seq"].is_u64(), "{durable:?}");
+}
+
+/// specs/log-http.md §2: with no room left an append says so in words, what was acknowledged stays, and reading goes on.
+#[test]
+fn s3_34_a_log_that_is_full_refuses_appends_in_words_and_is_read_on() {
+    let node = Node::new();
+    node.ok(&["config", "set", "events.max_size", "4MiB"]);
+    let _daemon = Daemon::start(&node, &[]);
+    let path = format!("{EVENTS}?whole=true");
+    let mut acked = 0;
+    let refused = loop {
+        let payload = noise(acked, 200 << 10);
+        let answer = call(&node, "POST", &path, "application/octet-stream", &payload);
+        if answer.status != 200 {
+            break answer;
+        }
+        assert_eq!(answer.object()["seq"].as_u64(), Some(acked));
+        acked += 1;
+        assert!(acked < 100, "4 MiB hold 20 MB");
+    };
+    assert!(acked > 3, "{refused:?}");
+    assert!(refused.cause(500).contains("the log may take"));
+    let events = get(&node, EVENTS).lines();
+    assert_eq!(events.len() as u64, acked);
+    for (event, n) in events.iter().zip(0..) {
+        let data = BASE64.decode(event["data"].as_str().unwrap().as_bytes());
+        assert_eq!(data.unwrap(), noise(n, 200 << 10));
+    }
+}
+
+fn claim(node: &Node, consumer: &str, worker: u64, more: &Value) -> Answer {
+    let mut request = json!({"worker": worker, "streams": ["hall-1/#"]});
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    post(node, &format!("/v1/consumers/{consumer}/claim"), &request)
+}
+
+/// specs/log-http.md §5: the total is kept in the transaction of the acknowledgement; workers and daemon are killed between work and acknowledgement.
+/// Whoever comes next has the right total, and every piece counts once.
+#[test]
+fn s3_22_s3_27_a_total_kept_with_the_acknowledgement_is_right_after_every_kill() {
+    let node = Node::new();
+    let mut daemon = Daemon::start(&node, &[]);
+    let pieces: Vec<u64> = (1..=60).collect();
+    let lines: String = pieces.iter().map(|n| format!("{n}\n")).collect();
+    append(&node, "", &lines);
+    let ack = |request: Value| post(&node, "/v1/consumers/total/ack", &request);
+    let mut round = 0;
+    let mut total = 0;
+    let is_done = |node: &Node| get(node, "/v1/consumers/total").object()["lag"] == 0;
+    while round == 0 || !is_done(&node) {
+        round += 1;
+        assert!(round < 200, "no end: {total}");
+        // Each worker is another one; the one before may be dead with its claim.
+        let claimed = claim(
+            &node,
+            "total",
+            round,
+            &json!({"batch": 8, "lease_ms": 2_000, "wait_ms": 10_000}),
+        )
+        .object();
+        let events = claimed["events"].as_array().unwrap().clone();
+        let last = events.last().unwrap();
+        let before = claimed["state"].as_u64().unwrap_or(0);
+        assert_eq!(before, total, "what was kept is not what was acknowledged");
+        let sum: u64 = texts(&events)
+            .iter()
+            .map(|text| text.parse::<u64>().unwrap())
+            .sum();
+        match round % 10 {
+            // It dies before it acknowledges: its lease runs out.
+            1 | 6 => continue,
+            // The daemon dies before.
+            2 => {
+                daemon.child.kill().unwrap();
+                daemon.child.wait().unwrap();
+                daemon = Daemon::start(&node, &[]);
+                continue;
+            }
+            _ => {}
+        }
+        total = before + sum;
+        let request = json!({"token": claimed["token"], "seq": last["seq"], "state": total});
+        assert_eq!(ack(request).object(), json!({"ok": true}));
+        if round % 10 == 3 {
+            // The daemon dies right behind the acknowledgement.
+            daemon.child.kill().unwrap();
+            daemon.child.wait().unwrap();
+            daemon = Daemon::start(&node, &[]);
+        }
+    }
+    assert_eq!(total, pieces.iter().sum::<u64>());
+    let view = get(&node, "/v1/consumers/total").object();
+    assert_eq!(
+        (view["lag"].as_u64(), view["feeds"][0]["state"].as_u64()),
+        (Some(0), Some(total))
+    );
+    assert_eq!(
+        get(&node, "/v1/consumers").object()["streams"],
+        json!(["hall-1/#"])
+    );
+    // What is larger than it may be is refused, and nothing is acknowledged with it.
+    append(&node, "", "1\n");
+    let claimed = claim(&node, "total", 999, &json!({"wait_ms": 5_000})).object();
+    let large = json!({"token": claimed["token"], "seq": 60, "state": "x".repeat(70_000)});
+    assert!(ack(large).cause(400).contains("65536"));
+    assert_eq!(
+        get(&node, "/v1/consumers/total").object()["lag"].as_u64(),
+        Some(1)
+    );
+}
+
+/// specs/log-http.md §5: a claim that is over acknowledges nothing, so a worker that was slow cannot undo what came after it.
+#[test]
+fn s3_27_s3_58_claims_are_renewed_left_and_end() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n3\n");
+    let to = |what: &str| format!("/v1/consumers/work/{what}");
+    assert!(
+        get(&node, "/v1/consumers/work")
+            .cause(404)
+            .contains("no consumer work")
+    );
+    let lease = json!({"lease_ms": 3_000});
+    let first = claim(&node, "work", 1, &lease).object();
+    assert_eq!(texts(first["events"].as_array().unwrap()), ["1", "2", "3"]);
+    // Nobody else is given them. Whoever lost the answer, or was started anew under its number, has them again, and never those behind
+    // them, with which it would acknowledge what nobody worked on.
+    let none = claim(&node, "work", 2, &lease).object();
+    assert_eq!(none["events"], json!([]));
+    append(&node, "", "4\n");
+    let again = claim(&node, "work", 1, &lease).object();
+    assert_eq!(again["events"][0]["seq"].as_u64(), Some(0));
+    let old = json!({"token": first["token"], "seq": 2});
+    assert!(post(&node, &to("ack"), &old).cause(409).contains("over"));
+    let token = again["token"].clone();
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(1_000));
+        let renewed = post(&node, &to("renew"), &json!({"token": token}));
+        assert_eq!(renewed.object(), json!({"ok": true}));
+    }
+    // A wrong place changes nothing.
+    post(&node, &to("ack"), &json!({"token": token, "seq": 7})).cause(400);
+    post(&node, &to("ack"), &json!({"token": token, "seq": 0})).object();
+    // It ends in order: the rest goes to another at once.
+    post(&node, &to("leave"), &json!({"worker": 1})).object();
+    let second = claim(&node, "work", 2, &json!({"wait_ms": 5_000})).object();
+    let events = second["events"].as_array().unwrap();
+    assert_eq!(texts(events), ["2", "3", "4"]);
+    let over = post(&node, &to("ack"), &json!({"token": token, "seq": 2}));
+    assert!(over.cause(409).contains("over"));
+    let token = second["token"].clone();
+    post(&node, &to("ack"), &json!({"token": token, "seq": 3})).object();
+    let view = get(&node, "/v1/consumers/work").object();
+    assert_eq!(view["lag"].as_u64(), Some(0), "{view}");
+    post(&node, &to("leave"), &json!({"worker": 2})).object();
+
+    // Moved: to the start, to one event, to a time, to the end.
+    let seek = |request: Value| post(&node, &to("seek"), &request);
+    assert_eq!(
+        seek(json!({"to": "start"})).object()["lag"].as_u64(),
+        Some(4)
+    );
+    let event = format!("{}:0:2", id(&node));
+    let there = seek(json!({"stream": STREAM, "event": event})).object();
+    assert_eq!(there["feeds"][0]["next"].as_u64(), Some(2));
+    assert_eq!(
+        seek(json!({"time_ms": 0})).object()["lag"].as_u64(),
+        Some(4)
+    );
+    assert_eq!(
+        seek(json!({"to": "tail"})).object()["lag"].as_u64(),
+        Some(0)
+    );
+    seek(json!({"to": "start", "time_ms": 0})).cause(400);
+    // Another consumer of this name would mean other streams.
+    let other = json!({"worker": 3, "streams": ["x"]});
+    assert!(
+        post(&node, &to("claim"), &other)
+            .cause(409)
+            .contains("reads hall-1/#")
+    );
+    // A claim waits for what comes.
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| claim(&node, "work", 4, &json!({"wait_ms": 30_000})).object());
+        std::thread::sleep(Duration::from_millis(200));
+        append(&node, "", "5\n");
+        waiting.join().unwrap()
+    });
+    assert_eq!(texts(waiting["events"].as_array().unwrap()), ["5"]);
+}
+
+/// specs/log-http.md §6: what fails again and again goes aside with its cause, and is tried again or dropped; the others are not held up.
+#[test]
+fn s3_53_what_is_refused_comes_again_and_becomes_a_dead_letter() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "good\nbad\nworse\ngood\n");
+    let to = |what: &str| format!("/v1/consumers/work/{what}");
+    let mut done = Vec::new();
+    let mut work = |fails: &[&str]| {
+        until("all of them are done or dead", || {
+            let claimed = claim(&node, "work", 1, &json!({"attempts": 2, "wait_ms": 200})).object();
+            for event in claimed["events"].as_array().unwrap() {
+                let mut request = json!({"token": claimed["token"], "seq": event["seq"]});
+                if fails.contains(&text(event).as_str()) {
+                    let tries = event["attempts"].as_u64().unwrap() + 1;
+                    request["refused"] = json!(format!("no room, try {tries}"));
+                } else {
+                    done.push(text(event));
+                }
+                post(&node, &to("ack"), &request).object();
+            }
+            let view = get(&node, "/v1/consumers/work").object();
+            let waiting = view["feeds"][0]["waiting"].as_u64();
+            (view["lag"].as_u64(), waiting) == (Some(0), Some(0))
+        });
+    };
+    work(&["bad", "worse"]);
+    let letters = get(&node, &to("dead")).lines();
+    let what: Vec<(String, &str, u64)> = letters
+        .iter()
+        .map(|letter| {
+            (
+                text(letter),
+                letter["cause"].as_str().unwrap(),
+                letter["attempts"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        what,
+        [
+            ("bad".to_owned(), "no room, try 2", 2),
+            ("worse".to_owned(), "no room, try 2", 2)
+        ]
+    );
+    post(&node, &to("dead/drop"), &json!({"id": letters[1]["id"]})).object();
+    post(&node, &to("dead/retry"), &json!({"id": letters[0]["id"]})).object();
+    work(&[]);
+    assert_eq!(done, ["good", "good", "bad"]);
+    assert!(get(&node, &to("dead")).lines().is_empty());
+    let unknown = post(&node, &to("dead/drop"), &json!({"id": letters[0]["id"]}));
+    assert!(unknown.cause(404).contains("no dead letter"));
+}
