@@ -790,6 +790,7 @@ impl World {
 }
 
 impl Node {
+    #[expect(clippy::redundant_closure, reason = "the function alone is not general enough")]
     fn consume(&mut self, planted: Option<Planted>, now: Time) -> Result<Step, String> {
         if self.consumer.is_none() {
             let mut config = ConsumerConfig::new(self.name.clone(), line_streams());
@@ -819,7 +820,7 @@ impl Node {
                 .map_err(|error| error.to_string())?;
         }
         consumer
-            .step(Worker(1), now, count)
+            .step(Worker(1), now, |delivery, tx| count(delivery, tx))
             .map_err(|error| error.to_string())
     }
 

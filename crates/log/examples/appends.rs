@@ -1,6 +1,6 @@
 //! What a log does in a second, and what it takes: prints one JSON object. Events have 200 bytes.
 //!
-//! `cargo run --release -p gemba-log --example throughput [events] [folder]`; by default ten million events in a temporary folder, which needs
+//! `cargo run --release -p gemba-log --example appends [events] [folder]`; by default ten million events in a temporary folder, which needs
 //! about 3 GB. The program starts itself again for the figures of a start: one child is killed while it writes, the next opens the log.
 #![allow(
     clippy::print_stdout,
