@@ -437,6 +437,36 @@ fn parse_after(text: &str) -> Result<Vec<gemba_log::EventId>, Fail> {
         .collect()
 }
 
+/// The last event of each feed.
+type Places = std::collections::BTreeMap<(String, String, u64), String>;
+
+/// The place of an event.
+fn place_text(feed: &gemba_log::FeedId, seq: u64) -> String {
+    let author = crate::log::author_text(&feed.author);
+    format!("{} {author}:{}:{seq}", feed.stream, feed.epoch)
+}
+
+fn place_of((feed, seq): (&gemba_log::FeedId, u64)) -> ((String, String, u64), String) {
+    let author = crate::log::author_text(&feed.author);
+    let key = (feed.stream.to_string(), author, feed.epoch.0);
+    (key, place_text(feed, seq))
+}
+
+/// Bytes of places that go with every event; longer ones go with the last of each page.
+const SHORT_ID: usize = 2 << 10;
+/// Bytes of places that a client can give back in a header; longer ones are not told, and it goes on at the last that was.
+const MOST_ID: usize = 256 << 10;
+
+/// The line that tells where to go on, if it is told with this event.
+fn id_of(places: &Places, is_last: bool) -> String {
+    let bytes: usize = places.values().map(|place| place.len() + 1).sum();
+    if bytes > MOST_ID || bytes > SHORT_ID && !is_last {
+        return String::new();
+    }
+    let places: Vec<&str> = places.values().map(String::as_str).collect();
+    format!("id: {}\n", places.join(","))
+}
+
 /// Somebody who reads.
 struct Reading {
     events: Events,
@@ -451,8 +481,8 @@ impl Reading {
         let mut changes = self.events.changes();
         loop {
             changes.borrow_and_update();
-            let page = self.page().await?;
-            let is_last = page.len() < PAGE;
+            let (page, more) = self.page().await?;
+            let is_last = !more;
             for (_, event) in page {
                 lines.send_async(&event).await?;
             }
@@ -465,31 +495,24 @@ impl Reading {
         }
     }
 
-    /// The next events, with the place behind each.
-    async fn page(&mut self) -> Result<Vec<(String, EventLine)>, Fail> {
+    /// The next events, each with its place, and whether there may be more now.
+    async fn page(&mut self) -> Result<(Vec<(String, EventLine)>, bool), Fail> {
         let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
         let (events, what) = (self.events.clone(), self.what.clone());
         let mut cursor = std::mem::take(&mut self.cursor);
         let reading = tokio::task::spawn_blocking(move || {
             let mut page = Vec::new();
             let read = events.read(&what, &mut cursor, most, |batch, event| {
-                let place = format!(
-                    "{} {}:{}:{}",
-                    batch.feed().stream,
-                    crate::log::author_text(&batch.feed().author),
-                    batch.feed().epoch,
-                    event.seq
-                );
-                page.push((place, wire::line(batch, event)));
+                page.push((place_text(batch.feed(), event.seq), wire::line(batch, event)));
                 Ok(())
             });
-            (cursor, read.map(|_| page))
+            (cursor, read.map(|more| (page, more)))
         });
         let (cursor, page) = reading.await.map_err(Fail::internal)?;
         self.cursor = cursor;
-        let page = page?;
+        let (page, more) = page?;
         self.left -= page.len() as u64;
-        Ok(page)
+        Ok((page, more))
     }
 
     /// The body of an event stream. A comment goes with the silence.
@@ -498,19 +521,20 @@ impl Reading {
         let over = call.token();
         let telling = async move {
             let mut changes = self.events.changes();
-            let mut places: std::collections::BTreeMap<(String, String, u64), String> =
-                std::collections::BTreeMap::new();
+            // Feeds of which nothing comes on this connection have a place, too: without it they would begin anew.
+            let mut places: Places = self.cursor.places().map(place_of).collect();
             loop {
                 changes.borrow_and_update();
-                let page = self.page().await?;
-                let is_last = page.len() < PAGE;
-                for (place, event) in page {
+                let (page, more) = self.page().await?;
+                let is_last = !more;
+                let count = page.len();
+                for ((place, event), n) in page.into_iter().zip(1..) {
                     let feed = (event.stream.clone(), event.author.clone(), event.epoch);
                     places.insert(feed, place);
                     let data = line(&event)?;
                     let data = String::from_utf8_lossy(&data);
-                    let id: Vec<&str> = places.values().map(String::as_str).collect();
-                    let text = format!("id: {}\nevent: event\ndata: {data}\n", id.join(","));
+                    let id = id_of(&places, n == count);
+                    let text = format!("{id}event: event\ndata: {data}\n");
                     if sender.send(Ok(text.into())).await.is_err() {
                         return Ok::<(), Fail>(());
                     }

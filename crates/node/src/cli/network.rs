@@ -209,6 +209,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         },
         pubsub: Default::default(),
         dht: Default::default(),
+        events: Default::default(),
     })
 }
 
