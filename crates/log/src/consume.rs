@@ -16,7 +16,7 @@
 
 mod remote;
 
-pub use remote::Taken;
+pub use remote::{Receipt, Taken};
 
 use crate::{
     cbor::Reader,
@@ -24,7 +24,7 @@ use crate::{
         Time,
         consumer::{
             Ack, Config, Consumer as Core, ConsumerName, Counters, Event as Told, Grant, Input,
-            Lag, Order, Output, Planted, Refused, Token, Work, Worker,
+            Lag, Order, Output, Planted, Position, Refused, Start, Token, Work, Worker,
         },
         dead::{self, Letter, Record},
     },
@@ -283,6 +283,8 @@ struct Inner {
     grants: VecDeque<Grant>,
     /// What the core wanted done while a transaction was open; done right after it.
     waiting: VecDeque<Output>,
+    /// What the log could not say of offsets, at most one a feed: asked again with the next look at the log.
+    unasked: Vec<Output>,
     emitted: Outbox,
 }
 
@@ -304,6 +306,10 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         let before = newest_claim(&log, &keys)?;
         let mut tx = store.begin()?;
         let (claim, existed) = claim(&mut tx, &keys, node, before, takeover)?;
+        if !existed && config.start == Start::Tail {
+            // The place is durable before the first event comes: a consumer that is opened again goes on there, whether it has had one or not.
+            begin_at_tail(&log, &mut tx, &keys, &config)?;
+        }
         let rows = positions(&mut tx, &keys)?;
         let outbox = Outbox::read(&mut tx, &keys)?;
         tx.put_row(&keys.owner(), Some(&claim.encode()))?;
@@ -321,6 +327,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                 told: VecDeque::new(),
                 grants: VecDeque::new(),
                 waiting: VecDeque::new(),
+                unasked: Vec::new(),
                 emitted: outbox,
             }),
             emitting: Mutex::new(()),
@@ -364,6 +371,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// [`ConsumeError`].
     pub fn refresh(&self, now: Time) -> Result<(), ConsumeError> {
         self.read_claims(now)?;
+        {
+            let mut inner = self.lock();
+            let again = std::mem::take(&mut inner.unasked);
+            inner.waiting.extend(again);
+        }
         for span in self.log.spans()? {
             let Span { feed, first, next } = span;
             self.lock()
@@ -467,6 +479,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.lock().core.lag().collect()
     }
 
+    /// Whether it reads the streams of a feed.
+    pub fn is_reader_of(&self, feed: &FeedId) -> bool {
+        self.reads(feed)
+    }
+
     /// Events that are not acknowledged yet.
     pub fn behind(&self) -> u64 {
         self.lock().core.behind()
@@ -551,11 +568,16 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             };
             let answer = match output {
                 Output::Check { feed, seqs } => {
-                    let found = seqs
-                        .into_iter()
-                        .map(|seq| Ok((seq, self.log.hash(&feed, seq)?)));
-                    let found = found.collect::<Result<_, SourceError>>()?;
-                    Input::Hashes { feed, found }
+                    let found = seqs.iter().map(|seq| Ok((*seq, self.log.hash(&feed, *seq)?)));
+                    match found.collect::<Result<_, SourceError>>() {
+                        Ok(found) => Input::Hashes { feed, found },
+                        Err(_) => {
+                            // It waits until it can be read; other feeds do not.
+                            let again = Output::Check { feed, seqs };
+                            self.lock().unasked.push(again);
+                            continue;
+                        }
+                    }
                 }
                 Output::Persist {
                     ticket, feed, row, ..
@@ -757,6 +779,9 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                 }
                 return Ok(Some(task));
             }
+        }
+        if let Some((_, last)) = task.events.last() {
+            self.lock().core.was_given(token, last.seq + 1);
         }
         if task.events.is_empty() {
             self.tell(Input::Leave { worker }, now)?;
@@ -1050,6 +1075,24 @@ fn claim(
     }
     let generation = newest.map_or(0, |claim| claim.generation) + 1;
     Ok((Claim { generation, node }, here.is_some()))
+}
+
+fn begin_at_tail(
+    log: &impl LogSource,
+    tx: &mut impl Transaction,
+    keys: &Keys,
+    config: &Config,
+) -> Result<(), ConsumeError> {
+    for span in log.spans()? {
+        let Span { feed, next, .. } = span;
+        let is_read = config.patterns.iter().any(|p| p.matches(&feed.stream));
+        if is_read && next > 0 {
+            let hash = log.hash(&feed, next - 1)?;
+            let row = Position::at(next, hash, config.batch).encode();
+            tx.put_row(&keys.position(&feed), Some(&row))?;
+        }
+    }
+    Ok(())
 }
 
 fn positions(tx: &mut impl Transaction, keys: &Keys) -> Result<Vec<(FeedId, Vec<u8>)>, StateError> {

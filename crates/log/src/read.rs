@@ -509,6 +509,7 @@ impl Log {
         let mut merge = Merge {
             cursors,
             heap: BinaryHeap::new(),
+            failed: None,
         };
         for at in 0..merge.cursors.len() {
             merge.cursors[at].ahead = ahead;
@@ -605,6 +606,8 @@ impl<'a> Cursor<'a> {
 pub struct Merge<'a> {
     cursors: Vec<Cursor<'a>>,
     heap: BinaryHeap<Reverse<Next>>,
+    /// What stands behind the batch that was given last cannot be read: told with the next call.
+    failed: Option<(usize, LogError)>,
 }
 
 #[derive(Debug)]
@@ -638,19 +641,26 @@ impl Merge<'_> {
     /// The next batch. The first of each feed may hold events before the place that was asked for.
     ///
     /// # Errors
-    /// As [`Cursor::next_batch`]; the batch that came before is not lost.
+    /// As [`Cursor::next_batch`], once for each damaged stretch, when everything before it was given; the next call goes on behind it.
     pub fn next_batch(&mut self) -> Result<Option<Batch>, LogError> {
-        let Some(at) = self.heap.peek().map(|Reverse(next)| next.cursor) else {
-            return Ok(None);
-        };
+        if let Some((at, error)) = self.failed.take() {
+            if let LogError::Damaged { to, .. } = &error {
+                self.cursors[at].seek(*to);
+                self.advance_or_note(at);
+            }
+            return Err(error);
+        }
         let Some(Reverse(next)) = self.heap.pop() else {
             return Ok(None);
         };
-        if let Err(e) = self.advance(at) {
-            self.heap.push(Reverse(next));
-            return Err(e);
-        }
+        self.advance_or_note(next.cursor);
         Ok(Some(next.batch))
+    }
+
+    fn advance_or_note(&mut self, cursor: usize) {
+        if let Err(error) = self.advance(cursor) {
+            self.failed = Some((cursor, error));
+        }
     }
 
     fn advance(&mut self, cursor: usize) -> Result<(), LogError> {

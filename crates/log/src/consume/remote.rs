@@ -15,12 +15,21 @@ use crate::{
 /// A portion in the hands of a worker elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// To acknowledge with; over when its lease is.
-    pub token: Token,
     /// The events, of one feed, in order.
     pub deliveries: Vec<Delivery>,
+    /// What is kept of it, to acknowledge with.
+    pub receipt: Receipt,
+}
+
+/// What is kept of a portion until it is acknowledged: not its events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The lease; over when its time is.
+    pub token: Token,
     /// The feed.
     pub feed: FeedId,
+    /// Its events.
+    seqs: Vec<Seq>,
     /// The hash of the last one.
     hash: Option<EventHash>,
     /// They were refused before and come by themselves.
@@ -36,7 +45,12 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         let Some(grant) = self.claim(worker, now)? else {
             return Ok(None);
         };
-        let Some(task) = self.load(grant, now)? else {
+        let loaded = self.load(grant, now);
+        if let Err(ConsumeError::Log(_)) = &loaded {
+            // What cannot be read goes back at once, or its worker would get nothing of any feed until the lease is over.
+            self.tell(Input::Leave { worker }, now)?;
+        }
+        let Some(task) = loaded? else {
             return Ok(None);
         };
         let Task {
@@ -54,12 +68,17 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             event,
             attempts,
         };
+        let seqs = events.iter().map(|(_, event)| event.seq).collect();
+        let deliveries = events.into_iter().map(delivery).collect();
         Ok(Some(Taken {
-            token,
-            deliveries: events.into_iter().map(delivery).collect(),
-            feed,
-            hash,
-            is_aside,
+            deliveries,
+            receipt: Receipt {
+                token,
+                feed,
+                seqs,
+                hash,
+                is_aside,
+            },
         }))
     }
 
@@ -67,7 +86,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     ///
     /// # Errors
     /// [`Refused::Lease`] when the lease is over, [`Refused::NotGiven`] for an event of no such portion; [`ConsumeError`].
-    pub fn acknowledge(&self, taken: &Taken, seq: Seq, now: Time) -> Result<(), ConsumeError> {
+    pub fn acknowledge(&self, taken: &Receipt, seq: Seq, now: Time) -> Result<(), ConsumeError> {
         let ack = self.ack_of(taken, seq)?;
         let token = taken.token;
         self.tell(Input::Ack { token, ack }, now)
@@ -80,7 +99,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// As [`acknowledge`](Self::acknowledge); after an error of the store the consumer has to be opened again.
     pub fn acknowledge_with(
         &self,
-        taken: &Taken,
+        taken: &Receipt,
         seq: Seq,
         now: Time,
         work: impl FnOnce(&mut S::Tx<'_>) -> Result<(), StateError>,
@@ -95,16 +114,27 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.commit(taken.token, ack, tx, emitted, now)
     }
 
-    fn ack_of(&self, taken: &Taken, seq: Seq) -> Result<Ack, ConsumeError> {
+    /// Whether nothing of a portion is left to do, or its lease is over.
+    pub fn is_done(&self, taken: &Receipt) -> bool {
+        let inner = self.lock();
+        let next = inner.core.next_of(taken.token);
+        if taken.is_aside {
+            return inner.core.asides_of(taken.token).is_empty();
+        }
+        next.is_none_or(|next| taken.seqs.last().is_none_or(|last| *last < next))
+    }
+
+    fn ack_of(&self, taken: &Receipt, seq: Seq) -> Result<Ack, ConsumeError> {
         taken.holds(seq)?;
         if taken.is_aside {
-            return Ok(Ack::Asides(vec![seq]));
+            let inner = self.lock();
+            let held = inner.core.asides_of(taken.token).iter().copied();
+            return Ok(Ack::Asides(held.filter(|held| *held <= seq).collect()));
         }
-        let hash = self.hash_of(taken, seq)?;
-        Ok(Ack::Through {
-            next: seq + 1,
-            hash,
-        })
+        // What follows and was refused waits beside the flow already.
+        let next = self.lock().core.behind_refused(taken.token, seq + 1);
+        let hash = self.hash_of(taken, next - 1)?;
+        Ok(Ack::Through { next, hash })
     }
 
     /// The event `seq` of a portion is refused, it alone: it comes again later, and in the end becomes a dead letter with this cause.
@@ -113,7 +143,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// As [`acknowledge`](Self::acknowledge).
     pub fn refuse_event(
         &self,
-        taken: &Taken,
+        taken: &Receipt,
         seq: Seq,
         cause: String,
         now: Time,
@@ -121,15 +151,19 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         taken.holds(seq)?;
         let token = taken.token;
         self.tell(Input::Nack { token, seq, cause }, now)?;
-        let is_last = taken
-            .deliveries
-            .last()
-            .is_some_and(|last| last.id.seq == seq);
-        // With the last one of the portion nothing of it is left to do.
-        if is_last && !taken.is_aside {
-            return self.acknowledge(taken, seq, now);
+        if taken.is_aside {
+            return Ok(());
         }
-        Ok(())
+        // Nothing but refused ones up to here: the feed goes on behind them. What is before it and neither done nor refused stays open.
+        let behind = {
+            let inner = self.lock();
+            let next = inner.core.next_of(token);
+            next.map(|next| (next, inner.core.behind_refused(token, next)))
+        };
+        match behind {
+            Some((next, behind)) if behind > next => self.acknowledge(taken, behind - 1, now),
+            _ => Ok(()),
+        }
     }
 
     /// A worker is busy with its portion and alive.
@@ -140,29 +174,25 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.tell(Input::Renew { token }, now)
     }
 
-    fn hash_of(&self, taken: &Taken, seq: Seq) -> Result<EventHash, ConsumeError> {
-        let is_last = taken
-            .deliveries
-            .last()
-            .is_some_and(|last| last.id.seq == seq);
+    fn hash_of(&self, taken: &Receipt, seq: Seq) -> Result<EventHash, ConsumeError> {
         let hash = match taken.hash {
-            Some(hash) if is_last => Some(hash),
+            Some(hash) if taken.seqs.last() == Some(&seq) => Some(hash),
             _ => self.log.hash(&taken.feed, seq)?,
         };
         Ok(hash.ok_or(Refused::NotGiven { seq })?)
     }
 }
 
-impl Taken {
+impl Receipt {
+    /// Whether this is its last event.
+    pub fn is_last(&self, seq: Seq) -> bool {
+        self.seqs.last() == Some(&seq)
+    }
+
     fn holds(&self, seq: Seq) -> Result<(), Refused> {
-        let holds = self
-            .deliveries
-            .iter()
-            .any(|delivery| delivery.id.seq == seq);
-        if holds {
-            Ok(())
-        } else {
-            Err(Refused::NotGiven { seq })
+        match self.seqs.binary_search(&seq) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Refused::NotGiven { seq }),
         }
     }
 }

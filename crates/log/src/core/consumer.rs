@@ -326,6 +326,40 @@ impl Consumer {
         Some(aside.map_or(durable.next, |seq| seq.min(durable.next)))
     }
 
+    /// A portion was shorter than it could have been, as bytes are bounded: what lies behind `next` was not given.
+    pub fn was_given(&mut self, token: Token, next: Seq) {
+        let id = self.leases.get(&token);
+        let lease = id.and_then(|id| self.feeds.get_mut(id)?.lease.as_mut());
+        if let Some(lease) = lease.filter(|lease| lease.token == token) {
+            lease.given_to = lease.given_to.min(next);
+        }
+    }
+
+    /// Which of the events set aside a worker still has under this token.
+    pub fn asides_of(&self, token: Token) -> &[Seq] {
+        let feed = self.leases.get(&token).and_then(|id| self.feeds.get(id));
+        let lease = feed.and_then(|feed| feed.lease.as_ref());
+        lease.map_or(&[], |lease| &lease.asides)
+    }
+
+    /// How far a feed is when everything before `next` is done: behind those that follow and were refused, of what this token was given.
+    pub fn behind_refused(&self, token: Token, next: Seq) -> Seq {
+        let feed = self.leases.get(&token).and_then(|id| self.feeds.get(id));
+        let Some((feed, lease)) = feed.and_then(|feed| Some((feed, feed.lease.as_ref()?))) else {
+            return next;
+        };
+        let is_refused = |seq: &Seq| {
+            feed.wish.aside.iter().any(|aside| aside.seq == *seq) || feed.buried.contains(seq)
+        };
+        let open = (next..lease.given_to).find(|seq| !is_refused(seq));
+        open.unwrap_or(lease.given_to.max(next))
+    }
+
+    /// The first event that a worker has under this token and that is not acknowledged.
+    pub fn next_of(&self, token: Token) -> Option<Seq> {
+        Some(self.feeds.get(self.leases.get(&token)?)?.wish.next)
+    }
+
     /// The generation it runs as.
     pub fn generation(&self) -> u64 {
         self.generation
@@ -773,7 +807,7 @@ impl Consumer {
                 if let Some(seq) = seqs.iter().find(|seq| !held.asides.contains(seq)) {
                     return Err(Refused::NotGiven { seq: *seq });
                 }
-                held.asides.clear();
+                held.asides.retain(|held| !seqs.contains(held));
                 let mut settled = Vec::new();
                 for seq in seqs {
                     feed.trouble.remove(&seq);
@@ -785,8 +819,13 @@ impl Consumer {
         };
         held.until = now + lease;
         // What comes next is most likely the next portion: said now, it needs no write of its own then.
-        feed.wish.take_back();
-        feed.wish.given = Given::Main;
+        if held.asides.is_empty() {
+            feed.wish.take_back();
+            feed.wish.given = Given::Main;
+        }
+        for aside in &mut feed.wish.aside {
+            aside.given = held.asides.contains(&aside.seq);
+        }
         self.persist(&id, Some(token), then);
         self.arm(&id, now);
         Ok(())

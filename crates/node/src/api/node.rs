@@ -11,7 +11,8 @@ use axum::{Extension, Json};
 use super::State;
 use super::answer::{self, Lines, typed};
 use super::types::{
-    ConnectRequest, Connected, Done, Id, LineView, PingRequest, Pong, Status, UplinkRequest, Waits,
+    ConnectRequest, Connected, Done, EventCounts, Id, LineView, PingRequest, Pong, Status,
+    UplinkRequest, Waits,
 };
 use crate::content::parse_cid;
 use crate::daemon::{Call, Command, Wait};
@@ -20,6 +21,8 @@ use crate::error::{Code, Fail};
 type Node = Extract<Arc<State>>;
 type OfCall = Extension<Arc<Call>>;
 
+/// The log tells its figures within this time, or they are left out.
+const COUNTING: Duration = Duration::from_secs(1);
 /// Between two pings of one request.
 const PING_PAUSE: Duration = Duration::from_millis(200);
 /// Pings of one request at most.
@@ -36,7 +39,11 @@ pub(super) async fn readyz(Extract(state): Node) -> Result<&'static str, Fail> {
 }
 
 pub(super) async fn metrics(Extract(state): Node) -> Result<Response, Fail> {
-    let figures = state.handle.ask(Command::Metrics).await?;
+    let mut figures = state.handle.ask(Command::Metrics).await?;
+    if let Some(counts) = event_counts(&state).await {
+        figures.gauges.extend(counts.gauges());
+        figures.counters.extend(counts.counters());
+    }
     Ok(typed(
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
         Body::from(figures.render()),
@@ -61,7 +68,24 @@ pub(super) async fn peers(Extract(state): Node, Extension(call): OfCall) -> Resu
 }
 
 pub(super) async fn status(Extract(state): Node) -> Result<Json<Status>, Fail> {
-    Ok(Json(state.handle.ask(Command::Status).await?))
+    let mut status = state.handle.ask(Command::Status).await?;
+    if let Some(counts) = event_counts(&state).await {
+        status.events = counts;
+    }
+    // It needs no lock that the disk could hold up.
+    let troubles = state.events.troubles(&status.events);
+    if !troubles.is_empty() {
+        status.health = "degraded".to_owned();
+    }
+    status.troubles.splice(0..0, troubles);
+    Ok(Json(status))
+}
+
+/// Figures of the log; none if its disk does not let it tell in time: whoever asks how the node is must not wait for that.
+async fn event_counts(state: &State) -> Option<EventCounts> {
+    let events = state.events.clone();
+    let counting = tokio::task::spawn_blocking(move || events.counts());
+    tokio::time::timeout(COUNTING, counting).await.ok()?.ok()
 }
 
 /// Until the daemon's next start.

@@ -1,6 +1,5 @@
 //! Routes about events: streams, what is in them, and those who work through them (specs/log-http.md).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use gemba_log::{Class, FeedId, MAX_PAYLOAD, NewEvent, Seq, StreamName};
+use gemba_log::{Class, MAX_PAYLOAD, NewEvent, StreamName};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -443,10 +442,34 @@ fn parse_after(text: &str) -> Result<Vec<gemba_log::EventId>, Fail> {
         .collect()
 }
 
-/// A place as `parse_after` reads it.
-fn place_text((feed, seq): (&FeedId, &Seq)) -> String {
+/// The last event of each feed.
+type Places = std::collections::BTreeMap<(String, String, u64), String>;
+
+/// The place of an event.
+fn place_text(feed: &gemba_log::FeedId, seq: u64) -> String {
     let author = crate::log::author_text(&feed.author);
     format!("{} {author}:{}:{seq}", feed.stream, feed.epoch)
+}
+
+fn place_of((feed, seq): (&gemba_log::FeedId, u64)) -> ((String, String, u64), String) {
+    let author = crate::log::author_text(&feed.author);
+    let key = (feed.stream.to_string(), author, feed.epoch.0);
+    (key, place_text(feed, seq))
+}
+
+/// Bytes of places that go with every event; longer ones go with the last of each page.
+const SHORT_ID: usize = 2 << 10;
+/// Bytes of places that a client can give back in a header; longer ones are not told, and it goes on at the last that was.
+const MOST_ID: usize = 256 << 10;
+
+/// The line that tells where to go on, if it is told with this event.
+fn id_of(places: &Places, is_last: bool) -> String {
+    let bytes: usize = places.values().map(|place| place.len() + 1).sum();
+    if bytes > MOST_ID || bytes > SHORT_ID && !is_last {
+        return String::new();
+    }
+    let places: Vec<&str> = places.values().map(String::as_str).collect();
+    format!("id: {}\n", places.join(","))
 }
 
 /// Somebody who reads.
@@ -463,8 +486,8 @@ impl Reading {
         let mut changes = self.events.changes();
         loop {
             changes.borrow_and_update();
-            let page = self.page().await?;
-            let is_last = page.len() < PAGE;
+            let (page, more) = self.page().await?;
+            let is_last = !more;
             for (_, event) in page {
                 lines.send_async(&event).await?;
             }
@@ -477,24 +500,27 @@ impl Reading {
         }
     }
 
-    /// The next events, with the feed of each.
-    async fn page(&mut self) -> Result<Vec<(FeedId, EventLine)>, Fail> {
+    /// The next events, each with its place, and whether there may be more now.
+    async fn page(&mut self) -> Result<(Vec<(String, EventLine)>, bool), Fail> {
         let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
         let (events, what) = (self.events.clone(), self.what.clone());
         let mut cursor = std::mem::take(&mut self.cursor);
         let reading = tokio::task::spawn_blocking(move || {
             let mut page = Vec::new();
             let read = events.read(&what, &mut cursor, most, |batch, event| {
-                page.push((batch.feed().clone(), wire::line(batch, event)));
+                page.push((
+                    place_text(batch.feed(), event.seq),
+                    wire::line(batch, event),
+                ));
                 Ok(())
             });
-            (cursor, read.map(|_| page))
+            (cursor, read.map(|more| (page, more)))
         });
         let (cursor, page) = reading.await.map_err(Fail::internal)?;
         self.cursor = cursor;
-        let page = page?;
+        let (page, more) = page?;
         self.left -= page.len() as u64;
-        Ok(page)
+        Ok((page, more))
     }
 
     /// The body of an event stream. A comment goes with the silence.
@@ -503,18 +529,20 @@ impl Reading {
         let over = call.token();
         let telling = async move {
             let mut changes = self.events.changes();
+            // Feeds of which nothing comes on this connection have a place, too: without it they would begin anew.
+            let mut places: Places = self.cursor.places().map(place_of).collect();
             loop {
                 changes.borrow_and_update();
-                // Feeds of which nothing comes now are named, too: else whoever resumes twice would be told them again.
-                let mut places: BTreeMap<FeedId, Seq> = self.cursor.places().collect();
-                let page = self.page().await?;
-                let is_last = page.len() < PAGE;
-                for (feed, event) in page {
-                    places.insert(feed, event.seq);
+                let (page, more) = self.page().await?;
+                let is_last = !more;
+                let count = page.len();
+                for ((place, event), n) in page.into_iter().zip(1..) {
+                    let feed = (event.stream.clone(), event.author.clone(), event.epoch);
+                    places.insert(feed, place);
                     let data = line(&event)?;
                     let data = String::from_utf8_lossy(&data);
-                    let id: Vec<String> = places.iter().map(place_text).collect();
-                    let text = format!("id: {}\nevent: event\ndata: {data}\n", id.join(","));
+                    let id = id_of(&places, n == count);
+                    let text = format!("{id}event: event\ndata: {data}\n");
                     if sender.send(Ok(text.into())).await.is_err() {
                         return Ok::<(), Fail>(());
                     }

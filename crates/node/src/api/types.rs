@@ -145,6 +145,37 @@ pub struct Status {
     /// The lines: the LAN, then the uplink. None without a daemon.
     #[serde(default)]
     pub lines: Vec<LineView>,
+    /// Events on this device.
+    #[serde(default)]
+    pub events: EventCounts,
+}
+
+/// Events on this device, in short.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventCounts {
+    /// Streams, gemba's own among them.
+    pub streams: u64,
+    /// Feeds: one an author and stream.
+    pub feeds: u64,
+    /// Of those: their author wrote two histories.
+    pub forks: u64,
+    /// Events.
+    pub events: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    /// Batches that are known to be damaged on this disk.
+    pub damaged: u64,
+    /// Writes that failed since the daemon started.
+    pub failures: u64,
+    /// Events of the fast class that were dropped since the daemon started.
+    pub fast_dropped: u64,
+    /// Consumers of this node.
+    pub consumers: u64,
+    /// Events that those which are open have not acknowledged.
+    pub lag: u64,
+    /// Nothing is written any more, since a write failed; see `troubles`.
+    pub stopped: bool,
 }
 
 /// A line: what it may carry, and what it carried.

@@ -564,12 +564,14 @@ fn read_here(
     let mut left = count.unwrap_or(u64::MAX);
     while left > 0 {
         let most = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
-        let read = events.read(what, &mut cursor, most, |batch, event| {
+        let mut read = 0;
+        let more = events.read(what, &mut cursor, most, |batch, event| {
+            read += 1;
             shown(&wire::line(batch, event))
         })?;
         interrupt::check()?;
-        left -= read as u64;
-        if read < most {
+        left -= read;
+        if !more {
             return Ok(());
         }
     }

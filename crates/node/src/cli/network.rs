@@ -251,6 +251,7 @@ fn offline_status(context: &Context) -> Result<Status, Fail> {
         pubsub: Default::default(),
         dht: Default::default(),
         lines: Vec::new(),
+        events: Default::default(),
     })
 }
 

@@ -39,8 +39,14 @@ const STEP: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(20);
 /// A stream that broke is opened again after a pause that doubles, up to the second of these.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// One that the peer does not speak after so many of these.
+const UNSUPPORTED: u32 = 10;
 /// Appends are told together that come within so short a time.
 const GAP: Duration = Duration::from_millis(2);
+/// A look at the log takes at most one part in so many of the time, however many feeds there are.
+const LOOK_SHARE: u32 = 10;
+/// Pieces of work on the log at a time; more wait without a thread.
+const THREADS: usize = 8;
 /// How often those of the fast class are written.
 const FAST: Duration = Duration::from_millis(50);
 /// How often retention looks.
@@ -126,6 +132,7 @@ pub(super) struct Replicator {
     started: Instant,
     facts: mpsc::Sender<Fact>,
     receive: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
     keep: Option<Duration>,
     speaks: bool,
     asked_topic: bool,
@@ -173,6 +180,7 @@ impl Replicator {
             started: Instant::now(),
             facts,
             receive: Arc::new(Semaphore::new(RECEIVE_BYTES)),
+            threads: Arc::new(Semaphore::new(THREADS)),
             keep: settings.keep,
             speaks: settings.replicate,
             asked_topic: false,
@@ -192,6 +200,9 @@ impl Replicator {
         }
         self.look_at_log().await;
         self.look_at_peers();
+        // What comes within the gap is told with it. Nothing else waits for it.
+        let mut gap = GAP;
+        let mut look: Option<Instant> = None;
         loop {
             self.drain().await;
             // The topic is read from the first peer on that has a log: with none, nobody would be there to hear.
@@ -205,11 +216,13 @@ impl Replicator {
                 Some(fact) = incoming.recv() => self.on_fact(fact),
                 Some((peer, stream)) = next_of(&mut accepted), if self.speaks => self.on_stream(peer, stream),
                 Some(delivery) = next_of(&mut heard) => self.on_gossip(delivery),
-                Ok(()) = changes.changed() => {
-                    // What comes within the gap is told with it.
-                    tokio::time::sleep(GAP).await;
+                Ok(()) = changes.changed(), if look.is_none() => look = Some(Instant::now() + gap),
+                () = at(look) => {
+                    look = None;
                     changes.borrow_and_update();
+                    let began = Instant::now();
                     self.look_at_log().await;
+                    gap = GAP.max(began.elapsed() * LOOK_SHARE);
                 }
                 () = connections.changed.notified() => self.look_at_peers(),
                 () = tokio::time::sleep_until(due) => {
@@ -320,13 +333,13 @@ impl Replicator {
             let remote = self.remotes.entry(peer).or_default();
             // One side opens: the one whose id is lower.
             let is_ours = self.local < peer;
+            if !is_ours {
+                // The other side comes. A time that is over and never used would wake the task for ever.
+                remote.next_try = None;
+                continue;
+            }
             let is_due = remote.next_try.is_none_or(|at| at <= now);
-            if !is_ours
-                || remote.open.is_some()
-                || remote.opening
-                || !is_due
-                || remote.failures == u32::MAX
-            {
+            if remote.open.is_some() || remote.opening || !is_due {
                 continue;
             }
             remote.opening = true;
@@ -354,17 +367,22 @@ impl Replicator {
     fn on_fact(&mut self, fact: Fact) {
         let now = self.now();
         match fact {
-            Fact::Opened(peer, stream) => self.on_stream(peer, stream),
+            Fact::Opened(peer, stream) => {
+                if let Some(remote) = self.remotes.get_mut(&peer) {
+                    remote.opening = false;
+                }
+                self.on_stream(peer, stream);
+            }
             Fact::NotOpened(peer, speaks) => {
                 if let Some(remote) = self.remotes.get_mut(&peer) {
                     remote.opening = false;
-                    // Kubo does not speak this, and will not learn it on this connection.
-                    remote.failures = if speaks {
-                        remote.failures.saturating_add(1)
-                    } else {
-                        u32::MAX
+                    remote.failures = remote.failures.saturating_add(1);
+                    // Kubo does not speak this; a node that is just starting will, and events would never come if it were not asked again.
+                    let pause = match speaks {
+                        true => pause(remote.failures),
+                        false => pause(remote.failures) * UNSUPPORTED,
                     };
-                    remote.next_try = speaks.then(|| Instant::now() + pause(remote.failures));
+                    remote.next_try = Some(Instant::now() + pause);
                 }
             }
             Fact::Read(peer, input, permit) => {
@@ -377,7 +395,7 @@ impl Replicator {
                 if let Some(peer) = self.numbers.get(&number).copied() {
                     self.close(&peer);
                     if let Some(remote) = self.remotes.get_mut(&peer) {
-                        remote.failures = remote.failures.saturating_add(1).min(u32::MAX - 1);
+                        remote.failures = remote.failures.saturating_add(1);
                         remote.next_try = Some(Instant::now() + pause(remote.failures));
                     }
                 }
@@ -507,17 +525,25 @@ impl Replicator {
         tracing::debug!(%peer, "a peer takes the log's messages too slowly: its stream is closed and opened anew");
         self.close(&peer);
         if let Some(remote) = self.remotes.get_mut(&peer) {
-            remote.failures = remote.failures.saturating_add(1).min(u32::MAX - 1);
+            remote.failures = remote.failures.saturating_add(1);
             remote.next_try = Some(Instant::now() + pause(remote.failures));
         }
     }
 
-    /// Runs work on a thread that may block, and hands its answer back.
+    /// Runs work on a thread that may block, and hands its answer back. Who waits, for a thread or for the task, holds no thread: the task itself
+    /// needs one to look at the log.
     fn work(&self, work: impl FnOnce(&Events) -> Input + Send + 'static) {
         let (events, facts) = (self.events.clone(), self.facts.clone());
-        tokio::task::spawn_blocking(move || {
-            let input = work(&events);
-            let _ending = facts.blocking_send(Fact::Done(input));
+        let threads = Arc::clone(&self.threads);
+        tokio::spawn(async move {
+            let Ok(_thread) = threads.acquire_owned().await else {
+                return;
+            };
+            let done = tokio::task::spawn_blocking(move || work(&events)).await;
+            match done {
+                Ok(input) => drop(facts.send(Fact::Done(input)).await),
+                Err(error) => tracing::error!(%error, "work on the log did not end"),
+            }
         });
     }
 
@@ -575,6 +601,14 @@ impl Replicator {
                 })
                 .await;
         }
+    }
+}
+
+/// When it is time, if it ever is.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

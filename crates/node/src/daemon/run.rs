@@ -1237,6 +1237,8 @@ impl Node {
             pubsub: pubsub::counts(self.swarm.behaviour().gossip.as_ref()),
             dht: dht::view(self.swarm.behaviour().dht.as_ref()),
             lines: self.lines(),
+            // The API adds what the log tells: the loop does not wait for its disk.
+            events: Default::default(),
             site: SiteView {
                 label: self.site.clone(),
                 mates: self.swarm.behaviour().exchange.mates().len() as u64,

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gemba_log::consume::{ConsumeError, Consumer, Taken, Takeover};
-use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Token, Worker};
+use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover};
+use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{KeyValue as _, RedbStore, StateStore as _, Transaction as _};
 use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
@@ -21,7 +22,7 @@ use super::wire::{
 use super::{author_text, parse_author, parse_pattern, parse_stream, wire};
 use crate::error::{Code, Fail};
 
-/// Most consumers that are open at a time.
+/// Most consumers of a node.
 const MOST: usize = 256;
 /// Most claims that are not acknowledged; one more ends the oldest, whose events are given again.
 const MOST_CLAIMS: usize = 4096;
@@ -58,9 +59,29 @@ pub struct Consumers {
     started: Instant,
     known: Mutex<BTreeMap<String, Settings>>,
     open: Mutex<BTreeMap<String, Arc<Open>>>,
-    /// What was given and is not done, with the worker who has it.
-    claims: Mutex<BTreeMap<(String, u64), (Worker, Taken)>>,
+    /// One opens at a time; those that are open go on meanwhile.
+    opening: Mutex<()>,
+    /// By token, which rise: the first is the oldest.
+    claims: Mutex<BTreeMap<u64, Claim>>,
+    next_token: AtomicU64,
 }
+
+/// What a worker has not acknowledged. Its token is no number of the consumer's own: these begin anew when it is opened again, and a worker from
+/// before would acknowledge what another one has.
+#[derive(Clone)]
+struct Claim {
+    name: String,
+    worker: u64,
+    consumer: Arc<Open>,
+    receipt: Receipt,
+}
+
+/// A write to the same feed is under way: it is waited for, this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// So often it is looked whether it has ended.
+const LOOK: Duration = Duration::from_millis(2);
+/// Feeds that cannot be read are passed over by a claim, so many.
+const UNREADABLE: usize = 16;
 
 impl Consumers {
     /// Opens the state of all consumers.
@@ -91,7 +112,9 @@ impl Consumers {
             started: Instant::now(),
             known: Mutex::new(known),
             open: Mutex::default(),
+            opening: Mutex::default(),
             claims: Mutex::default(),
+            next_token: AtomicU64::new(first_token()?),
         })
     }
 
@@ -99,49 +122,91 @@ impl Consumers {
         self.started.elapsed()
     }
 
-    /// The next portion for a worker, if there is one now.
+    /// The next portion for a worker, if there is one now. What it had before and has not acknowledged is given again: it may never have come to
+    /// it, and an acknowledgement of what comes now would be one of that, too.
     ///
     /// # Errors
     /// A consumer of other streams has this name; it runs on another node; the log's or the disk's.
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
         let worker = Worker(request.worker);
-        self.give_up(name, &consumer, worker)?;
-        let taken = consumer.take(worker, self.now());
-        let Some(taken) = taken.map_err(|e| self.failed(name, &e))? else {
-            return Ok(None);
+        if self.drop_claims(name, request.worker) {
+            let left = consumer.leave(worker, self.now());
+            left.map_err(|e| self.failed(name, &consumer, &e))?;
+        }
+        let mut unreadable = None;
+        let taken = loop {
+            match consumer.take(worker, self.now()) {
+                Ok(Some(taken)) => break taken,
+                // A write is under way, of which the worker's next feed depends: it asks again.
+                Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
+                // Others go on; who has nothing else is told.
+                Err(error @ ConsumeError::Log(_)) => {
+                    let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
+                    tracing::error!(consumer = name, %error, "events that a consumer needs cannot be read");
+                    if tried >= UNREADABLE {
+                        return Err(consume_fail(name, &error));
+                    }
+                    unreadable = Some((tried, error));
+                }
+                Ok(None) => match unreadable {
+                    Some((_, error)) => return Err(consume_fail(name, &error)),
+                    None => return Ok(None),
+                },
+                Err(error) => return Err(self.failed(name, &consumer, &error)),
+            }
         };
         let events = taken.deliveries.iter().map(|delivery| ClaimedEvent {
             attempts: delivery.attempts,
             event: wire::line_of(&delivery.id.feed, &delivery.event),
         });
-        let claimed = Claimed {
-            token: taken.token.0,
-            state: self.state(name, &taken.feed)?,
-            events: events.collect(),
-        };
+        let events = events.collect();
+        let feed = taken.receipt.feed.clone();
+        let token = self.keep(Claim {
+            name: name.to_owned(),
+            worker: request.worker,
+            consumer,
+            receipt: taken.receipt,
+        });
+        Ok(Some(Claimed {
+            token,
+            state: self.state(name, &feed)?,
+            events,
+        }))
+    }
+
+    fn keep(&self, claim: Claim) -> u64 {
         let mut claims = lock(&self.claims);
-        claims.insert((name.to_owned(), taken.token.0), (worker, taken));
+        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+        claims.insert(token, claim);
+        if claims.len() > MOST_CLAIMS {
+            claims.retain(|_, claim| !claim.consumer.is_done(&claim.receipt));
+        }
         while claims.len() > MOST_CLAIMS {
             claims.pop_first();
         }
-        Ok(Some(claimed))
+        token
     }
 
-    /// A worker that claims again has not got the answer, or was started anew: what it did not acknowledge is given again. If it were given what
-    /// lies behind instead, its next acknowledgement would cover events that nobody has worked on.
-    fn give_up(&self, name: &str, consumer: &Open, worker: Worker) -> Result<(), Fail> {
-        let held = {
-            let mut claims = lock(&self.claims);
-            let before = claims.len();
-            claims.retain(|(of, _), (holder, _)| of != name || *holder != worker);
-            claims.len() < before
-        };
-        if held {
-            let left = consumer.leave(worker, self.now());
-            left.map_err(|e| self.failed(name, &e))?;
+    /// Forgets what a worker has not acknowledged; whether there was something.
+    fn drop_claims(&self, name: &str, worker: u64) -> bool {
+        let mut claims = lock(&self.claims);
+        let before = claims.len();
+        claims.retain(|_, claim| claim.name != name || claim.worker != worker);
+        claims.len() < before
+    }
+
+    /// The claim of this token, if its consumer has not been opened anew since.
+    fn claimed(&self, name: &str, token: u64) -> Result<Claim, Fail> {
+        let claim = lock(&self.claims).get(&token).cloned();
+        let claim = claim.filter(|claim| claim.name == name);
+        let claim = claim.ok_or_else(claim_over)?;
+        let open = lock(&self.open).get(name).cloned();
+        if open.is_some_and(|open| Arc::ptr_eq(&open, &claim.consumer)) {
+            return Ok(claim);
         }
-        Ok(())
+        lock(&self.claims).remove(&token);
+        Err(claim_over())
     }
 
     /// A worker has done something of its claim, durably when this returns.
@@ -149,40 +214,37 @@ impl Consumers {
     /// # Errors
     /// The claim is over, or the disk refuses.
     pub fn acknowledge(&self, name: &str, request: AckRequest) -> Result<(), Fail> {
-        let consumer = self.consumer(name, None)?;
-        let key = (name.to_owned(), request.token);
-        let taken = lock(&self.claims).get(&key).map(|(_, taken)| taken.clone());
-        let taken = taken.ok_or_else(claim_over)?;
-        let now = self.now();
-        let outcome = match request.refused {
-            Some(cause) => consumer.refuse_event(&taken, request.seq, cause, now),
-            None => match request.state {
-                Some(state) => {
-                    let (key, state) = (state_key(name, &taken.feed), state_bytes(&state)?);
-                    consumer.acknowledge_with(&taken, request.seq, now, |tx| tx.put(&key, &state))
+        // That there is no such consumer is something else than that a claim is over.
+        self.settings(&consumer_name(name)?, None)?;
+        let claim = self.claimed(name, request.token)?;
+        let (consumer, taken) = (&claim.consumer, &claim.receipt);
+        let state = request.state.as_ref().map(state_bytes).transpose()?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let now = self.now();
+            let outcome = match (&request.refused, &state) {
+                (Some(cause), _) => consumer.refuse_event(taken, request.seq, cause.clone(), now),
+                (None, Some(state)) => {
+                    let key = state_key(name, &taken.feed);
+                    consumer.acknowledge_with(taken, request.seq, now, |tx| tx.put(&key, state))
                 }
-                None => consumer.acknowledge(&taken, request.seq, now),
-            },
-        };
-        outcome.map_err(|e| {
-            // A wrong place in a request is no reason to take the claim away.
-            let stays = matches!(
-                e,
-                ConsumeError::Refused(
-                    Refused::NotGiven { .. } | Refused::NotNext { .. } | Refused::Busy
-                )
-            );
-            if !stays {
-                lock(&self.claims).remove(&key);
+                (None, None) => consumer.acknowledge(taken, request.seq, now),
+            };
+            match outcome {
+                Ok(()) => break,
+                Err(ConsumeError::Refused(Refused::Busy)) if Instant::now() < until => {
+                    std::thread::sleep(LOOK);
+                }
+                Err(error) => {
+                    if matches!(error, ConsumeError::Refused(Refused::Lease)) {
+                        lock(&self.claims).remove(&request.token);
+                    }
+                    return Err(self.failed(name, consumer, &error));
+                }
             }
-            self.failed(name, &e)
-        })?;
-        if taken
-            .deliveries
-            .last()
-            .is_some_and(|last| last.id.seq == request.seq)
-        {
-            lock(&self.claims).remove(&key);
+        }
+        if consumer.is_done(taken) {
+            lock(&self.claims).remove(&request.token);
         }
         Ok(())
     }
@@ -205,10 +267,9 @@ impl Consumers {
     /// # Errors
     /// The claim is over.
     pub fn renew(&self, name: &str, token: u64) -> Result<(), Fail> {
-        let consumer = self.consumer(name, None)?;
-        consumer
-            .renew(Token(token), self.now())
-            .map_err(|e| self.failed(name, &e))
+        let claim = self.claimed(name, token)?;
+        let renewed = claim.consumer.renew(claim.receipt.token, self.now());
+        renewed.map_err(|e| self.failed(name, &claim.consumer, &e))
     }
 
     /// A worker ends: what it did not acknowledge goes to others.
@@ -217,9 +278,10 @@ impl Consumers {
     /// The disk's.
     pub fn leave(&self, name: &str, worker: u64) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
+        self.drop_claims(name, worker);
         consumer
             .leave(Worker(worker), self.now())
-            .map_err(|e| self.failed(name, &e))
+            .map_err(|e| self.failed(name, &consumer, &e))
     }
 
     /// Goes on elsewhere in all feeds, or in those of one author.
@@ -235,7 +297,7 @@ impl Consumers {
             Goal::Time(ms) => consumer.seek_time(ms, now),
             Goal::Event(id) => consumer.seek(id.feed, id.seq, now),
         };
-        sought.map_err(|e| self.failed(name, &e))
+        sought.map_err(|e| self.failed(name, &consumer, &e))
     }
 
     /// All of them.
@@ -247,6 +309,14 @@ impl Consumers {
         names.iter().map(|name| self.view(name)).collect()
     }
 
+    /// How many there are, and what those that are open have not acknowledged.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        let open: Vec<_> = lock(&self.open).values().cloned().collect();
+        let lag = open.iter().map(|consumer| consumer.behind()).sum();
+        (lock(&self.known).len() as u64, lag)
+    }
+
     /// One of them.
     ///
     /// # Errors
@@ -255,7 +325,7 @@ impl Consumers {
         let consumer = self.consumer(name, None)?;
         consumer
             .refresh(self.now())
-            .map_err(|e| self.failed(name, &e))?;
+            .map_err(|e| self.failed(name, &consumer, &e))?;
         let settings = lock(&self.known).get(name).cloned().unwrap_or_default();
         let feeds = consumer
             .lag()
@@ -326,7 +396,7 @@ impl Consumers {
         let consumer = self.consumer(name, None)?;
         consumer
             .retry(id, self.now())
-            .map_err(|e| self.failed(name, &e))
+            .map_err(|e| self.failed(name, &consumer, &e))
     }
 
     /// Closes a dead letter.
@@ -336,7 +406,9 @@ impl Consumers {
     pub fn drop_letter(&self, name: &str, id: &str) -> Result<(), Fail> {
         let id = self.find_letter(name, id)?;
         let consumer = self.consumer(name, None)?;
-        consumer.drop_letter(id).map_err(|e| self.failed(name, &e))
+        consumer
+            .drop_letter(id)
+            .map_err(|e| self.failed(name, &consumer, &e))
     }
 
     fn find_letter(&self, name: &str, id: &str) -> Result<EventId, Fail> {
@@ -353,31 +425,67 @@ impl Consumers {
         })
     }
 
-    /// The first event of a feed that some consumer still needs.
+    /// What the consumers of this node need of each feed, for retention: of all that are known, whether somebody works through them now or not.
+    /// Asked before the log is locked, since they read it.
     #[must_use]
-    pub fn needs(&self, feed: &FeedId) -> Option<Seq> {
-        let open = lock(&self.open);
-        open.values()
-            .filter_map(|consumer| consumer.needs(feed))
-            .min()
+    pub fn needs(&self) -> Needs {
+        let names: Vec<(String, Settings)> = {
+            let known = lock(&self.known);
+            let all = known
+                .iter()
+                .map(|(name, settings)| (name.clone(), settings.clone()));
+            all.collect()
+        };
+        let mut needs = Vec::new();
+        for (name, settings) in names {
+            let consumer = self.consumer(&name, None).and_then(|consumer| {
+                let looked = consumer.refresh(self.now());
+                looked.map_err(|e| self.failed(&name, &consumer, &e))?;
+                Ok(consumer)
+            });
+            let consumer = match consumer {
+                Ok(consumer) => Some(consumer),
+                // It runs on another node, which keeps what it needs.
+                Err(fail) if fail.code == Code::Conflict => continue,
+                Err(error) => {
+                    tracing::warn!(consumer = name, %error, "a consumer cannot be asked what it needs: nothing of its streams is removed");
+                    None
+                }
+            };
+            let patterns = settings.streams.iter();
+            let patterns = patterns.filter_map(|text| parse_pattern(text).ok());
+            needs.push((patterns.collect(), consumer));
+        }
+        Needs(needs)
     }
 
     /// The consumer of this name, opened if it is known or `request` says what it reads.
     fn consumer(&self, name: &str, request: Option<&ClaimRequest>) -> Result<Arc<Open>, Fail> {
         let checked = consumer_name(name)?;
-        let mut open = lock(&self.open);
-        let settings = self.settings(name, request)?;
         let take_over = request.is_some_and(|request| request.take_over);
-        if let Some(consumer) = open.get(name).filter(|_| !take_over) {
-            return Ok(Arc::clone(consumer));
+        let is_open = || lock(&self.open).get(name).filter(|_| !take_over).cloned();
+        let settings = self.settings(&checked, request)?;
+        if let Some(consumer) = is_open() {
+            return Ok(consumer);
         }
-        if open.len() >= MOST {
-            return Err(
-                Fail::new(Code::Conflict, format!("{MOST} consumers are open already")).hint(
-                    "one consumer may have many workers: let those who do the same share a name",
-                ),
-            );
+        let _one = lock(&self.opening);
+        // Somebody may have been faster, with other streams.
+        let settings = match self.settings(&checked, request) {
+            Ok(now) if now == settings => settings,
+            other => other?,
+        };
+        if let Some(consumer) = is_open() {
+            return Ok(consumer);
         }
+        let known = lock(&self.known);
+        if known.len() >= MOST && !known.contains_key(name) {
+            return Err(Fail::new(
+                Code::Conflict,
+                format!("this node has {MOST} consumers already"),
+            )
+            .hint("one consumer may have many workers: let those who do the same share a name"));
+        }
+        drop(known);
         let patterns: Result<Vec<Pattern>, Fail> = settings
             .streams
             .iter()
@@ -404,12 +512,18 @@ impl Consumers {
         let consumer = Consumer::open(log, store, self.log.author(), config, takeover, self.now());
         let consumer = Arc::new(consumer.map_err(|e| consume_fail(name, &e))?);
         self.remember(name, settings)?;
-        open.insert(name.to_owned(), Arc::clone(&consumer));
+        lock(&self.claims).retain(|_, claim| claim.name != name);
+        lock(&self.open).insert(name.to_owned(), Arc::clone(&consumer));
         Ok(consumer)
     }
 
     /// What a consumer was or is to be opened with.
-    fn settings(&self, name: &str, request: Option<&ClaimRequest>) -> Result<Settings, Fail> {
+    fn settings(
+        &self,
+        name: &ConsumerName,
+        request: Option<&ClaimRequest>,
+    ) -> Result<Settings, Fail> {
+        let name = name.as_str();
         let known = lock(&self.known).get(name).cloned();
         let asked = request.filter(|request| !request.streams.is_empty());
         match (known, asked) {
@@ -441,19 +555,22 @@ impl Consumers {
     }
 
     fn remember(&self, name: &str, settings: Settings) -> Result<(), Fail> {
-        let mut known = lock(&self.known);
+        let mut known = lock(&self.known).clone();
         if known.get(name) == Some(&settings) {
             return Ok(());
         }
         known.insert(name.to_owned(), settings);
-        let bytes = serde_json::to_vec(&*known).map_err(Fail::internal)?;
+        let bytes = serde_json::to_vec(&known).map_err(Fail::internal)?;
         let mut tx = self.store.begin().map_err(|e| state_fail(&e))?;
         tx.put(SETTINGS, &bytes).map_err(|e| state_fail(&e))?;
-        tx.commit().map_err(|e| state_fail(&e))
+        tx.commit().map_err(|e| state_fail(&e))?;
+        // Only one opens at a time, so nobody else has added one.
+        *lock(&self.known) = known;
+        Ok(())
     }
 
     /// After an error of the store a consumer has to be opened again; so it is closed here.
-    fn failed(&self, name: &str, error: &ConsumeError) -> Fail {
+    fn failed(&self, name: &str, consumer: &Arc<Open>, error: &ConsumeError) -> Fail {
         let ends = match error {
             ConsumeError::State(_) => true,
             ConsumeError::Refused(refused) => {
@@ -462,10 +579,41 @@ impl Consumers {
             _ => false,
         };
         if ends {
-            lock(&self.open).remove(name);
+            let mut open = lock(&self.open);
+            if open
+                .get(name)
+                .is_some_and(|open| Arc::ptr_eq(open, consumer))
+            {
+                open.remove(name);
+            }
         }
         consume_fail(name, error)
     }
+}
+
+/// What consumers need of feeds.
+pub struct Needs(Vec<(Vec<Pattern>, Option<Arc<Open>>)>);
+
+impl Needs {
+    /// The first event of a feed that some consumer still needs. Of a feed that a consumer reads and has not seen yet, or that it cannot be asked
+    /// about, it needs all.
+    #[must_use]
+    pub fn of(&self, feed: &FeedId) -> Option<Seq> {
+        let reads = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(&feed.stream));
+        let needs = self.0.iter().filter_map(|(patterns, consumer)| {
+            let needs = consumer.as_ref().and_then(|consumer| consumer.needs(feed));
+            needs.or_else(|| reads(patterns).then_some(0))
+        });
+        needs.min()
+    }
+}
+
+fn first_token() -> Result<u64, Fail> {
+    let mut token = [0; 8];
+    getrandom::fill(&mut token)
+        .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
+    // Within what every JSON reader takes exactly, with room above.
+    Ok(u64::from_le_bytes(token) >> 12)
 }
 
 /// Where a consumer is to go on.

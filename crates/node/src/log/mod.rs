@@ -7,6 +7,9 @@ pub mod about;
 pub mod consumers;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use gemba_log::{
@@ -17,6 +20,7 @@ use gemba_segment::RealDisk;
 use libp2p_identity::{Keypair, PeerId, PublicKey};
 use tokio::sync::watch;
 
+use crate::api::types::{EventCounts, Trouble};
 use crate::error::{Code, Fail};
 use crate::repo::Repo;
 use consumers::Consumers;
@@ -31,6 +35,7 @@ pub struct Events {
     consumers: Arc<Consumers>,
     /// Counts changes, for those who wait for more.
     changed: watch::Sender<u64>,
+    dir: Arc<std::path::Path>,
 }
 
 /// The identity of the node signs its batches.
@@ -75,12 +80,17 @@ impl Events {
         let (log, report) = Log::open(Arc::new(RealDisk), &dir.join("events"), config, signer)
             .map_err(|e| open_fail(&e))?;
         tell_what_was_found(&report);
+        Self::over(log, &dir)
+    }
+
+    fn over(log: Log, dir: &std::path::Path) -> Result<Self, Fail> {
         let log = Arc::new(log);
         let consumers = Consumers::open(Arc::clone(&log), dir.join("consumers.redb"))?;
         Ok(Self {
             log,
             consumers: Arc::new(consumers),
             changed: watch::Sender::new(0),
+            dir: dir.into(),
         })
     }
 
@@ -167,6 +177,53 @@ impl Events {
     }
 }
 
+impl Events {
+    /// Figures.
+    #[must_use]
+    pub fn counts(&self) -> EventCounts {
+        let stat = self.log.stat();
+        let streams = self.log.streams();
+        let (consumers, lag) = self.consumers.counts();
+        EventCounts {
+            streams: streams.len() as u64,
+            feeds: stat.feeds,
+            forks: stat.forks,
+            events: streams.iter().map(|info| info.events).sum(),
+            bytes: stat.disk_bytes,
+            damaged: stat.damaged,
+            failures: stat.failures,
+            fast_dropped: stat.fast_dropped,
+            consumers,
+            lag,
+            stopped: self.log.poisoned().is_some(),
+        }
+    }
+
+    /// What is wrong with the log.
+    #[must_use]
+    pub fn troubles(&self, counts: &EventCounts) -> Vec<Trouble> {
+        let trouble = |kind: &str, count, cause: String| Trouble {
+            address: self.dir.display().to_string(),
+            peer: None,
+            direction: "local".to_owned(),
+            kind: kind.to_owned(),
+            cause,
+            age_s: 0,
+            count,
+            retry_in_s: None,
+        };
+        let stopped = self.log.poisoned().map(|kind| {
+            let cause = format!("no event is written any more, since the disk refused one ({kind}): what was acknowledged is safe; look at the disk (`dmesg`) and start the daemon again");
+            trouble("events_stopped", 1, cause)
+        });
+        let damaged = (counts.damaged > 0).then(|| {
+            let cause = format!("{} batches of events are damaged on this disk, and passed over by readers: devices that have them are asked for them; `gemba log verify` names the places", counts.damaged);
+            trouble("events_damaged", counts.damaged, cause)
+        });
+        stopped.into_iter().chain(damaged).collect()
+    }
+}
+
 /// A place in every feed of some streams: where a reader goes on.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
@@ -176,10 +233,10 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The last event of each feed that is passed: whoever goes on behind these misses nothing and is told nothing twice.
-    pub fn places(&self) -> impl Iterator<Item = (FeedId, Seq)> + '_ {
-        let passed = self.next.iter().filter(|(_, next)| **next > 0);
-        passed.map(|(feed, next)| (feed.clone(), next - 1))
+    /// The last event before the cursor of each feed that has one, which is where somebody else goes on.
+    pub fn places(&self) -> impl Iterator<Item = (&FeedId, Seq)> {
+        let places = self.next.iter();
+        places.filter_map(|(feed, next)| Some((feed, next.checked_sub(1)?)))
     }
 }
 
@@ -245,19 +302,38 @@ impl Events {
     }
 
     fn step_back(&self, cursor: &mut Cursor, newest: &[(FeedId, Seq)], last: u64) {
-        let mut kept = std::collections::VecDeque::new();
+        // Stretches of one feed each, the newest events at the end; no more of them than hold `last`.
+        let mut kept: std::collections::VecDeque<(FeedId, Seq, Seq)> = Default::default();
+        let mut count = 0;
         let Ok(mut merge) = self.log.merge(newest) else {
             return;
         };
-        while let Ok(Some(batch)) = merge.next_batch() {
-            for seq in batch.first()..batch.end() {
-                kept.push_back((batch.feed().clone(), seq));
-                if kept.len() as u64 > last {
+        loop {
+            let batch = match merge.next_batch() {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                Err(LogError::Damaged { .. }) => continue,
+                Err(_) => return,
+            };
+            let starts = newest.iter().find(|(feed, _)| feed == batch.feed());
+            let from = starts.map_or(batch.first(), |(_, from)| batch.first().max(*from));
+            count += batch.end().saturating_sub(from);
+            match kept.back_mut() {
+                Some((feed, _, end)) if feed == batch.feed() && *end == from => *end = batch.end(),
+                _ => kept.push_back((batch.feed().clone(), from, batch.end())),
+            }
+            while let Some((_, from, end)) = kept.front_mut()
+                && count > last
+            {
+                let gone = (count - last).min(*end - *from);
+                *from += gone;
+                count -= gone;
+                if from == end {
                     kept.pop_front();
                 }
             }
         }
-        for (feed, seq) in kept {
+        for (feed, seq, _) in kept {
             let next = cursor.next.entry(feed).or_insert(seq);
             *next = seq.min(*next);
         }
@@ -269,8 +345,7 @@ impl Events {
         feeds
     }
 
-    /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`; moves the cursor. How many there were: fewer than
-    /// `limit` means that there are no more now.
+    /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`; moves the cursor. Whether there may be more now.
     ///
     /// What is damaged is told to `skipped` and passed over: it comes from others later, and a reader is not held up by it.
     ///
@@ -282,7 +357,7 @@ impl Events {
         cursor: &mut Cursor,
         limit: usize,
         mut each: impl FnMut(&Batch, &Event) -> Result<(), Fail>,
-    ) -> Result<usize, Fail> {
+    ) -> Result<bool, Fail> {
         let mut starts = Vec::new();
         for feed in self.feeds(query) {
             let Some(head) = self.log.head(&feed) else {
@@ -297,17 +372,18 @@ impl Events {
             }
         }
         if starts.is_empty() {
-            return Ok(0);
+            return Ok(false);
         }
-        let mut merge = self.log.merge(&starts).map_err(|e| fail(&e))?;
+        let mut merge = match self.log.merge(&starts) {
+            Ok(merge) => merge,
+            Err(error) => return pass_over(cursor, error),
+        };
         let mut count = 0;
         while count < limit {
             let batch = match merge.next_batch() {
                 Ok(Some(batch)) => batch,
-                Ok(None) => break,
-                // The next call begins at what is damaged, and passes it over.
-                Err(LogError::Damaged { .. }) => return Ok(limit),
-                Err(e) => return Err(fail(&e)),
+                Ok(None) => return Ok(false),
+                Err(error) => return pass_over(cursor, error),
             };
             let next = cursor
                 .next
@@ -323,7 +399,7 @@ impl Events {
                 count += 1;
             }
         }
-        Ok(count)
+        Ok(true)
     }
 
     /// The first place from `from` on that can be read.
@@ -347,6 +423,34 @@ impl Events {
             }
         }
     }
+}
+
+/// A reader goes on behind what is damaged.
+fn pass_over(cursor: &mut Cursor, error: LogError) -> Result<bool, Fail> {
+    let (feed, to) = match error {
+        LogError::Damaged { feed, from, to } => {
+            tracing::error!(
+                ?feed,
+                from,
+                to,
+                "events are damaged on this disk and passed over; peers are asked for them"
+            );
+            (feed, to)
+        }
+        LogError::Trimmed { feed, low } => (feed, low),
+        error => return Err(fail(&error)),
+    };
+    let next = cursor.next.entry(feed).or_insert(cursor.from);
+    // What is no step forward would be none the next time.
+    if to <= *next {
+        return Err(Fail::new(
+            Code::Integrity,
+            "events of a branch are damaged on this disk",
+        )
+        .hint("`gemba log verify` tells what is damaged"));
+    }
+    *next = to;
+    Ok(true)
 }
 
 /// The peer id of an author: the same key.
@@ -572,7 +676,8 @@ impl Events {
         let Some(keep) = keep else { return };
         let keep_ms = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
         let before = now_ms.saturating_sub(keep_ms);
-        let needs = |feed: &FeedId| self.consumers.needs(feed);
+        let needs = self.consumers.needs();
+        let needs = |feed: &FeedId| needs.of(feed);
         let retention = Retention {
             max_bytes: None,
             before: Some(before),
