@@ -54,7 +54,7 @@ async fn main() -> Result<(), Failure> {
     let options = SessionOptions::default();
     let session = device.behaviour_mut().open_session(options)?;
     device.behaviour_mut().want(session, announced.cid)?;
-    let (mut wanted, mut found) = (HashSet::from_iter(announced.cid), 0);
+    let (mut wanted, mut found) = (announced.cid.into_iter().collect::<HashSet<_>>(), 0);
     while found < wanted.len() {
         tokio::select! {
             event = origin.select_next_some() => match event {
