@@ -544,10 +544,11 @@ impl Consumer {
             return Err(Refused::Unfinished);
         }
         held.until = now + lease;
-        let (from, most) = (held.given_to, feed.wish.window);
+        let from = held.given_to;
+        let to = (from + u64::from(feed.wish.window)).min(feed.span.1);
         let work = Work::Main {
             from,
-            most,
+            most: portion(from, to),
             attempts: 0,
         };
         let grant = Grant {
@@ -557,7 +558,7 @@ impl Consumer {
             work,
             until: held.until,
         };
-        held.given_to = (from + u64::from(most)).min(feed.span.1);
+        held.given_to = to;
         self.give(grant);
         self.arm(&id, now);
         Ok(true)
@@ -699,11 +700,11 @@ impl Consumer {
         lease.until = until;
         let work = match owed {
             Owed::Main => {
-                let (from, most) = (feed.wish.next, feed.wish.window);
-                lease.given_to = (from + u64::from(most)).min(feed.span.1);
+                let (from, window) = (feed.wish.next, feed.wish.window);
+                lease.given_to = (from + u64::from(window)).min(feed.span.1);
                 Work::Main {
                     from,
-                    most,
+                    most: portion(from, lease.given_to),
                     attempts: feed.wish.attempts,
                 }
             }
@@ -1373,6 +1374,11 @@ impl Trouble {
             is_burying: false,
         }
     }
+}
+
+/// How many events a grant is for. The log may have more by the time it is read: what was not given cannot be acknowledged.
+fn portion(from: Seq, to: Seq) -> u32 {
+    u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX)
 }
 
 fn millis(now: Time, since: Time) -> u64 {
