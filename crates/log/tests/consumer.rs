@@ -994,3 +994,21 @@ fn a_transaction_holds_rows_and_values_and_returns_to_its_savepoint() {
         Some(b"v".to_vec())
     );
 }
+
+/// The log grew between the grant and the read: the worker was handed an event that was not given to it, and its acknowledgement was refused.
+#[test]
+fn s3_27_what_came_after_the_grant_is_not_handed_out_with_it() {
+    let plant = Plant::new();
+    plant.append((0..3).map(|i| vec![i]));
+    let consumer = plant.try_open(config(), ms(0)).unwrap();
+    plant.append((3..5).map(|i| vec![i]));
+    let mut seen = Vec::new();
+    while let Some(taken) = consumer.take(W, ms(0)).unwrap() {
+        let seqs = taken.deliveries.iter().map(|delivery| delivery.id.seq);
+        seen.extend(seqs);
+        consumer
+            .acknowledge(&taken, *seen.last().unwrap(), ms(0))
+            .unwrap();
+    }
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+}

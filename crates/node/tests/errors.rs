@@ -406,6 +406,8 @@ fn consumers(said: &mut Scene) {
         node,
         &["log", "dead", "show", "one", "nothing"],
     );
+    // Claims travel with the next event that is appended.
+    node.ok(&["log", "append", "y", "1"]);
     let other = swarm.node(1);
     until("the other node hears of the consumer", || {
         !other.lines(&["log", "ls", "$consumer/#"]).is_empty()

@@ -440,7 +440,7 @@ fn s3_54_events_of_the_fast_class_are_taken_and_written_soon() {
 #[test]
 fn s3_34_a_log_that_is_full_refuses_appends_in_words_and_is_read_on() {
     let node = Node::new();
-    node.ok(&["config", "set", "events.max_size", "4MiB"]);
+    node.ok(&["config", "set", "events.max_size", "16MiB"]);
     let _daemon = Daemon::start(&node, &[]);
     let path = format!("{EVENTS}?whole=true");
     let mut acked = 0;
@@ -452,7 +452,7 @@ fn s3_34_a_log_that_is_full_refuses_appends_in_words_and_is_read_on() {
         }
         assert_eq!(answer.object()["seq"].as_u64(), Some(acked));
         acked += 1;
-        assert!(acked < 100, "4 MiB hold 20 MB");
+        assert!(acked < 100, "16 MiB hold 20 MB");
     };
     assert!(acked > 3, "{refused:?}");
     assert!(refused.cause(500).contains("the log may take"));
