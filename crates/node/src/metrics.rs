@@ -52,15 +52,55 @@ impl EventCounts {
     pub fn gauges(&self) -> [(&'static str, &'static str, Option<Unit>, i64); 9] {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         [
-            ("log_streams", "Streams of which events are here", None, gauge(self.streams)),
-            ("log_feeds", "Feeds of events, one an author and stream", None, gauge(self.feeds)),
-            ("log_forks", "Feeds whose author wrote two histories", None, gauge(self.forks)),
+            (
+                "log_streams",
+                "Streams of which events are here",
+                None,
+                gauge(self.streams),
+            ),
+            (
+                "log_feeds",
+                "Feeds of events, one an author and stream",
+                None,
+                gauge(self.feeds),
+            ),
+            (
+                "log_forks",
+                "Feeds whose author wrote two histories",
+                None,
+                gauge(self.forks),
+            ),
             ("log_events", "Events held", None, gauge(self.events)),
-            ("log_disk", "Disk space of the events held", Some(Unit::Bytes), gauge(self.bytes)),
-            ("log_damaged_batches", "Batches of events that are damaged on disk", None, gauge(self.damaged)),
-            ("log_stopped", "1 if no event is written any more, since a write failed", None, i64::from(self.stopped)),
-            ("log_consumers", "Consumers of this node", None, gauge(self.consumers)),
-            ("log_lag", "Events that open consumers have not acknowledged", None, gauge(self.lag)),
+            (
+                "log_disk",
+                "Disk space of the events held",
+                Some(Unit::Bytes),
+                gauge(self.bytes),
+            ),
+            (
+                "log_damaged_batches",
+                "Batches of events that are damaged on disk",
+                None,
+                gauge(self.damaged),
+            ),
+            (
+                "log_stopped",
+                "1 if no event is written any more, since a write failed",
+                None,
+                i64::from(self.stopped),
+            ),
+            (
+                "log_consumers",
+                "Consumers of this node",
+                None,
+                gauge(self.consumers),
+            ),
+            (
+                "log_lag",
+                "Events that open consumers have not acknowledged",
+                None,
+                gauge(self.lag),
+            ),
         ]
     }
 
@@ -68,8 +108,18 @@ impl EventCounts {
     #[must_use]
     pub fn counters(&self) -> [(String, &'static str, Option<Unit>, u64); 2] {
         [
-            ("log_failures".into(), "Writes of events that failed", None, self.failures),
-            ("log_fast_dropped".into(), "Events of the fast class that were dropped", None, self.fast_dropped),
+            (
+                "log_failures".into(),
+                "Writes of events that failed",
+                None,
+                self.failures,
+            ),
+            (
+                "log_fast_dropped".into(),
+                "Events of the fast class that were dropped",
+                None,
+                self.fast_dropped,
+            ),
         ]
     }
 }

@@ -10,7 +10,9 @@ use axum::{Extension, Json};
 
 use super::State;
 use super::answer::{self, Lines, typed};
-use super::types::{ConnectRequest, Connected, Done, EventCounts, Id, PingRequest, Pong, Status, Waits};
+use super::types::{
+    ConnectRequest, Connected, Done, EventCounts, Id, PingRequest, Pong, Status, Waits,
+};
 use crate::content::parse_cid;
 use crate::daemon::{Call, Command, Wait};
 use crate::error::{Code, Fail};

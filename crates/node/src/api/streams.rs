@@ -503,7 +503,10 @@ impl Reading {
         let reading = tokio::task::spawn_blocking(move || {
             let mut page = Vec::new();
             let read = events.read(&what, &mut cursor, most, |batch, event| {
-                page.push((place_text(batch.feed(), event.seq), wire::line(batch, event)));
+                page.push((
+                    place_text(batch.feed(), event.seq),
+                    wire::line(batch, event),
+                ));
                 Ok(())
             });
             (cursor, read.map(|more| (page, more)))

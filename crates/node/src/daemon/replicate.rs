@@ -339,10 +339,7 @@ impl Replicator {
                 continue;
             }
             let is_due = remote.next_try.is_none_or(|at| at <= now);
-            if remote.open.is_some()
-                || remote.opening
-                || !is_due
-            {
+            if remote.open.is_some() || remote.opening || !is_due {
                 continue;
             }
             remote.opening = true;

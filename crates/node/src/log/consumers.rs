@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover};
-use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Token, Worker};
+use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{KeyValue as _, RedbStore, StateStore as _, Transaction as _};
 use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
@@ -406,7 +406,9 @@ impl Consumers {
     pub fn drop_letter(&self, name: &str, id: &str) -> Result<(), Fail> {
         let id = self.find_letter(name, id)?;
         let consumer = self.consumer(name, None)?;
-        consumer.drop_letter(id).map_err(|e| self.failed(name, &consumer, &e))
+        consumer
+            .drop_letter(id)
+            .map_err(|e| self.failed(name, &consumer, &e))
     }
 
     fn find_letter(&self, name: &str, id: &str) -> Result<EventId, Fail> {
@@ -477,11 +479,11 @@ impl Consumers {
         }
         let known = lock(&self.known);
         if known.len() >= MOST && !known.contains_key(name) {
-            return Err(
-                Fail::new(Code::Conflict, format!("this node has {MOST} consumers already")).hint(
-                    "one consumer may have many workers: let those who do the same share a name",
-                ),
-            );
+            return Err(Fail::new(
+                Code::Conflict,
+                format!("this node has {MOST} consumers already"),
+            )
+            .hint("one consumer may have many workers: let those who do the same share a name"));
         }
         drop(known);
         let patterns: Result<Vec<Pattern>, Fail> = settings
@@ -578,7 +580,10 @@ impl Consumers {
         };
         if ends {
             let mut open = lock(&self.open);
-            if open.get(name).is_some_and(|open| Arc::ptr_eq(open, consumer)) {
+            if open
+                .get(name)
+                .is_some_and(|open| Arc::ptr_eq(open, consumer))
+            {
                 open.remove(name);
             }
         }

@@ -618,7 +618,9 @@ impl Events {
     pub fn after(&self, query: &Query, places: &[gemba_log::EventId]) -> Result<Cursor, Fail> {
         let mut cursor = self.begin(query)?;
         for place in places {
-            cursor.next.insert(place.feed.clone(), place.seq.saturating_add(1));
+            cursor
+                .next
+                .insert(place.feed.clone(), place.seq.saturating_add(1));
         }
         Ok(cursor)
     }

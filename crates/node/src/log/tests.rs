@@ -97,7 +97,10 @@ fn l8_an_answer_that_got_lost_loses_no_event() {
     let lost = claim(&events, 1);
     let again = claim(&events, 1);
     assert_eq!(seqs(&again), seqs(&lost));
-    assert_eq!(ack(&events, lost.token, 7).unwrap_err().code, Code::Conflict);
+    assert_eq!(
+        ack(&events, lost.token, 7).unwrap_err().code,
+        Code::Conflict
+    );
     ack(&events, again.token, 7).unwrap();
     assert_eq!(seqs(&claim(&events, 1)), (8..16).collect::<Vec<_>>());
 }
@@ -285,7 +288,10 @@ fn l7_a_reader_passes_over_what_is_damaged() {
         .unwrap();
     newest.sort();
     let of = |stream: &str, seq| (stream.to_owned(), seq);
-    assert_eq!(newest, [of("hall/a", 11), of("hall/b", 10), of("hall/b", 11)]);
+    assert_eq!(
+        newest,
+        [of("hall/a", 11), of("hall/b", 10), of("hall/b", 11)]
+    );
     // As many as anybody may ask for costs no memory for each.
     assert_eq!(events.tail(&what, u64::MAX).places().count(), 0);
 }
