@@ -568,7 +568,9 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             };
             let answer = match output {
                 Output::Check { feed, seqs } => {
-                    let found = seqs.iter().map(|seq| Ok((*seq, self.log.hash(&feed, *seq)?)));
+                    let found = seqs
+                        .iter()
+                        .map(|seq| Ok((*seq, self.log.hash(&feed, *seq)?)));
                     match found.collect::<Result<_, SourceError>>() {
                         Ok(found) => Input::Hashes { feed, found },
                         Err(_) => {

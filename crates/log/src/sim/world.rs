@@ -790,7 +790,10 @@ impl World {
 }
 
 impl Node {
-    #[expect(clippy::redundant_closure, reason = "the function alone is not general enough")]
+    #[expect(
+        clippy::redundant_closure,
+        reason = "the function alone is not general enough"
+    )]
     fn consume(&mut self, planted: Option<Planted>, now: Time) -> Result<Step, String> {
         if self.consumer.is_none() {
             let mut config = ConsumerConfig::new(self.name.clone(), line_streams());
