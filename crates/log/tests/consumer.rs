@@ -1007,7 +1007,7 @@ fn s3_27_what_came_after_the_grant_is_not_handed_out_with_it() {
         let seqs = taken.deliveries.iter().map(|delivery| delivery.id.seq);
         seen.extend(seqs);
         consumer
-            .acknowledge(&taken, *seen.last().unwrap(), ms(0))
+            .acknowledge(&taken.receipt, *seen.last().unwrap(), ms(0))
             .unwrap();
     }
     assert_eq!(seen, [0, 1, 2, 3, 4]);
