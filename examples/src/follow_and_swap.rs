@@ -3,6 +3,7 @@
 //! `gemba name watch`.
 #![allow(clippy::print_stdout)]
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::ops::ControlFlow;
@@ -143,9 +144,8 @@ impl Device {
     fn fetch(&mut self, root: Cid, swarm: &Blocks) -> Result<usize, Failure> {
         let (mut walk, mut fetched) = (Walk::new(root, WalkConfig::default()), 0);
         while let Some(cid) = walk.next_need() {
-            if !self.blocks.contains_key(&cid) {
-                let data = swarm.get(&cid).ok_or("nobody has it")?.clone();
-                self.blocks.insert(cid, data);
+            if let Entry::Vacant(place) = self.blocks.entry(cid) {
+                place.insert(swarm.get(&cid).ok_or("nobody has it")?.clone());
                 fetched += 1;
             }
             let block = Block::new(cid, self.blocks[&cid].clone())?;

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Failure> {
     let at = |name: &str| dir.path().join(name);
     fs::create_dir(at("app"))?;
     fs::write(at("app/video.bin"), vec![7; 3_000_000])?;
-    let store = Store::open(&at("blocks"), gemba_store::Config::default())?;
+    let store = Store::open(at("blocks"), gemba_store::Config::default())?;
     let mut sink = |blocks: Vec<Block>| Ok(store.put_many(&blocks).map(drop)?);
     let profile = gemba_unixfs::Profile::unixfs_v1_2025();
     let root = import(&at("app"), &profile, &ImportOptions::default(), &mut sink)?.cid;
@@ -50,11 +50,11 @@ async fn main() -> Result<(), Failure> {
     let mut origin = node(&key)?;
     origin.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
     let mut device = node(&key)?;
-    let has = Store::open(&at("device"), gemba_store::Config::default())?;
+    let has = Store::open(at("device"), gemba_store::Config::default())?;
     let options = SessionOptions::default();
     let session = device.behaviour_mut().open_session(options)?;
     device.behaviour_mut().want(session, announced.cid)?;
-    let (mut wanted, mut found) = (announced.cid.into_iter().collect::<HashSet<_>>(), 0);
+    let (mut wanted, mut found) = (HashSet::<_>::from_iter(announced.cid), 0);
     while found < wanted.len() {
         tokio::select! {
             event = origin.select_next_some() => match event {

@@ -95,7 +95,7 @@ fn s3_7_values_are_enriched_once_each_through_two_services() {
     let said = run(env!("CARGO_BIN_EXE_enrich"));
     let expected = "50 events in named/press-7/temperature\n40 events in named/press-7/speed\n\
                     50 events in typed/press-7/temperature\n40 events in typed/press-7/speed\n\
-                    10 events in $dead/namer/raw/plc-7\n20.8 °C\n";
+                    10 dead letters of namer\n20.8 °C\n";
     let lines = |text: &str| {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         lines.sort();

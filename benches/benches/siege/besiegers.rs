@@ -342,9 +342,10 @@ impl Besieger<'_> {
             let mut stream = self.open().await?;
             loop {
                 let message = match manner {
-                    Provider::Talker => tokio::time::timeout(PACE / 4, asked.recv())
-                        .await
-                        .map_or_else(|_| Some(Message::default()), |message| message)?,
+                    Provider::Talker => match tokio::time::timeout(PACE / 4, asked.recv()).await {
+                        Ok(message) => message?,
+                        Err(_) => Message::default(),
+                    },
                     _ => asked.recv().await?,
                 };
                 self.answer(&mut stream, manner, &message, &mut rng).await?;

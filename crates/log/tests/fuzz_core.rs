@@ -52,10 +52,13 @@ fn mutated_rows_and_messages_never_panic() {
     }
 }
 
+/// The folder of a corpus, and what it is fed to.
+type Corpus = (&'static str, fn(&[u8]));
+
 /// Every file of each corpus; those of messages and rows are the samples above.
 #[test]
 fn corpora_are_replayed() {
-    let corpora: [(&str, fn(&[u8])); 4] = [
+    let corpora: [Corpus; 4] = [
         ("log_wire", fuzz::wire),
         ("log_rows", fuzz::rows),
         ("log_consumer", fuzz::consumer),

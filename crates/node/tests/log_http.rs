@@ -584,11 +584,26 @@ fn s3_27_s3_58_claims_are_renewed_left_and_end() {
     post(&node, &to("leave"), &json!({"worker": 1})).object();
     let second = claim(&node, "work", 2, &json!({"wait_ms": 5_000})).object();
     let events = second["events"].as_array().unwrap();
-    assert_eq!(texts(events), ["2", "3", "4"]);
+    // What has come since may be in this portion or in the next one.
+    let seen = texts(events);
+    assert_eq!(seen[..2], ["2", "3"]);
     let over = post(&node, &to("ack"), &json!({"token": token, "seq": 2}));
     assert!(over.cause(409).contains("over"));
-    let token = second["token"].clone();
-    post(&node, &to("ack"), &json!({"token": token, "seq": 3})).object();
+    let done = |portion: &Value| {
+        let last = portion["events"].as_array().unwrap().last().unwrap()["seq"].clone();
+        post(
+            &node,
+            &to("ack"),
+            &json!({"token": portion["token"], "seq": last}),
+        )
+        .object();
+    };
+    done(&second);
+    if seen.len() == 2 {
+        let third = claim(&node, "work", 2, &json!({"wait_ms": 5_000})).object();
+        assert_eq!(texts(third["events"].as_array().unwrap()), ["4"]);
+        done(&third);
+    }
     let view = get(&node, "/v1/consumers/work").object();
     assert_eq!(view["lag"].as_u64(), Some(0), "{view}");
     post(&node, &to("leave"), &json!({"worker": 2})).object();

@@ -402,7 +402,7 @@ pub(super) async fn read(
         since: query.since_ms,
     };
     let after = query.after.as_deref().or_else(|| text("last-event-id"));
-    let after = after.map(|after| parse_after(after)).transpose()?;
+    let after = after.map(parse_after).transpose()?;
     let tail = query.tail;
     let begin = {
         let what = what.clone();
@@ -550,16 +550,8 @@ impl Reading {
                 if self.left == 0 {
                     return Ok(());
                 }
-                while is_last {
-                    match tokio::time::timeout(ALIVE, changes.changed()).await {
-                        Ok(Ok(())) => break,
-                        Ok(Err(_)) => return Ok(()),
-                        Err(_) => {
-                            if sender.send(Ok(": still here\n\n".into())).await.is_err() {
-                                return Ok(());
-                            }
-                        }
-                    }
+                if is_last && !more_comes(&mut changes, &sender).await {
+                    return Ok(());
                 }
             }
         };
@@ -570,6 +562,23 @@ impl Reading {
             }
         });
         Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))
+    }
+}
+
+/// Waits until the log has changed, with a comment now and then. False: the log is at its end, or nobody reads any more.
+async fn more_comes(
+    changes: &mut tokio::sync::watch::Receiver<u64>,
+    sender: &mpsc::Sender<Result<Bytes, std::io::Error>>,
+) -> bool {
+    loop {
+        match tokio::time::timeout(ALIVE, changes.changed()).await {
+            Ok(changed) => return changed.is_ok(),
+            Err(_) => {
+                if sender.send(Ok(": still here\n\n".into())).await.is_err() {
+                    return false;
+                }
+            }
+        }
     }
 }
 

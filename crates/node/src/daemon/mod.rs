@@ -11,7 +11,7 @@ mod hashers;
 pub(crate) mod keeper;
 pub mod listen;
 pub(crate) mod ping;
-mod replicate;
+pub(crate) mod replicate;
 pub mod room;
 mod run;
 mod swarm;

@@ -26,7 +26,7 @@ use super::{Command, Handle};
 use crate::log::Events;
 
 /// Where feeds that grew are told to those who are not connected.
-const TOPIC: &str = "/gemba/log/heads/1";
+pub(crate) const TOPIC: &str = "/gemba/log/heads/1";
 /// Facts that may wait for the task; streams wait beyond it.
 const FACTS: usize = 64;
 /// Messages that may wait for a peer; one that is slower is cut off, and found again by the next comparison.
@@ -641,10 +641,10 @@ fn tell(event: &Event) {
             "an author wrote two histories: a cloned device, or a restored backup; both are kept"
         ),
         Event::Trimmed { feed, from, to } => {
-            tracing::warn!(?feed, from, to, "events are gone everywhere")
+            tracing::warn!(?feed, from, to, "events are gone everywhere");
         }
         Event::Quota { feed } => {
-            tracing::warn!(?feed, "an author has used up what it may store here")
+            tracing::warn!(?feed, "an author has used up what it may store here");
         }
         other => tracing::debug!(?other, "replication"),
     }

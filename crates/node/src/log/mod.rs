@@ -686,7 +686,7 @@ impl Events {
         };
         match self.log.retain(&retention) {
             Ok(done) if done.segments > 0 => {
-                tracing::info!(bytes = done.bytes, "old events were removed")
+                tracing::info!(bytes = done.bytes, "old events were removed");
             }
             Ok(done) if !done.held_by.is_empty() => {
                 tracing::debug!(feeds = ?done.held_by, "old events stay, since a consumer has not had them");

@@ -450,8 +450,7 @@ fn every_power_cut(seed: u64) -> u64 {
     disk.stop_observing();
     drop(device);
     go_on(&disk.kill(), &cloud, *lock(&told));
-    let points = *lock(&points);
-    points
+    *lock(&points)
 }
 
 /// N11, P10, S0.25, S0.26: 10,000 virtual power cuts in full.

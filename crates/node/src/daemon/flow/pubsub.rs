@@ -285,7 +285,7 @@ impl Pubsub {
                 count,
             ));
         }
-        for topic in gossip.topics() {
+        for topic in gossip.topics().into_iter().filter(is_users) {
             let Some(health) = gossip.health(&topic) else {
                 continue;
             };
@@ -384,7 +384,8 @@ fn known(gossip: &Gossip, peer: &PeerId) -> Option<PubsubPeer> {
         _ => "shut",
     };
     let mut names = [report.topics, report.mesh].map(|topics| {
-        let mut names: Vec<String> = topics.iter().map(Topic::to_string).collect();
+        let users = topics.iter().filter(|topic| is_users(topic));
+        let mut names: Vec<String> = users.map(Topic::to_string).collect();
         names.sort_unstable();
         names
     });
@@ -407,8 +408,14 @@ fn ago(gossip: &Gossip, at: Option<Duration>) -> Option<u64> {
     at.map(|at| gossip.now().saturating_sub(at).as_secs())
 }
 
+/// What the node reads for itself is none of its users' topics.
+fn is_users(topic: &Topic) -> bool {
+    topic.as_str() != crate::daemon::replicate::TOPIC
+}
+
 fn topics(gossip: &Gossip) -> Vec<PubsubTopic> {
     let mut topics = gossip.topics();
+    topics.retain(is_users);
     topics.sort_unstable();
     let told = topics.iter().filter_map(|topic| told(gossip, topic));
     told.collect()
