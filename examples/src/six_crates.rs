@@ -4,7 +4,7 @@
 
 use futures::StreamExt as _;
 use gemba_block::{Block, Cid, links};
-use gemba_exchange::{Behaviour, Config, Event as Said, SessionOptions};
+use gemba_exchange::{Behaviour, Config, Event as Said};
 use gemba_log::{Batch, Event, Log, MemorySigner, NewEvent};
 use gemba_pnet::{Network, SwarmKey, TransportConfig};
 use gemba_segment::RealDisk;
@@ -51,8 +51,7 @@ async fn main() -> Result<(), Failure> {
     origin.listen_on("/ip4/127.0.0.1/tcp/0".parse()?)?;
     let mut device = node(&key)?;
     let has = Store::open(at("device"), gemba_store::Config::default())?;
-    let options = SessionOptions::default();
-    let session = device.behaviour_mut().open_session(options)?;
+    let session = device.behaviour_mut().open_session(Default::default())?;
     device.behaviour_mut().want(session, announced.cid)?;
     let (mut wanted, mut found) = (HashSet::<_>::from_iter(announced.cid), 0);
     while found < wanted.len() {

@@ -1,6 +1,6 @@
 //! Backpressure from end to end, with whole daemons: wherever the slowest part is, nothing in front of it fills memory. A reader that is slower
 //! than swarm and disk stands in `troubles.rs`; here are a disk that is slower than the network, and a network that is slower than both disks.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 
@@ -154,7 +154,7 @@ impl Inside {
             public_network: false,
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let (tell, ready) = mpsc::channel();
+        let (tell, ready) = mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(2)

@@ -448,13 +448,6 @@ fn consumers(said: &mut Scene) {
         &["log", "count", "x", "--consumer", "odd"],
     );
 
-    let refused = (0..=256).find_map(|n| {
-        let claim = json!({"worker": 1, "streams": ["nothing"]});
-        let answer = post_json(node, &format!("/v1/consumers/many-{n}/claim"), &claim);
-        (answer.0 != 200).then_some(answer)
-    });
-    said.answer("consumers-too-many", refused.unwrap());
-
     // Without a daemon.
     swarm.nodes[0].1 = None;
     let late = [
@@ -469,6 +462,15 @@ fn consumers(said: &mut Scene) {
         "500ms",
     ];
     said.command("consumer-late", swarm.node(0), &late);
+
+    let full = Node::new();
+    let _daemon = Daemon::start(&full, &[]);
+    let refused = (0..=256).find_map(|n| {
+        let claim = json!({"worker": 1, "streams": ["nothing"]});
+        let answer = post_json(&full, &format!("/v1/consumers/many-{n}/claim"), &claim);
+        (answer.0 != 200).then_some(answer)
+    });
+    said.answer("consumers-too-many", refused.unwrap());
 }
 
 fn damaged_events(said: &mut Scene) {

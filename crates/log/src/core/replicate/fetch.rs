@@ -25,6 +25,8 @@ const MAX_ASKED: usize = 2;
 const MAX_LOOKS: usize = 1_024;
 /// That little.
 const LOOK_ON: Duration = Duration::from_millis(5);
+/// Authors that are looked at for a want that gives way.
+const MAX_GREEDY: usize = 256;
 /// Fruitless requests before a want is dropped; the next comparison brings it again.
 const MAX_TRIES: u32 = 6;
 
@@ -128,27 +130,39 @@ impl Wants {
         true
     }
 
-    /// Drops a want of the author that has most; not the last one of anybody.
+    /// Drops a want of an author that has many; not the last one of anybody, and none that is being answered. Whole authors may be: so it looks at
+    /// those that have most, one after the other.
     fn make_room(&mut self) -> bool {
-        let most = self.by_author.iter().max_by_key(|(_, count)| **count);
-        let Some(author) = most
-            .filter(|(_, count)| **count > 1)
-            .map(|(author, _)| *author)
-        else {
-            return false;
-        };
-        let of_author = self
-            .feeds
-            .range(first_of(author)..)
-            .take_while(|(feed, _)| feed.author == author);
-        let mut idle = of_author.filter(|(_, want)| !want.is_asked && !want.is_appending);
-        match idle.next().map(|(feed, _)| feed.clone()) {
+        let counts = self
+            .by_author
+            .iter()
+            .map(|(author, count)| (*count, *author));
+        let mut greedy: Vec<(usize, Author)> = counts.filter(|(count, _)| *count > 1).collect();
+        if greedy.len() > MAX_GREEDY {
+            greedy.select_nth_unstable_by(MAX_GREEDY, |a, b| b.cmp(a));
+            greedy.truncate(MAX_GREEDY);
+        }
+        greedy.sort_unstable_by(|a, b| b.cmp(a));
+        match greedy
+            .into_iter()
+            .find_map(|(_, author)| self.idle_of(author))
+        {
             Some(victim) => {
                 self.forget(&victim);
                 true
             }
             None => false,
         }
+    }
+
+    /// A want of an author of which nothing is under way.
+    fn idle_of(&self, author: Author) -> Option<FeedId> {
+        let of_author = self
+            .feeds
+            .range(first_of(author)..)
+            .take_while(|(feed, _)| feed.author == author);
+        let mut idle = of_author.filter(|(_, want)| !want.is_asked && !want.is_appending);
+        idle.next().map(|(feed, _)| feed.clone())
     }
 
     /// Puts a feed into the queue if it can be asked for.
