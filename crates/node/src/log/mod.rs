@@ -27,6 +27,8 @@ use consumers::Consumers;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
+/// Bytes of payloads after which it is full, too: an event may have half a mebibyte.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// The log of this device. Cheap to clone.
 #[derive(Clone)]
@@ -345,9 +347,10 @@ impl Events {
         feeds
     }
 
-    /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`; moves the cursor. Whether there may be more now.
+    /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`, and none behind the one with which there is a mebibyte of
+    /// them; moves the cursor. Whether there may be more now.
     ///
-    /// What is damaged is told to `skipped` and passed over: it comes from others later, and a reader is not held up by it.
+    /// What is damaged is told in the node's log and passed over: it comes from others later, and a reader is not held up by it.
     ///
     /// # Errors
     /// The disk's, or that of `each`.
@@ -378,8 +381,8 @@ impl Events {
             Ok(merge) => merge,
             Err(error) => return pass_over(cursor, error),
         };
-        let mut count = 0;
-        while count < limit {
+        let (mut count, mut bytes) = (0, 0);
+        while count < limit && bytes < PAGE_BYTES {
             let batch = match merge.next_batch() {
                 Ok(Some(batch)) => batch,
                 Ok(None) => return Ok(false),
@@ -391,9 +394,10 @@ impl Events {
                 .copied()
                 .unwrap_or(cursor.from);
             for event in batch.events().filter(|event| event.seq >= next) {
-                if count == limit {
+                if count == limit || bytes >= PAGE_BYTES {
                     break;
                 }
+                bytes += event.payload.len();
                 each(&batch, &batch.own(&event))?;
                 cursor.next.insert(batch.feed().clone(), event.seq + 1);
                 count += 1;

@@ -25,6 +25,33 @@ fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<
     }
 }
 
+/// A page is bounded by bytes, too, and nothing is left out between two of them.
+#[test]
+fn a_reader_of_large_events_holds_a_page_of_a_mebibyte_and_one_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    let size = 300 << 10;
+    append(&events, "hall/a", (0..20).map(|n| vec![n; size]));
+    let query = Query {
+        pattern: parse_pattern("hall/#").unwrap(),
+        author: None,
+        from: 0,
+        since: None,
+    };
+    let mut cursor = events.begin(&query).unwrap();
+    let (mut seen, mut more) = (Vec::new(), true);
+    while more {
+        let before = seen.len();
+        let read = events.read(&query, &mut cursor, PAGE, |_, event| {
+            seen.push(event.seq);
+            Ok(())
+        });
+        more = read.unwrap();
+        assert!((seen.len() - before) * size <= PAGE_BYTES + size);
+    }
+    assert_eq!(seen, (0..20).collect::<Vec<_>>());
+}
+
 fn request(worker: u64) -> ClaimRequest {
     ClaimRequest {
         worker,
