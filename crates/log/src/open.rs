@@ -255,9 +255,12 @@ impl Opening<'_> {
         });
         let opened = match opened {
             Ok(opened) => opened,
-            Err(gemba_segment::OpenError::Io(e)) if is_unreadable(&e) => {
+            Err(gemba_segment::OpenError::Io(e)) if is_unreadable(&e) && !self.can_read(number) => {
                 self.report.unreadable.push(path);
-                self.in_doubt |= counts;
+                if counts {
+                    self.in_doubt = true;
+                    self.state.least_epoch = unused_epoch();
+                }
                 return Ok(None);
             }
             Err(gemba_segment::OpenError::Io(e)) => return Err(io_error(&path, e)),
@@ -308,6 +311,13 @@ impl Opening<'_> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Whether a segment can be read, though the disk refused something. What it refused was a write then: no reason to go on without what is there.
+    fn can_read(&self, number: u32) -> bool {
+        let path = self.layout.segment(number);
+        let identity = format::identity(self.salt, number);
+        gemba_segment::open(self.disk, &path, identity, Access::Read, &mut |_| {}).is_ok()
     }
 
     /// What will be cut off is noted in a file before: once it is gone, nothing else tells that the end of own feeds is in doubt.
@@ -437,6 +447,12 @@ impl Opening<'_> {
             .extend(found.ambiguous.iter().map(place));
         self.report.cut.extend(found.cut.iter().map(place));
     }
+}
+
+/// An epoch that was not used, as far as chance goes: one of 2^50, beyond those that count up from 0.
+fn unused_epoch() -> u64 {
+    const RANGE: u64 = 1 << 50;
+    RANGE + RandomState::new().build_hasher().finish() % RANGE
 }
 
 fn see(entry: &Entry) -> Option<Seen> {

@@ -105,6 +105,8 @@ pub(crate) struct State {
     pub(crate) sizes: BTreeMap<u32, u64>,
     /// Batches that were found damaged: segment and offset.
     pub(crate) bad: BTreeSet<(u32, u32)>,
+    /// The least epoch that a new feed of ours may have. More than 0 while a segment cannot be read: nobody knows then which ones were used (LOG-5).
+    pub(crate) least_epoch: u64,
 }
 
 impl State {
@@ -118,6 +120,7 @@ impl State {
             segments: BTreeMap::new(),
             sizes: BTreeMap::new(),
             bad: BTreeSet::new(),
+            least_epoch: 0,
         }
     }
 
@@ -133,13 +136,22 @@ impl State {
         {
             return (*key, feed.tip.clone());
         }
-        let mine = self.feeds.values().map(|feed| &feed.tip.id);
-        let mine = mine.filter(|id| id.author == self.me && id.stream == *stream);
-        let last = mine.map(|id| id.epoch.0).max();
+        self.next_epoch(stream, std::iter::empty())
+    }
+
+    /// A feed of ours that nobody has written to, in this stream; `others` are feeds that are not in the state yet.
+    pub(crate) fn next_epoch<'a>(
+        &'a self,
+        stream: &StreamName,
+        others: impl Iterator<Item = &'a FeedId>,
+    ) -> (FeedKey, Tip) {
+        let known = self.feeds.values().map(|feed| &feed.tip.id).chain(others);
+        let mine = known.filter(|id| id.author == self.me && id.stream == *stream);
+        let next = mine.map(|id| id.epoch.0 + 1).max().unwrap_or(0);
         let id = FeedId {
             author: self.me,
             stream: stream.clone(),
-            epoch: Epoch(last.map_or(0, |last| last + 1)),
+            epoch: Epoch(next.max(self.least_epoch)),
         };
         (id.key(), Tip::new(id, true))
     }

@@ -426,7 +426,8 @@ impl<'a> Plan<'a> {
             return Ok(*key);
         }
         let (key, tip) = if self.closed {
-            self.next_epoch(stream)
+            let others = self.tips.values().map(|tip| &tip.id);
+            self.state.next_epoch(stream, others)
         } else {
             self.state.own_tip(stream)
         };
@@ -437,20 +438,6 @@ impl<'a> Plan<'a> {
         self.tips.entry(key).or_insert(tip);
         self.own.insert(stream.clone(), key);
         Ok(key)
-    }
-
-    fn next_epoch(&self, stream: &StreamName) -> (FeedKey, Tip) {
-        let me = self.state.me;
-        let known = self.state.feeds.values().map(|feed| &feed.tip.id);
-        let ids = known.chain(self.tips.values().map(|tip| &tip.id));
-        let mine = ids.filter(|id| id.author == me && id.stream == *stream);
-        let last = mine.map(|id| id.epoch.0).max();
-        let id = FeedId {
-            author: me,
-            stream: stream.clone(),
-            epoch: Epoch(last.map_or(0, |last| last + 1)),
-        };
-        (id.key(), Tip::new(id, true))
     }
 
     fn add_feed(&self, id: &FeedId) -> Result<(), LogError> {

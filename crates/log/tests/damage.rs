@@ -361,3 +361,69 @@ fn l13_a_disk_without_any_room_closes_in_order() {
     check_open(&log, &model).unwrap();
     assert!(log.open_report().is_clean(), "{:?}", log.open_report());
 }
+
+/// LOG-5: while a segment cannot be read, nobody knows which places are taken. What is appended then is beside what is there when it can be read again.
+#[test]
+fn l3_log_5_a_segment_that_cannot_be_read_makes_no_place_be_given_twice() {
+    let (mut set_aside, config) = (0, config());
+    for nth in 1..=24 {
+        let (sim, mut model) = sealed(20_000, &config);
+        let sim = sim.kill();
+        sim.fail(Call::Read, nth, 1_000);
+        let Ok(log) = open_on(Arc::new(sim.clone()), config.clone()) else {
+            continue;
+        };
+        if log.open_report().unreadable.is_empty() {
+            continue;
+        }
+        set_aside += 1;
+        for name in ["a", "b/c", "new", "a"] {
+            let (stream, events) = (stream(name), [NewEvent::new(0, format!("{name} {nth}"))]);
+            model.submit(&stream, &events);
+            if let Ok(done) = log.append(&stream, &events) {
+                let (epoch, seq) = done.place(0);
+                let known = model.acked.contains_key(&(done.feed.clone(), seq));
+                assert!(!known, "{name} {epoch} {seq} is given twice");
+                model.ack(&done, &events);
+            }
+        }
+        let back = sim.power_cut(&mut Rng::new(nth));
+        drop(log);
+        let log = open(&back, config.clone());
+        assert!(log.open_report().unreadable.is_empty());
+        assert_eq!(check_open(&log, &model), Ok(()), "{nth}");
+        assert!(log.heads().iter().all(|head| !head.forked));
+    }
+    assert!(set_aside > 2, "{set_aside}");
+}
+
+/// A write that the disk refuses while a log is opened is no reason to go on without the segment: it says so, and opens when the disk takes it.
+#[test]
+fn l4_a_refused_write_at_opening_sets_no_segment_aside() {
+    let config = config();
+    let mut refused = 0;
+    for call in [Call::SetLen, Call::Write, Call::Sync] {
+        for nth in 1..=6 {
+            let (sim, model) = sealed(3_000, &config);
+            let log = open(&sim, config.clone());
+            let events = [NewEvent::new(0, "late")];
+            let mut model = model;
+            model.submit(&stream("a"), &events);
+            model.ack(&log.append(&stream("a"), &events).unwrap(), &events);
+            // A kill: what was extended ahead has to be cut.
+            let sim = sim.kill();
+            drop(log);
+            sim.fail(call, nth, 1);
+            match open_on(Arc::new(sim.clone()), config.clone()) {
+                Ok(log) => assert!(log.open_report().unreadable.is_empty()),
+                Err(error) => {
+                    refused += 1;
+                    assert!(matches!(error, gemba_log::OpenError::Io { .. }), "{error}");
+                }
+            }
+            let log = open(&sim.kill(), config.clone());
+            assert_eq!(check_open(&log, &model), Ok(()), "{call:?} {nth}");
+        }
+    }
+    assert!(refused > 2, "{refused}");
+}
