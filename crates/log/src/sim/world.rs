@@ -836,14 +836,22 @@ impl Node {
         tx.and_then(|mut tx| tx.count(key)).unwrap_or(u64::MAX)
     }
 
+    /// Whether the consumer is at the end of every feed that it reads; also of one that has just come, and of which it was not told yet.
     fn is_consumed(&self) -> bool {
-        self.consumer.as_ref().is_some_and(|consumer| {
-            consumer.behind() == 0
-                && consumer.lag().iter().all(|lag| {
-                    let tips = self.log.tips(&lag.feed);
-                    tips.iter().any(|(next, _)| *next == lag.next)
-                })
-        })
+        let Some(consumer) = &self.consumer else {
+            return false;
+        };
+        let places = consumer.lag();
+        let is_at_end = |feed: &FeedId| {
+            let tips = self.log.tips(feed);
+            let mut places = places.iter().filter(|lag| lag.feed == *feed);
+            places.any(|lag| tips.iter().any(|(next, _)| *next == lag.next))
+        };
+        let streams = line_streams();
+        let all = self.log.all_tips();
+        let feeds = all.iter().map(|tip| &tip.feed);
+        let mut read = feeds.filter(|feed| streams.iter().any(|p| p.matches(&feed.stream)));
+        consumer.behind() == 0 && read.all(is_at_end)
     }
 }
 
