@@ -149,46 +149,30 @@ impl Daemon {
         self.gemba(&["--json", "peers"]).lines().count()
     }
 
-    /// A request to the API with so many milliseconds of patience; the whole answer.
+    /// Talks to its API, also from another thread.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client {
+            repo: self.repo.clone(),
+        }
+    }
+
+    /// As [`Client::http`].
     ///
     /// # Panics
     /// If the daemon is gone.
     #[must_use]
     pub fn http(&self, path: &str, patience: u32) -> Vec<u8> {
-        self.ask(
-            "GET",
-            path,
-            &format!("X-Gemba-Patience-Ms: {patience}\r\n"),
-            "",
-        )
+        self.client().http(path, patience)
     }
 
-    /// Posts JSON to the API; the whole answer.
+    /// As [`Client::post`].
     ///
     /// # Panics
     /// If the daemon is gone.
     #[must_use]
     pub fn post(&self, path: &str, json: &str) -> Vec<u8> {
-        let headers = format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n",
-            json.len()
-        );
-        self.ask("POST", path, &headers, json)
-    }
-
-    fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
-        let api: Value = serde_json::from_slice(&fs::read(self.repo.join("api")).unwrap()).unwrap();
-        let (address, token) = (api["address"].as_str().unwrap(), &api["token"]);
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n{headers}Connection: close\r\n\r\n{body}",
-            token.as_str().unwrap()
-        )
-        .unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        answer
+        self.client().post(path, json)
     }
 
     fn status(&self, field: &str) -> u64 {
@@ -235,6 +219,56 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Talks to the API of a daemon, a connection a request.
+#[derive(Debug, Clone)]
+pub struct Client {
+    repo: PathBuf,
+}
+
+impl Client {
+    /// A request to the API with so many milliseconds of patience; the whole answer.
+    ///
+    /// # Panics
+    /// If the daemon is gone.
+    #[must_use]
+    pub fn http(&self, path: &str, patience: u32) -> Vec<u8> {
+        self.ask(
+            "GET",
+            path,
+            &format!("X-Gemba-Patience-Ms: {patience}\r\n"),
+            "",
+        )
+    }
+
+    /// Posts JSON to the API; the whole answer.
+    ///
+    /// # Panics
+    /// If the daemon is gone.
+    #[must_use]
+    pub fn post(&self, path: &str, json: &str) -> Vec<u8> {
+        let headers = format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            json.len()
+        );
+        self.ask("POST", path, &headers, json)
+    }
+
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
+        let api: Value = serde_json::from_slice(&fs::read(self.repo.join("api")).unwrap()).unwrap();
+        let (address, token) = (api["address"].as_str().unwrap(), &api["token"]);
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n{headers}Connection: close\r\n\r\n{body}",
+            token.as_str().unwrap()
+        )
+        .unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        answer
     }
 }
 
