@@ -352,7 +352,7 @@ fn caught_up(home: &Path) -> Vec<Bound> {
 }
 
 fn append_many(daemon: &Daemon) {
-    let mut append = daemon.command(&["-q", "log", "append", STREAM]);
+    let mut append = daemon.command(&["log", "append", STREAM]);
     append.stdin(Stdio::piped()).stdout(Stdio::null());
     let mut append = append.spawn().unwrap();
     let mut input = std::io::BufWriter::new(append.stdin.take().unwrap());

@@ -242,7 +242,7 @@ fn one_changed(place: &Place<'_>) -> Vec<Bound> {
     let versions: Vec<String> = (0..=UPDATES)
         .map(|version| {
             std::fs::write(folder.join("file-1000"), format!("version {version}")).unwrap();
-            let added = publisher.gemba(&["add", "-q", "-r", folder.to_str().unwrap()]);
+            let added = publisher.gemba(&["add", "-q", folder.to_str().unwrap()]);
             format!("/ipfs/{}", added.lines().last().unwrap().trim())
         })
         .collect();

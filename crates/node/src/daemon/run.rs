@@ -341,14 +341,21 @@ impl Node {
         });
     }
 
+    /// Names may want pins, and a pin that became whole may be what a follow waits for: until neither moves the other.
     fn settle(&mut self) {
         self.settle_names();
-        self.busy = self.with_pins(Pins::settle);
+        loop {
+            self.busy = self.with_pins(Pins::settle);
+            if !self.settle_names() {
+                break;
+            }
+        }
         self.connecting.retain(|waiting| !waiting.reply.is_closed());
     }
 
-    /// The book first, which tells what changed; then whoever follows it, who may ask the book for more.
-    fn settle_names(&mut self) {
+    /// The book first, which tells what changed; then whoever follows it, who may ask the book for more. True: something was asked of book or pins.
+    fn settle_names(&mut self) -> bool {
+        let mut any = false;
         loop {
             let now = self.now();
             let behaviour = self.swarm.behaviour_mut();
@@ -364,8 +371,9 @@ impl Node {
             }
             moved |= self.follows.settle(&mut self.names, &mut self.pins, now);
             if !moved {
-                return;
+                return any;
             }
+            any = true;
         }
     }
 
