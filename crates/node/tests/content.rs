@@ -128,6 +128,8 @@ fn only_hash_stores_nothing_and_gives_the_same_cids() {
     assert_eq!(node.json(&["repo", "stat"])["blocks"], 0);
     assert_eq!(node.ok(&["pin", "ls"]), "");
     assert_eq!(node.ok(&["add", "f"]), hashed);
+    // As it is typed for Kubo.
+    assert_eq!(node.ok(&["add", "-r", "f"]), hashed);
 }
 
 #[test]

@@ -70,6 +70,9 @@ pub struct Args {
     /// Compute the CIDs and store nothing
     #[arg(short = 'n', long)]
     only_hash: bool,
+    /// Folders are added with all that is in them in any case; taken because fingers that know Kubo type it
+    #[arg(short = 'r', long = "recursive", hide = true)]
+    _recursive: bool,
 }
 
 impl Args {
