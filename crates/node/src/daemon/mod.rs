@@ -11,6 +11,7 @@ mod hashers;
 pub(crate) mod keeper;
 pub mod listen;
 pub(crate) mod ping;
+mod queue;
 pub(crate) mod replicate;
 pub mod room;
 mod run;

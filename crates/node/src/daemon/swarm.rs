@@ -162,7 +162,7 @@ fn exchange_config(site: Option<SiteConfig>) -> gemba_exchange::Config {
         None => config,
     };
     config
-        .with_node_bytes(6 * MIB)
+        .with_node_bytes(8 * MIB)
         .with_served_node_bytes(16 * MIB)
         .with_receive_node_bytes(16 * MIB)
 }

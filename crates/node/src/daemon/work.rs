@@ -4,7 +4,6 @@
 //! [`Done`]. What can be in flight is bounded before it gets here: arriving blocks by the exchange's budget of bytes
 //! (they are released only after they are durable), loads by the exchange's and the walk's windows.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use gemba_log::Log;
 use gemba_store::{Store, StoreError};
 use tokio::sync::mpsc;
 
+use super::queue::{Receiver, Sender, bounded};
 use crate::content::room::{Puts, Refusal};
 use crate::daemon::flow::fetch::FetchId;
 use crate::error::{Code, Fail};
@@ -86,8 +86,8 @@ pub enum LinkTrouble {
 
 /// The queues' ends that the loop holds. Dropping it ends the threads after what they hold is done.
 pub struct Workers {
-    writes: Option<SyncSender<Block>>,
-    reads: Option<SyncSender<Read>>,
+    writes: Option<Sender<Block>>,
+    reads: Option<Sender<Read>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -102,8 +102,8 @@ impl Workers {
         puts: &Puts,
         done: &mpsc::Sender<Done>,
     ) -> Result<Self, Fail> {
-        let (writes, write_queue) = sync_channel(WRITE_QUEUE);
-        let (reads, read_queue) = sync_channel(READ_QUEUE);
+        let (writes, write_queue) = bounded(WRITE_QUEUE);
+        let (reads, read_queue) = bounded(READ_QUEUE);
         let write_queue = Arc::new(Mutex::new(write_queue));
         let read_queue = Arc::new(Mutex::new(read_queue));
         let mut threads = Vec::new();
@@ -130,17 +130,13 @@ impl Workers {
     /// Hands a block to the writers. False: the queue is full, which the caller counts.
     #[must_use]
     pub fn write(&self, block: Block) -> bool {
-        self.writes
-            .as_ref()
-            .is_some_and(|queue| queue.try_send(block).is_ok())
+        self.writes.as_ref().is_some_and(|queue| queue.offer(block))
     }
 
     /// Hands a read to the loaders. False: the queue is full, which the caller counts.
     #[must_use]
     pub fn read(&self, read: Read) -> bool {
-        self.reads
-            .as_ref()
-            .is_some_and(|queue| queue.try_send(read).is_ok())
+        self.reads.as_ref().is_some_and(|queue| queue.offer(read))
     }
 
     /// Lets the threads finish what they hold, and waits for them. The answers that still come must be drained meanwhile
@@ -170,13 +166,13 @@ fn spawn(
 /// Waits for one item and takes what else is there, within the bounds of a batch.
 fn gather(queue: &Mutex<Receiver<Block>>) -> Vec<Block> {
     let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-    let Ok(first) = queue.recv() else {
+    let Some(first) = queue.wait() else {
         return Vec::new();
     };
     let mut bytes = first.len();
     let mut batch = vec![first];
     while bytes < BATCH_BYTES && batch.len() < BATCH_BLOCKS {
-        let Ok(next) = queue.try_recv() else { break };
+        let Some(next) = queue.take() else { break };
         bytes += next.len();
         batch.push(next);
     }
@@ -210,8 +206,8 @@ fn load_all(
     done: &mpsc::Sender<Done>,
 ) {
     loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(read) = next else { return };
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).wait();
+        let Some(read) = next else { return };
         let answer = match read {
             Read::Serve(id, cid) => match store.get(&cid) {
                 Ok(data) => Done::Loaded(id, data),
