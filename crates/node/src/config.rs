@@ -3,6 +3,8 @@
 //! Weakest first: default, file, `GEMBA_SECTION__KEY`, flag. Unknown names are refused with the nearest known one, in the file and in the
 //! environment: a misspelt setting that has no effect is worse than one that is refused (S0.55).
 
+mod times;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,6 +21,9 @@ use crate::error::{Code, Fail};
 use crate::files;
 use crate::lines::{Lan, Subnet, Uplink, budget};
 use crate::repo::Layout;
+use times::{PERIOD, PERIOD_OR_OFF, SEEN, Span, WAIT, period};
+
+pub use times::{Dials, Exchange, Pins, Reads};
 
 /// A configuration file is some KiB at most.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -31,23 +36,12 @@ const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "off"];
 
 /// Most topics that a bridge carries for others.
 const BRIDGED_TOPICS: usize = 256;
-/// The default of `pubsub.seen_ttl`, as Kubo.
-const SEEN_TTL: Duration = Duration::from_secs(120);
 /// The default of `pubsub.seen_messages`: 0.9 MiB, for 136 new messages a second over two minutes.
 const SEEN_MESSAGES: usize = 1 << 14;
-
-/// The default of `names.resolve_timeout`.
-const RESOLVE: Duration = Duration::from_secs(10);
-/// The default of `names.reannounce`.
-const REANNOUNCE: Duration = Duration::from_secs(600);
-/// The default of `names.pull`.
-const PULL: Duration = Duration::from_secs(300);
 
 /// The default of `events.max_size`.
 const EVENTS_SIZE: u64 = 8 << 30;
 
-/// The default of `store.gc_interval`.
-const HOUR: Duration = Duration::from_secs(3600);
 /// Smallest `store.max_size`: sixteen packs of the smallest size.
 const MIN_SIZE: u64 = 16 << 20;
 
@@ -62,6 +56,12 @@ pub struct Config {
     pub api: Api,
     /// The block store.
     pub store: Store,
+    /// How blocks are asked for.
+    pub exchange: Exchange,
+    /// How pins are worked for.
+    pub pins: Pins,
+    /// How long reads wait.
+    pub reads: Reads,
     /// Messages by topic.
     pub pubsub: Pubsub,
     /// Names.
@@ -90,6 +90,8 @@ pub struct Network {
     pub public_network: bool,
     /// Whether the public network is forbidden; `None`: not set.
     pub force_private: Option<bool>,
+    /// How long what takes.
+    pub dials: Dials,
 }
 
 /// `[bandwidth]`
@@ -181,6 +183,10 @@ pub struct Events {
     pub keep: Option<Duration>,
     /// Whether batches are compressed.
     pub compress: bool,
+    /// How long an answer of a peer may take before another one is asked.
+    pub patience: Duration,
+    /// How often a node that agreed with a peer is compared with it again.
+    pub compare: Duration,
 }
 
 /// `[names]`
@@ -196,6 +202,10 @@ pub struct Names {
     pub reannounce: Duration,
     /// How often a followed name is compared with two peers.
     pub pull: Duration,
+    /// How often own names are put into the DHT.
+    pub dht_put: Duration,
+    /// How often a follower looks whether the DHT still has a name.
+    pub dht_tend: Duration,
     /// Whether connected gemba nodes are told, and listened to.
     pub push: bool,
     /// Whether topics are.
@@ -288,6 +298,8 @@ impl fmt::Display for Value {
 enum Kind {
     Bool,
     Text(fn(&str) -> Result<(), String>),
+    /// Within the span; the default with its unit.
+    Time(Span, &'static str),
     Texts(fn(&str) -> Result<(), String>),
 }
 
@@ -347,6 +359,72 @@ const SETTINGS: &[Setting] = &[
         about: "forbid the public network, whatever else says; the same as LIBP2P_FORCE_PNET=1",
     },
     Setting {
+        key: "network.connect_timeout",
+        kind: Kind::Time(WAIT, "4s"),
+        default: || Value::Text("4s".into()),
+        about: "how long the look-up of a name and the connect by TCP may take, each; 4s cover one lost packet",
+    },
+    Setting {
+        key: "network.nonce_timeout",
+        kind: Kind::Time(WAIT, "5s"),
+        default: || Value::Text("5s".into()),
+        about: "from there until the other side has shown that it speaks with a swarm key",
+    },
+    Setting {
+        key: "network.security_timeout",
+        kind: Kind::Time(WAIT, "5s"),
+        default: || Value::Text("5s".into()),
+        about: "from there until the connection is secured",
+    },
+    Setting {
+        key: "network.incoming_timeout",
+        kind: Kind::Time(WAIT, "5s"),
+        default: || Value::Text("5s".into()),
+        about: "all of that together for who comes to us and has proved nothing yet",
+    },
+    Setting {
+        key: "network.ping_interval",
+        kind: Kind::Time(PERIOD, "5s"),
+        default: || Value::Text("5s".into()),
+        about: "between two pings of a connection",
+    },
+    Setting {
+        key: "network.ping_timeout",
+        kind: Kind::Time(WAIT, "5s"),
+        default: || Value::Text("5s".into()),
+        about: "how long an answer may take: a connection is closed ping_interval and twice this after its last answer",
+    },
+    Setting {
+        key: "network.dial_pause",
+        kind: Kind::Time(WAIT, "1s"),
+        default: || Value::Text("1s".into()),
+        about: "the pause after a dial that failed; it doubles with each further one …",
+    },
+    Setting {
+        key: "network.dial_pause_longest",
+        kind: Kind::Time(PERIOD, "5m"),
+        default: || Value::Text("5m".into()),
+        about: "… up to this: a device that comes back is found within that time",
+    },
+    Setting {
+        key: "network.foreign_pause",
+        kind: Kind::Time(PERIOD, "30m"),
+        default: || Value::Text("30m".into()),
+        about: "the same after a dial that met another swarm …",
+    },
+    Setting {
+        key: "network.foreign_pause_longest",
+        kind: Kind::Time(PERIOD, "1d"),
+        default: || Value::Text("1d".into()),
+        about: "… and its longest",
+    },
+    Setting {
+        key: "network.mdns_interval",
+        kind: Kind::Time(PERIOD, "20s"),
+        default: || Value::Text("20s".into()),
+        about: "between two questions for peers on the local network",
+    },
+    Setting {
         key: "bandwidth.wan",
         kind: Kind::Text(is_budget),
         default: || Value::Text("none".into()),
@@ -402,15 +480,105 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "store.gc_interval",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "1h"),
         default: || Value::Text("1h".into()),
         about: "how finely last use is told apart, how often dead space is looked for, and the pause after a collection that did not help",
     },
     Setting {
         key: "store.scrub",
-        kind: Kind::Text(is_scrub),
+        kind: Kind::Time(PERIOD_OR_OFF, "30d"),
         default: || Value::Text("30d".into()),
         about: "how often the daemon reads every block to find damage, slowly and in the background; off: never",
+    },
+    Setting {
+        key: "exchange.stall",
+        kind: Kind::Time(WAIT, "2s"),
+        default: || Value::Text("2s".into()),
+        about: "without a byte for so long a peer that was asked for a block is given up for it, and another one asked",
+    },
+    Setting {
+        key: "exchange.retry",
+        kind: Kind::Time(WAIT, "2s"),
+        default: || Value::Text("2s".into()),
+        about: "a block that nobody has is asked for again after this, which doubles with each round …",
+    },
+    Setting {
+        key: "exchange.retry_longest",
+        kind: Kind::Time(PERIOD, "1m"),
+        default: || Value::Text("1m".into()),
+        about: "… up to this",
+    },
+    Setting {
+        key: "exchange.distrust",
+        kind: Kind::Time(PERIOD, "10m"),
+        default: || Value::Text("10m".into()),
+        about: "how long a peer that sent bytes of another hash is not asked",
+    },
+    Setting {
+        key: "pins.compare",
+        kind: Kind::Time(PERIOD_OR_OFF, "30s"),
+        default: || Value::Text("30s".into()),
+        about: "how often pins that say they are whole are compared with what is here, at one percent of a core at most; what lacks a block is fetched again; off: never",
+    },
+    Setting {
+        key: "pins.patience",
+        kind: Kind::Time(WAIT, "3s"),
+        default: || Value::Text("3s".into()),
+        about: "a pin that gets no block for so long lets another one begin beside it",
+    },
+    Setting {
+        key: "pins.nobody_has_it",
+        kind: Kind::Time(WAIT, "15s"),
+        default: || Value::Text("15s".into()),
+        about: "a try ends without a block for so long if nobody who is connected has what it lacks; after pins.patience where others wait",
+    },
+    Setting {
+        key: "pins.stall",
+        kind: Kind::Time(WAIT, "1m"),
+        default: || Value::Text("1m".into()),
+        about: "a try ends without a block for so long if no peer sends anything at all",
+    },
+    Setting {
+        key: "pins.busy_stall",
+        kind: Kind::Time(WAIT, "5m"),
+        default: || Value::Text("5m".into()),
+        about: "a try ends without a block for so long though other blocks arrive",
+    },
+    Setting {
+        key: "pins.pause",
+        kind: Kind::Time(WAIT, "10s"),
+        default: || Value::Text("10s".into()),
+        about: "the pause before the next try; it doubles with each …",
+    },
+    Setting {
+        key: "pins.pause_longest",
+        kind: Kind::Time(PERIOD, "10m"),
+        default: || Value::Text("10m".into()),
+        about: "… up to this",
+    },
+    Setting {
+        key: "pins.redraw",
+        kind: Kind::Time(PERIOD, "1m"),
+        default: || Value::Text("1m".into()),
+        about: "how often what does not fit into memory is looked through again: more than 4096 pins that are not whole",
+    },
+    Setting {
+        key: "reads.nobody_has_it",
+        kind: Kind::Time(WAIT, "8s"),
+        default: || Value::Text("8s".into()),
+        about: "a read without a time limit of its own ends after this when nobody who is connected has the block",
+    },
+    Setting {
+        key: "reads.silence",
+        kind: Kind::Time(WAIT, "30s"),
+        default: || Value::Text("30s".into()),
+        about: "the same when no peer sends anything at all",
+    },
+    Setting {
+        key: "reads.longest",
+        kind: Kind::Time(WAIT, "5m"),
+        default: || Value::Text("5m".into()),
+        about: "the same though other blocks arrive",
     },
     Setting {
         key: "pubsub.enabled",
@@ -420,7 +588,7 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "pubsub.seen_ttl",
-        kind: Kind::Text(is_seen_ttl),
+        kind: Kind::Time(SEEN, "2m"),
         default: || Value::Text("2m".into()),
         about: "how long a message is remembered after its last copy, 1s to 1h: what comes again within it is dropped as a copy",
     },
@@ -456,33 +624,45 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "names.lifetime",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "365d"),
         default: || Value::Text("365d".into()),
         about: "how long a record lives that is published without --lifetime; it is signed anew after half of it while the daemon runs",
     },
     Setting {
         key: "names.ttl",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "5m"),
         default: || Value::Text("5m".into()),
         about: "how long others may answer from their memory before they ask again; those that follow a name are told at once",
     },
     Setting {
         key: "names.resolve_timeout",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "10s"),
         default: || Value::Text("10s".into()),
         about: "how long a name that is not known is looked for",
     },
     Setting {
         key: "names.reannounce",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "10m"),
         default: || Value::Text("10m".into()),
         about: "how often a followed name is said again on its topic unless others did; more than pubsub.seen_ttl",
     },
     Setting {
         key: "names.pull",
-        kind: Kind::Text(is_period),
+        kind: Kind::Time(PERIOD, "5m"),
         default: || Value::Text("5m".into()),
         about: "how often a followed name is compared with two peers, in case a message was lost; notification does not wait for it",
+    },
+    Setting {
+        key: "names.dht_put",
+        kind: Kind::Time(PERIOD, "22h"),
+        default: || Value::Text("22h".into()),
+        about: "how often own names are put into the DHT, whose servers forget them after 48 h",
+    },
+    Setting {
+        key: "names.dht_tend",
+        kind: Kind::Time(PERIOD, "12h"),
+        default: || Value::Text("12h".into()),
+        about: "how often a follower looks whether the DHT still has the name, and puts it if it has not",
     },
     Setting {
         key: "names.push",
@@ -529,7 +709,7 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         key: "events.keep",
-        kind: Kind::Text(is_scrub),
+        kind: Kind::Time(PERIOD_OR_OFF, "off"),
         default: || Value::Text("off".into()),
         about: "events older than this go, such as 90d, unless a consumer of this node has not had them; off: all are kept",
     },
@@ -538,6 +718,18 @@ const SETTINGS: &[Setting] = &[
         kind: Kind::Bool,
         default: || Value::Bool(true),
         about: "compress events, on disk and on the wire",
+    },
+    Setting {
+        key: "events.patience",
+        kind: Kind::Time(WAIT, "10s"),
+        default: || Value::Text("10s".into()),
+        about: "how long a peer may take to answer for events before another one is asked",
+    },
+    Setting {
+        key: "events.compare",
+        kind: Kind::Time(PERIOD, "1m"),
+        default: || Value::Text("1m".into()),
+        about: "how often nodes that agreed compare what they have once more",
     },
     Setting {
         key: "log.level",
@@ -660,6 +852,11 @@ impl Config {
             Value::Texts(texts) => texts.clone(),
             _ => Vec::new(),
         };
+        let optional_time = |key: &str| match &values[key].0 {
+            Value::Text(text) => period(text).ok(),
+            _ => None,
+        };
+        let time = |key: &str| optional_time(key).expect("every time was checked to be one");
         Self {
             network: Network {
                 listen: addresses("network.listen"),
@@ -669,6 +866,23 @@ impl Config {
                 dht: dht(&text("network.dht")).unwrap_or(DhtMode::Server),
                 public_network: flag("network.public_network").unwrap_or(false),
                 force_private: flag("network.force_private"),
+                dials: Dials {
+                    connect: time("network.connect_timeout"),
+                    nonce: time("network.nonce_timeout"),
+                    security: time("network.security_timeout"),
+                    incoming: time("network.incoming_timeout"),
+                    ping: time("network.ping_interval"),
+                    ping_timeout: time("network.ping_timeout"),
+                    pause: (
+                        time("network.dial_pause"),
+                        time("network.dial_pause_longest"),
+                    ),
+                    foreign_pause: (
+                        time("network.foreign_pause"),
+                        time("network.foreign_pause_longest"),
+                    ),
+                    mdns: time("network.mdns_interval"),
+                },
             },
             bandwidth: Bandwidth {
                 lan: budget(&text("bandwidth.lan")).unwrap_or_default(),
@@ -691,12 +905,31 @@ impl Config {
                 verify_on_read: verify(&text("store.verify_on_read")).unwrap_or_default(),
                 max_size: size(&text("store.max_size")).ok().flatten(),
                 gc: flag("store.gc").unwrap_or(true),
-                gc_interval: period(&text("store.gc_interval")).unwrap_or(HOUR),
-                scrub: period(&text("store.scrub")).ok(),
+                gc_interval: time("store.gc_interval"),
+                scrub: optional_time("store.scrub"),
+            },
+            exchange: Exchange {
+                stall: time("exchange.stall"),
+                retry: (time("exchange.retry"), time("exchange.retry_longest")),
+                distrust: time("exchange.distrust"),
+            },
+            pins: Pins {
+                compare: optional_time("pins.compare"),
+                patience: time("pins.patience"),
+                nobody_has_it: time("pins.nobody_has_it"),
+                stall: time("pins.stall"),
+                busy_stall: time("pins.busy_stall"),
+                pause: (time("pins.pause"), time("pins.pause_longest")),
+                redraw: time("pins.redraw"),
+            },
+            reads: Reads {
+                nobody_has_it: time("reads.nobody_has_it"),
+                silence: time("reads.silence"),
+                longest: time("reads.longest"),
             },
             pubsub: Pubsub {
                 enabled: flag("pubsub.enabled").unwrap_or(true),
-                seen_ttl: period(&text("pubsub.seen_ttl")).unwrap_or(SEEN_TTL),
+                seen_ttl: time("pubsub.seen_ttl"),
                 seen_messages: text("pubsub.seen_messages")
                     .parse()
                     .unwrap_or(SEEN_MESSAGES),
@@ -706,11 +939,13 @@ impl Config {
                 direct: addresses("pubsub.direct"),
             },
             names: Names {
-                lifetime: period(&text("names.lifetime")).unwrap_or(gemba_names::DEFAULT_LIFETIME),
-                ttl: period(&text("names.ttl")).unwrap_or(gemba_names::DEFAULT_TTL),
-                resolve_timeout: period(&text("names.resolve_timeout")).unwrap_or(RESOLVE),
-                reannounce: period(&text("names.reannounce")).unwrap_or(REANNOUNCE),
-                pull: period(&text("names.pull")).unwrap_or(PULL),
+                lifetime: time("names.lifetime"),
+                ttl: time("names.ttl"),
+                resolve_timeout: time("names.resolve_timeout"),
+                reannounce: time("names.reannounce"),
+                pull: time("names.pull"),
+                dht_put: time("names.dht_put"),
+                dht_tend: time("names.dht_tend"),
                 push: flag("names.push").unwrap_or(true),
                 pubsub: flag("names.pubsub").unwrap_or(true),
                 dht: flag("names.dht").unwrap_or(true),
@@ -722,8 +957,10 @@ impl Config {
                     .ok()
                     .flatten()
                     .unwrap_or(EVENTS_SIZE),
-                keep: period(&text("events.keep")).ok(),
+                keep: optional_time("events.keep"),
                 compress: flag("events.compress").unwrap_or(true),
+                patience: time("events.patience"),
+                compare: time("events.compare"),
             },
             log: Log {
                 level: text("log.level"),
@@ -732,6 +969,32 @@ impl Config {
             values,
         }
     }
+}
+
+/// A time-out or an interval among the settings.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeSetting {
+    /// As `pins.stall`.
+    pub key: &'static str,
+    /// With its unit.
+    pub default: &'static str,
+    /// Whether it may be `off`.
+    pub may_be_off: bool,
+    /// What it is.
+    pub about: &'static str,
+}
+
+/// All of them, in the order of the file that `init` writes.
+pub fn times() -> impl Iterator<Item = TimeSetting> {
+    SETTINGS.iter().filter_map(|setting| match setting.kind {
+        Kind::Time(span, default) => Some(TimeSetting {
+            key: setting.key,
+            default,
+            may_be_off: span.off,
+            about: setting.about,
+        }),
+        _ => None,
+    })
 }
 
 /// The text that `init` writes: every setting with its default, as comments.
@@ -900,7 +1163,7 @@ fn from_variable(name: &str, text: &str) -> Result<Option<(&'static str, Value)>
             .filter(|word| !word.is_empty())
             .map(str::to_owned)
             .collect(),
-        Kind::Bool | Kind::Text(_) => vec![text.to_owned()],
+        Kind::Bool | Kind::Text(_) | Kind::Time(..) => vec![text.to_owned()],
     };
     Ok(Some((
         setting.key,
@@ -911,7 +1174,7 @@ fn from_variable(name: &str, text: &str) -> Result<Option<(&'static str, Value)>
 fn from_words(setting: &Setting, words: &[String]) -> Result<Value, Fail> {
     let value = match (setting.kind, words) {
         (Kind::Texts(_), words) => Value::Texts(words.to_vec()),
-        (Kind::Text(_), [word]) => Value::Text(word.clone()),
+        (Kind::Text(_) | Kind::Time(..), [word]) => Value::Text(word.clone()),
         (Kind::Bool, [word]) => match word.trim().to_ascii_lowercase().as_str() {
             "1" | "true" | "yes" | "on" => Value::Bool(true),
             "0" | "false" | "no" | "off" => Value::Bool(false),
@@ -931,6 +1194,9 @@ fn check(setting: &Setting, value: &Value) -> Result<(), Fail> {
     match (setting.kind, value) {
         (Kind::Bool, Value::Bool(_)) => Ok(()),
         (Kind::Text(test), Value::Text(text)) => test(text).map_err(|cause| said(text, cause)),
+        (Kind::Time(span, _), Value::Text(text)) => {
+            span.check(text).map_err(|cause| said(text, cause))
+        }
         (Kind::Texts(test), Value::Texts(texts)) => texts
             .iter()
             .try_for_each(|text| test(text).map_err(|cause| said(text, cause))),
@@ -942,6 +1208,7 @@ fn wrong_kind(setting: &Setting, given: &str) -> Fail {
     let wanted = match setting.kind {
         Kind::Bool => "true or false",
         Kind::Text(_) => "one text",
+        Kind::Time(..) => "a time as \"10s\"",
         Kind::Texts(_) => "a list of texts",
     };
     let cause = if given.is_empty() {
@@ -1134,41 +1401,6 @@ fn is_size(text: &str) -> Result<(), String> {
     size(text).map(drop)
 }
 
-/// `1s`, `90m`, `1h`, `30d`.
-fn period(text: &str) -> Result<Duration, String> {
-    let wrong = || "a period such as 1h or 30d is wanted (s, m, h, d)".to_owned();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let seconds: u64 = match unit {
-        "s" => 1,
-        "m" | "min" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let period = number.checked_mul(seconds).ok_or_else(wrong)?;
-    // Beyond ten years nobody means it, and sums of times stay small.
-    if !(1..=3650 * 86_400).contains(&period) {
-        return Err("between 1s and 3650d".to_owned());
-    }
-    Ok(Duration::from_secs(period))
-}
-
-fn is_period(text: &str) -> Result<(), String> {
-    period(text).map(drop)
-}
-
-fn is_seen_ttl(text: &str) -> Result<(), String> {
-    match period(text) {
-        Ok(ttl) if ttl <= gemba_gossip::MAX_TTL => Ok(()),
-        Ok(_) => Err("between 1s and 1h".to_owned()),
-        Err(cause) => Err(cause),
-    }
-}
-
 fn is_seen_messages(text: &str) -> Result<(), String> {
     match text.parse() {
         Ok(1024..=1_048_576_usize) => Ok(()),
@@ -1221,13 +1453,6 @@ fn is_bytes(text: &str) -> Result<(), String> {
     match size(text)? {
         Some(_) => Ok(()),
         None => Err("a size such as 8GiB is wanted".to_owned()),
-    }
-}
-
-fn is_scrub(text: &str) -> Result<(), String> {
-    match text {
-        "off" => Ok(()),
-        _ => is_period(text).map_err(|cause| format!("{cause}, or off")),
     }
 }
 

@@ -21,7 +21,9 @@ use redb::{
 use crate::error::{Code, Fail};
 use crate::repo::Access;
 
-pub use pins::{Edited, PinEdit, PinRows, pin_fail};
+#[cfg(test)]
+pub(crate) use pins::bucket;
+pub use pins::{Edited, PinEdit, PinRows, PinState, pin_fail};
 
 const FILE: &str = "meta.redb";
 const PINS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("pins");

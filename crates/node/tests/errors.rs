@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/kubo.rs"]
+mod fake_kubo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -516,6 +518,15 @@ fn pins(said: &mut Scene) {
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     said.command("kubo-silent", &node, &["pin", "import", "--kubo", &url]);
+    let kubo = fake_kubo::Kubo::start();
+    let pinned = node.put("raw", b"pinned here");
+    node.ok(&["pin", "add", &pinned]);
+    kubo.held().missing.push(pinned);
+    said.command(
+        "kubo-lacks-blocks",
+        &node,
+        &["pin", "export", "--kubo", &kubo.url, "--timeout", "200ms"],
+    );
     let daemon = Daemon::start(&node, &[]);
     said.command("pin-no-operation", &node, &["pin", "cancel", OTHER]);
     drop(daemon);
@@ -1169,6 +1180,8 @@ fn constructed(said: &mut Scene) {
     ] {
         said.fail(fault, store_fail(&error));
     }
+    let changed = gemba_node::content::pin_sync::changed;
+    said.fail("pin-changed", changed(&ABSENT.parse().unwrap()));
     let topic = gemba_gossip::Topic::new("line-1/alarms").unwrap();
     for (fault, error) in [
         (

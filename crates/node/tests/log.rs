@@ -417,6 +417,71 @@ fn l1_s3_42_a_killed_daemon_loses_no_acknowledged_event() {
     assert_eq!(node.json(&["log", "verify"])["ok"], true);
 }
 
+/// Events that a node holds, by its figures.
+fn held(node: &Node) -> u64 {
+    let headers = "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n";
+    let (_, metrics) = common::http(node, "GET", "/metrics", headers);
+    let mut lines = metrics.lines();
+    let events = lines.find_map(|line| line.strip_prefix("gemba_log_events "));
+    events.unwrap().parse().unwrap()
+}
+
+fn bytes_in(node: &Node) -> u64 {
+    let status = common::status(node);
+    let lines = status["lines"].as_array().unwrap().iter();
+    lines.map(|line| line["bytes_in"].as_u64().unwrap()).sum()
+}
+
+/// S4.9: catching up goes on behind what is durable: a node that is killed in the middle gets no more than an answer or two once more.
+#[test]
+fn s4_9_catching_up_goes_on_where_a_kill_left_it() {
+    let swarm = Swarm::of(1);
+    let first = swarm.node(0);
+    let count = 16_000;
+    let lines: Vec<String> = (0..count)
+        .map(|n| BASE64.encode(&common::noise(n, 768)))
+        .collect();
+    first
+        .run_with_input(&["log", "append", STREAM], lines.join("\n").as_bytes())
+        .ok();
+    let known = common::address(first);
+    let start = |node: &Node| Daemon::start(node, &["--bootstrap", &known]);
+    let fresh = || {
+        let node = Node::bare();
+        let key = first.repo.join("swarm.key");
+        node.ok(&["init", "--swarm-key", key.to_str().unwrap()]);
+        node
+    };
+    // What it costs without a kill.
+    let whole = {
+        let node = fresh();
+        let _daemon = start(&node);
+        until("all events", || held(&node) == count);
+        bytes_in(&node)
+    };
+    assert!(whole > 10_000_000, "{whole}");
+    for _ in 0..20 {
+        let node = fresh();
+        let daemon = start(&node);
+        until("half of them", || held(&node) > count / 2);
+        drop(daemon);
+        let kept = node.ok(&["log", "read", STREAM]).lines().count() as u64;
+        // It was faster than we are.
+        if kept == count {
+            continue;
+        }
+        let _daemon = start(&node);
+        until("the rest", || held(&node) == count);
+        let (rest, left) = (bytes_in(&node), whole * (count - kept) / count);
+        assert!(
+            rest <= left + (3 << 20),
+            "{rest} bytes for the {left} that were left of {whole}, with {kept} of {count} kept"
+        );
+        return;
+    }
+    panic!("no kill came in the middle");
+}
+
 /// S3.21: a counter that is killed at random counts each event once.
 #[test]
 fn s3_21_a_counter_killed_at_random_counts_each_event_once() {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/kubo.rs"]
+mod fake_kubo;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -9,6 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Node, Swarm, http, noise, status, until};
+use fake_kubo::Kubo;
 use serde_json::{Value, json};
 
 /// Blocks that nobody has.
@@ -539,6 +542,79 @@ fn pins_of_a_kubo_are_taken_over_with_their_names() {
             .contains("nobody answers")
     );
     node.fails(&["pin", "import", "--kubo", "ftp://x"], 2);
+}
+
+/// From one Kubo to gemba and on to another Kubo the set stays the same: roots, kinds and names. What is there already stays, what cannot be made is told, and
+/// the same command goes on with it.
+#[test]
+fn s4_21_pins_go_from_a_kubo_and_back_and_the_sets_are_equal() {
+    for running in [false, true] {
+        let node = Node::new();
+        let daemon = running.then(|| Daemon::start(&node, &[]));
+        let (from, to) = (Kubo::start(), Kubo::start());
+        for n in 0..60 {
+            let name = ["", "app", "ä b&c=1 \"x\""][n as usize % 3];
+            from.pin(&absent(n), n % 5 != 0, name);
+        }
+        assert_eq!(
+            node.json(&["pin", "import", "--kubo", &from.url])["added"],
+            60
+        );
+        assert_eq!(
+            node.json(&["pin", "export", "--kubo", &to.url])["added"],
+            60
+        );
+        assert_eq!(to.held().pins, from.held().pins);
+        // Once more there is nothing to do, either way.
+        let again = node.json(&["pin", "export", "--kubo", &to.url]);
+        assert_eq!((&again["added"], &again["kept"]), (&json!(0), &json!(60)));
+        let again = node.json(&["pin", "import", "--kubo", &to.url]);
+        assert_eq!((&again["added"], &again["kept"]), (&json!(0), &json!(60)));
+        drop(daemon);
+    }
+}
+
+#[test]
+fn s4_21_an_export_takes_nothing_away_at_the_kubo_and_tells_what_it_could_not_make() {
+    let node = Node::new();
+    let roots: Vec<String> = (0..5).map(|n| node.put("raw", &noise(n, 100))).collect();
+    for root in &roots[..4] {
+        node.ok(&["pin", "add", root, "--name", "ours"]);
+    }
+    node.ok(&["pin", "add", &roots[4], "--direct"]);
+    let kubo = Kubo::start();
+    kubo.pin(&roots[0], true, "theirs");
+    kubo.pin(&roots[1], true, "");
+    kubo.pin(&roots[2], false, "theirs");
+    kubo.pin(&roots[4], true, "theirs");
+    kubo.pin(&absent(1), true, "only there");
+    kubo.held().missing.push(roots[3].clone());
+    let export = ["pin", "export", "--kubo", &kubo.url, "--timeout", "300ms"];
+    let done = node.run(&[&export[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(done.text().trim()).unwrap();
+    let counts = ["added", "kept", "named", "widened", "failed"];
+    assert_eq!(
+        counts.map(|count| report[count].as_u64().unwrap()),
+        [0, 2, 1, 1, 1],
+        "{report}"
+    );
+    assert_eq!(report["failures"][0]["cid"], roots[3].as_str());
+    assert!(done.fails(4).hint.contains("again"));
+    let pin = |recursive: bool, name: &str| (recursive, name.to_owned());
+    let expected = [
+        (roots[0].clone(), pin(true, "theirs")),
+        (roots[1].clone(), pin(true, "ours")),
+        (roots[2].clone(), pin(true, "ours")),
+        (roots[4].clone(), pin(true, "theirs")),
+        (absent(1), pin(true, "only there")),
+    ];
+    assert_eq!(kubo.held().pins, expected.into());
+    // Somebody who has it is connected now.
+    kubo.held().missing.clear();
+    let report = node.json(&["pin", "export", "--kubo", &kubo.url]);
+    assert_eq!((&report["added"], &report["kept"]), (&json!(1), &json!(4)));
+    let refused = node.fails(&["pin", "export", "--kubo", "ftp://x"], 2);
+    assert!(refused.hint.contains("5001"), "{refused:?}");
 }
 
 /// A caller's patience beyond what any clock shows is his alone: he waits, and the daemon goes on.

@@ -71,9 +71,9 @@ fn a_pinned_folder_survives_a_kill_right_after() {
     );
 }
 
-/// A daemon killed in the middle goes on by itself where it was and fetches nothing twice.
+/// S4.9: a daemon killed in the middle goes on by itself where it was and fetches nothing twice.
 #[test]
-fn a_fetch_goes_on_after_a_crash_without_fetching_twice() {
+fn s4_9_a_fetch_goes_on_after_a_crash_without_fetching_twice() {
     let mut swarm = Swarm::of(2);
     let content = noise(7, 60_000_000);
     let file = swarm.node(0).write("big.bin", &content);

@@ -25,9 +25,9 @@ fn outputs(tracker: &mut Tracker) -> Vec<Output> {
     std::iter::from_fn(|| tracker.poll()).collect()
 }
 
-/// A tracker that has drawn everything there is, which is nothing.
+/// A tracker that has drawn everything there is, which is nothing, and compares no more.
 fn drawn(config: TrackerConfig) -> Tracker {
-    let mut tracker = Tracker::new(config);
+    let mut tracker = Tracker::new(config.compare(Duration::MAX));
     let targets = Vec::new();
     let more = false;
     tracker
@@ -583,6 +583,58 @@ fn s1_1_any_desired_set_becomes_true_from_any_beginning() {
         world.crash();
         assert!(world.settle(rng, second(10_000)));
         assert!(world.set.incomplete_pins().next().is_none() && world.early == 0);
+    });
+}
+
+/// Whatever changes in the set behind the tracker's back, it is done within a minute, and nobody commands it: a record that is struck out and is not
+/// told, a wish that is written and is not told, while other pins come and go.
+#[test]
+fn s2_34_what_drifts_apart_heals_by_itself_within_a_minute() {
+    check!(sim_scale(1_000), |rng| {
+        let mut world = World::new(TrackerConfig::default());
+        for n in 0..20 {
+            world.pin(0, cid(n));
+        }
+        assert!(world.settle(rng, second(100)));
+        // At rest it looks now and then, and finds nothing to do.
+        let begun = world.tracker.counts().begun;
+        for _ in 0..rng.below(200) {
+            world.pass(second(1));
+            world.persist(rng);
+        }
+        assert!(world.tracker.is_empty() && world.tracker.counts().begun == begun);
+        let drifted: Vec<_> = (0..25).filter(|_| rng.coin()).map(cid).collect();
+        for root in &drifted {
+            match world.set.incomplete(root) {
+                // A block of it is gone.
+                Ok(Some(change)) => {
+                    world.set.apply(change).unwrap();
+                    world.blocks.remove(root);
+                }
+                // Not pinned so far: its record appears.
+                _ => world.left_behind([*root]),
+            }
+        }
+        if rng.coin() {
+            world.pin(1, cid(30));
+        }
+        let mut healed_after = None;
+        for passed in 0..60 {
+            if world.set.incomplete_pins().next().is_none() {
+                healed_after.get_or_insert(passed);
+            }
+            while world.backlog() > 0 || !world.walks.is_empty() {
+                world.persist(rng);
+                world.advance(rng);
+            }
+            world.pass(second(1));
+        }
+        let open: Vec<_> = world.set.incomplete_pins().map(|pin| pin.cid).collect();
+        assert!(open.is_empty(), "{open:?} after {healed_after:?}");
+        assert_eq!(world.early, 0);
+        for root in drifted {
+            assert_eq!(world.status(&root), Status::Pinned);
+        }
     });
 }
 

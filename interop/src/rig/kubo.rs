@@ -252,6 +252,12 @@ impl Kubo {
 
     // --- commands, through the RPC (not from another namespace)
 
+    /// Where its RPC is.
+    pub(crate) fn rpc_url(&self) -> Outcome<String> {
+        let api = self.api.context(|| format!("{} is down", self.name))?;
+        Ok(format!("http://{api}"))
+    }
+
     /// One RPC call whose answer is one JSON value, or nothing.
     pub(crate) fn rpc(&self, call: &str, args: &[&str]) -> Outcome<Value> {
         self.rpc_within(call, args, LIMIT)

@@ -17,6 +17,7 @@ mod pin_from_gemba_2000_files;
 mod pin_from_gemba_256_mib;
 mod pin_from_kubo_2000_files;
 mod pin_from_kubo_256_mib;
+mod pins_both_ways;
 mod pubsub_5000_ids;
 mod pubsub_both_ways;
 mod pubsub_limits;
@@ -55,6 +56,7 @@ pub(crate) static ALL: &[Scenario] = &[
     kubo_restarted_in_mid_transfer::SCENARIO,
     gemba_killed_in_mid_transfer::SCENARIO,
     car_both_ways::SCENARIO,
+    pins_both_ways::SCENARIO,
     pubsub_both_ways::SCENARIO,
     pubsub_limits::SCENARIO,
     pubsub_numbers::SCENARIO,

@@ -691,6 +691,7 @@ impl Core {
     }
 }
 
+/// The longest that a look at a validity is put off.
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Whether a route's answer says something about what is out there, which a restored book needs to know.

@@ -154,6 +154,7 @@ pub fn router(state: Arc<State>) -> Router {
         .route("/v1/pins/{cid}/wait", get(pins::wait))
         .route("/v1/pins/{cid}/cancel", post(pins::cancel))
         .route("/v1/pins/{cid}/recover", post(pins::recover_one))
+        .route("/v1/pins/{cid}/sync", post(pins::sync))
         .route("/v1/pins/{cid}/update", post(pins::update))
         .route("/v1/block", axum::routing::put(content::block_put))
         .route(

@@ -6,14 +6,15 @@ use std::time::Duration;
 use axum::extract::{Path, Query, Request, State as Extract};
 use axum::response::Response;
 use axum::{Extension, Json};
-use gemba_pins::{Kind, Pin, Size};
+use gemba_pins::{Kind, Operation, Pin, Size, Status};
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::State;
 use super::answer::{self, Lines};
-use super::types::{Done, PinOp, PinRequest, PinStatus, PinUpdate, Recovered};
+use super::types::{Done, PinOp, PinRequest, PinStatus, PinSync, PinUpdate, Recovered};
+use crate::content::pin_sync::{self, Heal};
 use crate::content::{self, parse_cid, pin_list};
 use crate::daemon::flow::pins::told;
 use crate::daemon::{Call, Command, PAGE, Wait, ending};
@@ -440,6 +441,76 @@ pub(super) async fn recover_one(
 
 pub(super) async fn recover_all(Extract(state): Node) -> Result<Json<Recovered>, Fail> {
     recover(&state, None).await
+}
+
+/// Looks at one pin against the store now, reads every block of it, tells what it found, and begins to heal what is not so. It does not wait for what
+/// comes of it.
+pub(super) async fn sync(
+    Extract(state): Node,
+    Path(cid): Path<String>,
+) -> Result<Json<PinSync>, Fail> {
+    let cid = parse_cid(&cid)?;
+    let Some(pin) = record_of(&state, cid).await? else {
+        return end_unwanted(&state, cid).await;
+    };
+    let thread = state.thread().await?;
+    let (looking, kind) = (Arc::clone(&state), pin.kind);
+    let here = tokio::task::spawn_blocking(move || {
+        let _thread = thread;
+        content::pins::inspect(&looking.store, &cid, kind)
+    });
+    let here = here.await.map_err(|e| Fail::new(Code::Failure, e))??;
+    let is_same = |now: &Pin| now.id == pin.id && now.complete == pin.complete;
+    if !record_of(&state, cid).await?.as_ref().is_some_and(is_same) {
+        return Err(pin_sync::changed(&cid));
+    }
+    match pin_sync::heal(&pin, &here) {
+        Heal::Nothing => {}
+        Heal::StrikeOut => {
+            let struck = |reply| Command::Struck(vec![cid], reply);
+            state.handle.ask(struck).await?;
+        }
+        // The walk of the pin finds that everything is here, and records it.
+        Heal::Record | Heal::TryAgain => {
+            let again = |reply| Command::Recover(Some(cid), reply);
+            let _tried: u64 = state.handle.ask(again).await??;
+        }
+    }
+    let op = operation_of(&state, cid).await?;
+    let after = record_of(&state, cid).await?;
+    let status = Status::of(after.as_ref(), op.as_ref());
+    Ok(Json(pin_sync::told(&pin, &here, status.as_str())))
+}
+
+async fn record_of(state: &Arc<State>, cid: cid::Cid) -> Result<Option<Pin>, Fail> {
+    let rows = state.handle.ask(Command::DesiredSet).await??;
+    let read = tokio::task::spawn_blocking(move || rows.get(&cid)).await;
+    read.map_err(|e| Fail::new(Code::Failure, e))?
+}
+
+async fn operation_of(state: &State, cid: cid::Cid) -> Result<Option<Operation>, Fail> {
+    let ask = |reply| Command::OpsOf(vec![cid], reply);
+    Ok(state.handle.ask(ask).await?.into_iter().next().flatten())
+}
+
+/// Nobody wants it. If it is being worked for all the same, that ends.
+async fn end_unwanted(state: &State, cid: cid::Cid) -> Result<Json<PinSync>, Fail> {
+    let ended = state
+        .handle
+        .ask(|reply| Command::EndUnwanted(cid, reply))
+        .await??;
+    if !ended {
+        return Err(not_pinned(&cid));
+    }
+    Ok(Json(PinSync {
+        cid: cid.to_string(),
+        found: "it was worked for, and nobody wants it".to_owned(),
+        done: "ended".to_owned(),
+        status: Status::Unpinned.as_str().to_owned(),
+        blocks_here: 0,
+        bytes_here: 0,
+        missing: 0,
+    }))
 }
 
 /// Pins the newer of two versions, follows that until it is whole, and then releases the older one. Whoever goes away in between leaves both pinned.

@@ -561,6 +561,12 @@ pub struct Kept {
     pub scrub_rounds: u64,
     /// Damaged places that it has found.
     pub scrub_damaged: u64,
+    /// Times that all pins were compared with what is here.
+    #[serde(default)]
+    pub compare_rounds: u64,
+    /// Pins that said they were whole and lacked a block; they are made whole again.
+    #[serde(default)]
+    pub compare_struck: u64,
 }
 
 /// Memory of what is being received, in bytes.
@@ -815,6 +821,26 @@ pub struct PinUpdate {
 pub struct Recovered {
     /// Operations that are tried again now.
     pub recovered: u64,
+}
+
+/// Answer of `pin sync`: one pin against the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinSync {
+    /// The root.
+    pub cid: String,
+    /// What was found, in words.
+    pub found: String,
+    /// What was done: `nothing`, `struck_out` (it is fetched again), `recorded` (it is whole, and its record says so now), `tried_again` (now), `ended` (what
+    /// was being done about a root that nobody wants).
+    pub done: String,
+    /// How it is after that, as in [`PinStatus`].
+    pub status: String,
+    /// Blocks of it that are here and can be read.
+    pub blocks_here: u64,
+    /// Their bytes.
+    pub bytes_here: u64,
+    /// Blocks that are known to belong to it and are missing or damaged, up to 10,000.
+    pub missing: u64,
 }
 
 /// Answer of commands that say only that they were done.

@@ -23,6 +23,7 @@ use crate::content::car;
 use crate::content::parse_cid;
 use crate::content::{StoreSource, blocks, dag, io_fail, pins, read};
 use crate::error::{Code, Fail};
+use crate::meta::PinState as _;
 use crate::repo::Access;
 use crate::text;
 

@@ -9,6 +9,7 @@ use super::{Context, interrupt};
 use crate::api::types::{CollectPhase, CollectRequest, Collected};
 use crate::content::collect::{Extent, Stop, collect, compact, thorough};
 use crate::error::Fail;
+use crate::meta::PinState as _;
 use crate::repo::Access;
 use crate::text;
 

@@ -10,6 +10,7 @@ use crate::api::types::{
 };
 use crate::error::{Code, Fail};
 use crate::lines::{Uplink, rate_text};
+use crate::meta::PinState as _;
 use crate::repo::{Access, Layout};
 use crate::text;
 

@@ -21,6 +21,7 @@ use crate::api::types::{Done, PinRequest, PinStatus};
 use crate::content::parse_cid;
 use crate::content::pins;
 use crate::error::{Code, Fail};
+use crate::meta::PinState as _;
 use crate::repo::{Access, Repo};
 use crate::text;
 
@@ -80,6 +81,12 @@ pub enum Command {
         /// The roots; all that failed without them
         cids: Vec<String>,
     },
+    /// Compare a pin with the store now, every block of it, tell what was found, and heal it
+    Sync {
+        /// The roots
+        #[arg(required = true)]
+        cids: Vec<String>,
+    },
     /// Replace a pin by a newer version: only the difference is fetched, and the older one is released when the newer is whole
     Update {
         /// The root that is pinned
@@ -93,11 +100,15 @@ pub enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Write all pins as text
+    /// Write all pins as text, or make them at a Kubo
     Export {
         /// Where to; standard output without it
-        #[arg(short, long, value_name = "FILE")]
+        #[arg(short, long, value_name = "FILE", conflicts_with = "kubo")]
         output: Option<PathBuf>,
+        /// To a Kubo, by its RPC, such as http://127.0.0.1:5001: what is pinned there stays; it fetches what it lacks, so it has to be connected
+        /// to somebody who has it. With `--timeout`, a pin for which it gets no block for so long is left (60s without it)
+        #[arg(long, value_name = "URL")]
+        kubo: Option<String>,
     },
     /// Pin what a list names. What is pinned stays
     Import {
@@ -132,6 +143,7 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
         Command::Wait { cids } => ops::wait(context, &parsed(cids)?),
         Command::Cancel { cids } => ops::cancel(context, &parsed(cids)?),
         Command::Recover { cids } => ops::recover(context, &parsed(cids)?),
+        Command::Sync { cids } => ops::sync(context, &parsed(cids)?),
         Command::Update {
             old,
             new,
@@ -141,7 +153,10 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
             let (old, new) = (parse_cid(old)?, into_content(context, new)?);
             ops::update(context, old, parse_cid(&new)?, (name.clone(), *keep))
         }
-        Command::Export { output } => lists::export(context, output.as_deref()),
+        Command::Export {
+            kubo: Some(url), ..
+        } => lists::export_to_kubo(context, url),
+        Command::Export { output, .. } => lists::export(context, output.as_deref()),
         Command::Import { file, kubo } => lists::import(context, file.as_deref(), kubo.as_deref()),
     }
 }

@@ -1,25 +1,20 @@
-//! The pins of a Kubo, by its RPC: `pin/ls` of recursive and of direct pins, with their names, a line at a time.
+//! The pins of a Kubo, by its RPC: `pin/ls` of recursive and of direct pins, with their names, a line at a time; and back, by `pin/add`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use gemba_pins::Kind;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request, Response};
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use tokio::net::TcpStream;
+use cid::Cid;
+use gemba_pins::{Add, Kind, Name};
+use serde::{Deserialize, Serialize};
 
+use super::kubo::{Rpc, RpcError, quoted, runtime};
 use crate::error::{Code, Fail};
 
-/// A Kubo answers on this machine at once, or is not there.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Between two pieces of its answer.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Longest line of its answer, in bytes.
-const LINE: usize = 64 * 1024;
+/// A pin for which a Kubo gets no block for so long is left, and told, unless the caller has another patience.
+const STALL: Duration = Duration::from_secs(60);
+/// Pins of an export that could not be told one by one.
+const TOLD: usize = 16;
 
-/// What is told of a pin, and what is told of an error.
+/// What is told of a pin.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Line {
@@ -27,8 +22,16 @@ struct Line {
     cid: String,
     #[serde(default)]
     name: String,
+}
+
+/// What is told of one that is made.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Added {
     #[serde(default)]
-    message: String,
+    progress: u64,
+    #[serde(default)]
+    pins: Option<Vec<String>>,
 }
 
 /// What is done with each pin: root, kind, name.
@@ -39,177 +42,214 @@ type Take<'t> = dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail> + 't;
 /// # Errors
 /// [`Code::Usage`] for what is no such address; [`Code::Failure`] if nobody answers, or the answer is none of a Kubo or is cut short.
 pub fn read(url: &str, take: &mut Take<'_>) -> Result<(), Fail> {
-    let host = host(url)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Fail::resources("threads", &e))?;
-    runtime.block_on(async {
+    let mut rpc = Rpc::at(url)?;
+    runtime()?.block_on(async {
         for kind in [Kind::Recursive, Kind::Direct] {
-            list(&host, kind, take)
-                .await
-                .map_err(|fail| fail.during(format!("the pins of Kubo at {host}")))?;
+            let listed = list(&mut rpc, kind, take).await;
+            listed.map_err(|fail| fail.during(format!("the pins of Kubo at {}", rpc.host())))?;
         }
         Ok(())
     })
 }
 
-/// Host and port.
-fn host(url: &str) -> Result<String, Fail> {
-    let wrong = || {
-        Fail::new(Code::Usage, format!("{url:?} is no address of a Kubo's RPC"))
-            .hint("such as http://127.0.0.1:5001, which `ipfs config Addresses.API` tells as /ip4/127.0.0.1/tcp/5001")
+async fn list(rpc: &mut Rpc, kind: Kind, take: &mut Take<'_>) -> Result<(), Fail> {
+    let path = format!(
+        "pin/ls?type={}&names=true&stream=true&quiet=false",
+        kind.as_str()
+    );
+    let mut each = |line: &[u8]| {
+        let pin = pin_of(line)?;
+        let name = Some(pin.name.as_str()).filter(|name| !name.is_empty());
+        take(&pin.cid, kind, name)
     };
-    let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
-    let host = rest.trim_end_matches('/').trim_end_matches("/api/v0");
-    let is_host = !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
-    let has_port = host
-        .rsplit_once(':')
-        .is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
-    if is_host && has_port {
-        Ok(host.to_owned())
-    } else {
-        Err(wrong())
-    }
+    let listed = rpc.lines(&path, &mut each).await;
+    listed.map_err(RpcError::into_fail)
 }
 
-async fn list(host: &str, kind: Kind, take: &mut Take<'_>) -> Result<(), Fail> {
-    let mut answer = ask(host, kind).await?;
-    let is_good = answer.status().is_success();
-    let mut buffer = Vec::new();
-    loop {
-        let next = tokio::time::timeout(SILENCE, answer.body_mut().frame()).await;
-        let next = next.map_err(|_| {
-            Fail::new(
-                Code::Timeout,
-                format!("it sent nothing for {} s", SILENCE.as_secs()),
-            )
-        })?;
-        let Some(frame) = next else { break };
-        let frame = frame.map_err(|e| {
-            Fail::new(Code::Failure, format!("its answer was cut short: {e}")).hint(AGAIN)
-        })?;
-        match frame.into_data() {
-            Ok(data) => buffer.extend_from_slice(&data),
-            Err(frame) => trailers(&frame)?,
-        }
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            one(&line, is_good, kind, take)?;
-        }
-        if buffer.len() > LINE {
-            return Err(Fail::new(Code::Failure, "its answer is no list of pins"));
-        }
-    }
-    one(&buffer, is_good, kind, take)?;
-    if is_good {
-        return Ok(());
-    }
-    let status = answer.status();
-    Err(Fail::new(Code::Failure, format!("it answered {status}")))
-}
-
-const AGAIN: &str =
-    "what it told before was taken; run the same command again, which takes nothing away";
-
-/// Kubo tells an error in the middle behind the body.
-fn trailers(frame: &hyper::body::Frame<Bytes>) -> Result<(), Fail> {
-    let told = frame
-        .trailers_ref()
-        .and_then(|all| all.get("x-stream-error"));
-    match told.map(|told| String::from_utf8_lossy(told.as_bytes()).into_owned()) {
-        Some(cause) if !cause.is_empty() => {
-            Err(Fail::new(Code::Failure, format!("it broke off: {cause}")).hint(AGAIN))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn one(line: &[u8], is_good: bool, kind: Kind, take: &mut Take<'_>) -> Result<(), Fail> {
-    let line = line.trim_ascii();
-    if line.is_empty() {
-        return Ok(());
-    }
+fn pin_of(line: &[u8]) -> Result<Line, Fail> {
     let told: Line = serde_json::from_slice(line)
         .map_err(|e| Fail::new(Code::Failure, format!("its answer is no list of pins: {e}")))?;
-    if !is_good || !told.message.is_empty() {
-        return Err(Fail::new(
-            Code::Failure,
-            format!("it refuses: {}", told.message),
-        ));
-    }
     if told.cid.is_empty() {
         return Err(Fail::new(Code::Failure, "its answer is no list of pins")
             .hint("Kubo lists them one by one since 0.29"));
     }
-    let name = Some(told.name.as_str()).filter(|name| !name.is_empty());
-    take(&told.cid, kind, name)
+    Ok(told)
 }
 
-async fn ask(host: &str, kind: Kind) -> Result<Response<Incoming>, Fail> {
-    let away = |e: &dyn std::fmt::Display| {
-        Fail::new(Code::Failure, format!("nobody answers there: {e}"))
-            .hint("is the Kubo daemon up? `ipfs config Addresses.API` tells its address")
-    };
-    let socket = tokio::time::timeout(CONNECT, TcpStream::connect(host)).await;
-    let socket = match socket {
-        Ok(Ok(socket)) => socket,
-        Ok(Err(e)) => return Err(away(&e)),
-        Err(e) => return Err(away(&e)),
-    };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
-        .await
-        .map_err(|e| away(&e))?;
-    tokio::spawn(async move {
-        // What breaks it off shows in the answer.
-        let _ended = connection.await;
-    });
-    let path = format!(
-        "/api/v0/pin/ls?type={}&names=true&stream=true&quiet=false",
-        kind.as_str()
-    );
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(hyper::header::HOST, host)
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| Fail::internal(e.to_string()))?;
-    let sent = tokio::time::timeout(SILENCE, sender.send_request(request)).await;
-    match sent {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(away(&e)),
-        Err(e) => Err(away(&e)),
+/// What an export to a Kubo came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// Pins that were not there.
+    pub added: u64,
+    /// That were there, or more than that, and stay as they are.
+    pub kept: u64,
+    /// That were there without a name, and have ours now.
+    pub named: u64,
+    /// That were direct there, and are recursive now.
+    pub widened: u64,
+    /// That could not be made; the first of them in `failures`.
+    pub failed: u64,
+    /// Why, of the first 16 of them.
+    pub failures: Vec<Failure>,
+}
+
+/// A pin that could not be made at the Kubo.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The root.
+    pub cid: String,
+    /// Why.
+    pub cause: String,
+}
+
+/// Makes pins at a Kubo, one after the other. It takes nothing away there, and one that cannot be made keeps none of the others.
+pub struct Export {
+    rpc: Rpc,
+    runtime: tokio::runtime::Runtime,
+    stall: Duration,
+    report: Exported,
+}
+
+impl Export {
+    /// To the Kubo whose RPC is at `url`. A pin for which it gets no block for as long as `stall` is left.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] for what is no such address.
+    pub fn to(url: &str, stall: Option<Duration>) -> Result<Self, Fail> {
+        Ok(Self {
+            rpc: Rpc::at(url)?,
+            runtime: runtime()?,
+            stall: stall.unwrap_or(STALL),
+            report: Exported::default(),
+        })
+    }
+
+    /// One more.
+    ///
+    /// # Errors
+    /// Nobody answers there. That it refuses this one, or does not get its blocks, is in the report.
+    pub fn pin(&mut self, add: &Add) -> Result<(), Fail> {
+        let Self {
+            rpc,
+            runtime,
+            stall,
+            report,
+        } = self;
+        let count = match runtime.block_on(theirs(rpc, &add.cid)) {
+            Err(error) => return self.on_error(add, error),
+            Ok(None) => &mut report.added,
+            Ok(Some((Kind::Direct, _))) if add.kind == Kind::Recursive => &mut report.widened,
+            Ok(Some((kind, false))) if add.name.is_some() && kind == add.kind => &mut report.named,
+            Ok(Some(_)) => {
+                report.kept += 1;
+                return Ok(());
+            }
+        };
+        let (mut most, mut moved) = (0, Instant::now());
+        let mut on_progress = |blocks| {
+            if blocks > most {
+                (most, moved) = (blocks, Instant::now());
+            }
+            match moved.elapsed() < *stall {
+                true => Ok(()),
+                false => Err(no_block(*stall)),
+            }
+        };
+        let (what, name) = ((&add.cid, add.kind), add.name.as_ref());
+        match runtime.block_on(make(rpc, what, name, &mut on_progress)) {
+            Ok(()) => {
+                *count += 1;
+                Ok(())
+            }
+            Err(error) => self.on_error(add, error),
+        }
+    }
+
+    fn on_error(&mut self, add: &Add, error: RpcError) -> Result<(), Fail> {
+        match error {
+            RpcError::Refused(cause) | RpcError::BrokeOff(cause) => self.fail(&add.cid, cause),
+            RpcError::Failed(fail) if fail.code == Code::Timeout => {
+                self.fail(&add.cid, fail.cause);
+            }
+            RpcError::Failed(fail) => {
+                let doing = format!("pins for Kubo at {}", self.rpc.host());
+                return Err(fail.during(doing));
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, cid: &Cid, cause: String) {
+        self.report.failed += 1;
+        if self.report.failures.len() < TOLD {
+            let cid = cid.to_string();
+            self.report.failures.push(Failure { cid, cause });
+        }
+    }
+
+    /// What came of it.
+    #[must_use]
+    pub fn finish(self) -> Exported {
+        self.report
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_told_from_what_is_none() {
-        for (url, expected) in [
-            ("http://127.0.0.1:5001", "127.0.0.1:5001"),
-            ("http://kubo.plant:5001/", "kubo.plant:5001"),
-            ("http://[::1]:5001/api/v0", "[::1]:5001"),
-        ] {
-            assert_eq!(host(url).ok().as_deref(), Some(expected));
+/// How a root is pinned there, and whether it has a name.
+pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<(Kind, bool)>, RpcError> {
+    for kind in [Kind::Recursive, Kind::Direct] {
+        let path = format!(
+            "pin/ls?arg={cid}&type={}&names=true&stream=true&quiet=false",
+            kind.as_str()
+        );
+        let mut found = None;
+        let mut each = |line: &[u8]| {
+            found = Some(!pin_of(line)?.name.is_empty());
+            Ok(())
+        };
+        match rpc.lines(&path, &mut each).await {
+            Ok(()) => {}
+            Err(RpcError::Refused(message)) if message.contains("not pinned") => {}
+            Err(other) => return Err(other),
         }
-        for url in [
-            "",
-            "127.0.0.1:5001",
-            "https://a:1",
-            "http://",
-            "http://a",
-            "http://a:x",
-            "http://a:1/b",
-            "http://u@a:1",
-        ] {
-            assert_eq!(
-                host(url).map_err(|fail| fail.code),
-                Err(Code::Usage),
-                "{url}"
-            );
+        if let Some(is_named) = found {
+            return Ok(Some((kind, is_named)));
         }
     }
+    Ok(None)
+}
+
+/// Has it pinned there. It tells every half second how many blocks it has got.
+pub(super) async fn make(
+    rpc: &mut Rpc,
+    (cid, kind): (&Cid, Kind),
+    name: Option<&Name>,
+    on_progress: &mut dyn FnMut(u64) -> Result<(), Fail>,
+) -> Result<(), RpcError> {
+    let is_recursive = kind == Kind::Recursive;
+    let mut path = format!("pin/add?arg={cid}&recursive={is_recursive}&progress=true");
+    if let Some(name) = name {
+        path.push_str(&format!("&name={}", quoted(name.as_str())));
+    }
+    let mut done = false;
+    let mut each = |line: &[u8]| {
+        let told: Added = serde_json::from_slice(line)
+            .map_err(|e| Fail::new(Code::Failure, format!("its answer is none of a pin: {e}")))?;
+        done |= told.pins.is_some_and(|pins| !pins.is_empty());
+        on_progress(told.progress)
+    };
+    rpc.lines(&path, &mut each).await?;
+    if !done {
+        return Err(Fail::new(Code::Failure, "its answer ended before it was pinned").into());
+    }
+    Ok(())
+}
+
+fn no_block(stall: Duration) -> Fail {
+    Fail::new(
+        Code::Timeout,
+        format!(
+            "it got no block of it for {} s: is it connected to somebody who has it?",
+            stall.as_secs_f64()
+        ),
+    )
 }

@@ -162,6 +162,28 @@ pub fn import(
     }
 }
 
+/// Reads a list and hands its pins on one by one.
+///
+/// # Errors
+/// [`ListError`] as [`Code::Usage`]; the failures of `take`.
+pub fn each(
+    source: &mut dyn BufRead,
+    take: &mut dyn FnMut(&Add) -> Result<(), Fail>,
+) -> Result<(), Fail> {
+    let mut lines = Lines {
+        source,
+        number: 0,
+        text: Vec::new(),
+    };
+    let fail = |error: ListError| Fail::new(Code::Usage, error);
+    lines.header().map_err(fail)?;
+    while lines.next().map_err(fail)? {
+        let add = lines.pin(&mut Report::default()).map_err(fail)?;
+        take(&add)?;
+    }
+    Ok(())
+}
+
 enum Stop {
     Fail(Fail),
     List(ListError),

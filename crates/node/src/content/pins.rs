@@ -11,7 +11,7 @@ use gemba_pins::{
 use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
-use crate::meta::{Meta, PinEdit, PinRows};
+use crate::meta::{Meta, PinEdit, PinRows, PinState as _};
 use crate::repo::store_fail;
 
 /// Missing blocks that are counted before a walk gives up.
@@ -41,6 +41,18 @@ impl Presence {
 /// # Errors
 /// [`Code::Integrity`] for a block that cannot be read as its codec says, or a DAG over the limits; the disk's.
 pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
+    look(store, root, kind, Look::Keep)
+}
+
+/// The same, and every block is read and so checked.
+///
+/// # Errors
+/// As [`presence`].
+pub fn inspect(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
+    look(store, root, kind, Look::Read)
+}
+
+fn look(store: &Store, root: &Cid, kind: Kind, look: Look) -> Result<Presence, Fail> {
     let mut key = [0; 16];
     getrandom::fill(&mut key)
         .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
@@ -50,7 +62,7 @@ pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail>
     let mut walk = Walk::of_kind(*root, kind, config);
     let mut damaged = None;
     while let Some(cid) = walk.next_need() {
-        if let Some(damage) = visit(store, &mut walk, &cid)? {
+        if let Some(damage) = visit(store, &mut walk, &cid, look)? {
             damaged.get_or_insert(damage);
         }
     }
@@ -70,17 +82,33 @@ fn refused(cause: impl std::fmt::Display) -> Fail {
         .hint("whoever made it has to add it again; `gemba repo verify` tells whether the disk here is at fault")
 }
 
+/// How a walk looks at blocks without links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Whether they are here.
+    Only,
+    /// The same, and they count as used: whoever is about to pin them holds a guard, and only what was put, read or touched under it stays.
+    Keep,
+    /// They are read, and so checked.
+    Read,
+}
+
 /// Looks one block up; what is wrong with it if it is damaged.
-fn visit(store: &Store, walk: &mut Walk, cid: &Cid) -> Result<Option<Fail>, Fail> {
+pub(super) fn visit(
+    store: &Store,
+    walk: &mut Walk,
+    cid: &Cid,
+    look: Look,
+) -> Result<Option<Fail>, Fail> {
     const IDENTITY: u64 = 0;
     if cid.hash().code() == IDENTITY {
         let block = Block::danger_unchecked(*cid, cid.hash().digest().to_vec());
         return links_into(walk, &block, 0).map(|()| None);
     }
-    // A raw block has no links: that it is there is all that need be known. Touched, not asked for: whoever is about to pin it
-    // holds a guard, and only what was put, read or touched under it stays.
-    if cid.codec() == codec::RAW {
-        let size = store.touch(cid).then(|| store.size(cid)).flatten();
+    // A raw block has no links: that it is there is all that need be known.
+    if cid.codec() == codec::RAW && look != Look::Read {
+        let is_there = look == Look::Only || store.touch(cid);
+        let size = is_there.then(|| store.size(cid)).flatten();
         match size {
             Some(size) => walk.have(cid, size, []).map_err(refused)?,
             None => walk.on_missing(cid, MissingCause::NoPeers),

@@ -13,7 +13,7 @@ use gemba_store::{Aim, PutReport, Store, StoreError};
 use super::collect::{Between, Extent, Stop, collect, compact, thorough};
 use crate::api::types::Collected;
 use crate::error::{Code, Fail};
-use crate::meta::{Meta, PinRows};
+use crate::meta::{Meta, PinRows, PinState as _};
 use crate::repo::store_fail;
 use crate::text;
 

@@ -68,6 +68,8 @@ pub enum Command {
     Import(Vec<gemba_pins::Add>, Reply<Vec<Result<Edited, Fail>>>),
     /// Try again what failed: one, or all. How many operations that are.
     Recover(Option<Cid>, Reply<Result<u64, Fail>>),
+    /// End what is being done about a root that is not wanted. Whether anything was.
+    EndUnwanted(Cid, Reply<Result<bool, Fail>>),
     /// Follow a pin, whatever it is.
     WatchPin(Cid, Reply<Result<View, Fail>>),
     /// Operations behind this one, in the order of their roots, at most [`PAGE`]; and what time it is.

@@ -1,5 +1,5 @@
-//! The daemon keeps its own house: it makes room before the store is full, gives the space of dead blocks back, and reads everything from
-//! time to time to find damage before somebody needs what is damaged.
+//! The daemon keeps its own house: it makes room before the store is full, gives the space of dead blocks back, compares what pins say with what is
+//! here, and reads everything from time to time to find damage before somebody needs what is damaged.
 //!
 //! One thread, small steps, a rate for each kind of work; it gives way to a person who collects, and ends between two steps. What no
 //! pin holds is a cache and stays while there is room: collection begins when 90 % of the limit are taken, and takes what was used
@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use cid::Cid;
+use gemba_pins::Pin;
 use gemba_store::{Aim, Pace, Scrub, Store};
 
 use super::room::{Next, Room};
@@ -18,9 +20,10 @@ use super::{Command, Handle};
 use crate::api::types::{CollectPhase, Collected, Kept, Trouble};
 use crate::config;
 use crate::content::collect::{Stop, compact};
+use crate::content::compare::{Compare, Step};
 use crate::content::room::{Made, make, relieve, room};
 use crate::error::{Code, Fail};
-use crate::meta::{Meta, ScrubNote};
+use crate::meta::{Meta, PinRows, PinState as _, ScrubNote};
 use crate::text;
 
 /// How often usage is looked at: a few figures in memory, and one question to the file system.
@@ -45,6 +48,12 @@ const DEAD_BYTES: u64 = 64 << 20;
 const SCRUB_STEP: u64 = 256 << 10;
 /// Bytes a second of the scrub, at least and at most. In between a round takes half of its period.
 const SCRUB_RATE: (u64, u64) = (256 << 10, 8 << 20);
+/// Blocks of a step of the comparison of pins with what is here.
+const COMPARED: usize = 512;
+/// After a step of it at least so many times as long as the step took nothing is compared …
+const BETWEEN_STEPS: u32 = 4;
+/// … and after a round so many times as long as its steps took together: at most one percent of a core, whatever is pinned.
+const BETWEEN_ROUNDS: u32 = 100;
 /// How often the place of the scrub is noted.
 const NOTE: Duration = Duration::from_secs(60);
 
@@ -58,6 +67,8 @@ pub struct Figures {
     scrubbed_bytes: AtomicU64,
     scrub_rounds: AtomicU64,
     damaged: AtomicU64,
+    compare_rounds: AtomicU64,
+    compare_struck: AtomicU64,
     limit_bytes: AtomicU64,
     trouble: Mutex<Option<(String, Instant, u64)>>,
 }
@@ -75,6 +86,8 @@ impl Figures {
             scrubbed_bytes: load(&self.scrubbed_bytes),
             scrub_rounds: load(&self.scrub_rounds),
             scrub_damaged: load(&self.damaged),
+            compare_rounds: load(&self.compare_rounds),
+            compare_struck: load(&self.compare_struck),
         }
     }
 
@@ -141,7 +154,7 @@ impl Keeper {
         meta: Arc<Meta>,
         handle: Handle,
         (turns, room): (Arc<Turns>, Arc<Room>),
-        settings: config::Store,
+        (settings, compare): (config::Store, Option<Duration>),
         figures: Arc<Figures>,
     ) -> Result<Self, Fail> {
         let over = Arc::new(AtomicBool::new(false));
@@ -149,6 +162,7 @@ impl Keeper {
         let mut house = House {
             next_tick: settings.gc_interval,
             scrubbing: Scrubbing::begin(&store, &meta)?,
+            comparing: compare.map(Comparing::new),
             store,
             meta,
             handle,
@@ -191,6 +205,7 @@ struct House {
     /// When room was made last, and how much was taken after it.
     last: Option<(Duration, u64)>,
     scrubbing: Scrubbing,
+    comparing: Option<Comparing>,
 }
 
 impl House {
@@ -206,7 +221,7 @@ impl House {
             if self.settings.gc {
                 self.make_room(ticked);
             }
-            wait = self.scrub().min(LOOK);
+            wait = self.scrub().min(self.compare()).min(LOOK);
         }
         self.scrubbing.note(&self.meta);
     }
@@ -443,6 +458,110 @@ impl House {
             self.scrubbing.note(&self.meta);
         }
         self.scrubbing.pace.due().saturating_sub(self.now())
+    }
+}
+
+impl House {
+    /// A step of the comparison if it is time for one; when the next one may be.
+    fn compare(&mut self) -> Duration {
+        let now = self.now();
+        let Some(comparing) = &mut self.comparing else {
+            return LOOK;
+        };
+        if now < comparing.next {
+            return comparing.next - now;
+        }
+        let meta = Arc::clone(&self.meta);
+        match comparing.step(&self.store, &move || meta.pins()) {
+            Ok(step) => {
+                let rests = comparing.rests(step.done);
+                let rounds = u64::from(step.done);
+                self.figures
+                    .compare_rounds
+                    .fetch_add(rounds, Ordering::Relaxed);
+                if let Some((pin, lacks)) = step.lacking {
+                    self.on_drift(&pin, &lacks);
+                }
+                let next = self.now() + rests;
+                if let Some(comparing) = &mut self.comparing {
+                    comparing.next = next;
+                }
+                rests
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pins could not be compared with what is here");
+                comparing.next = now + comparing.every;
+                comparing.round = None;
+                comparing.every
+            }
+        }
+    }
+
+    /// A pin says it is whole and is not. It may have been released meanwhile, or the block have come; else it is fetched again.
+    fn on_drift(&self, pin: &Pin, lacks: &Cid) {
+        let is_meant = |now: &Pin| now.complete && now.id == pin.id;
+        let now = self.meta.pins().and_then(|rows| rows.get(&pin.cid));
+        match now {
+            Ok(now) if !now.as_ref().is_some_and(is_meant) || self.store.has(lacks) => {}
+            Ok(_) => {
+                tracing::error!(root = %pin.cid, %lacks, "a pin that was whole lacks a block; it is fetched again");
+                self.figures.compare_struck.fetch_add(1, Ordering::Relaxed);
+                let struck = |reply| Command::Struck(vec![pin.cid], reply);
+                let _ending = self.handle.ask_blocking(struck);
+            }
+            Err(error) => {
+                tracing::warn!(%error, root = %pin.cid, "a pin that lacks a block could not be looked up");
+            }
+        }
+    }
+}
+
+/// Where the comparison of pins with what is here is.
+struct Comparing {
+    every: Duration,
+    round: Option<Compare>,
+    next: Duration,
+    /// What the round has taken so far, and its last step.
+    work: Duration,
+    last: Duration,
+}
+
+impl Comparing {
+    /// The first round begins after a pause, too: at the start of the daemon others are in a hurry.
+    fn new(every: Duration) -> Self {
+        Self {
+            every,
+            round: None,
+            next: every,
+            work: Duration::ZERO,
+            last: Duration::ZERO,
+        }
+    }
+
+    fn step(
+        &mut self,
+        store: &Store,
+        rows: &dyn Fn() -> Result<PinRows, Fail>,
+    ) -> Result<Step, Fail> {
+        let begun = Instant::now();
+        let round = match &mut self.round {
+            Some(round) => round,
+            none => none.insert(Compare::begin()?),
+        };
+        let step = round.step(store, rows, COMPARED);
+        self.last = begun.elapsed();
+        self.work += self.last;
+        step
+    }
+
+    /// How long nothing is compared after the step that was last.
+    fn rests(&mut self, done: bool) -> Duration {
+        if !done {
+            return self.last * BETWEEN_STEPS;
+        }
+        self.round = None;
+        let work = std::mem::take(&mut self.work);
+        self.every.max(work.saturating_mul(BETWEEN_ROUNDS))
     }
 }
 

@@ -37,7 +37,7 @@ use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
 use crate::handover::{self, Desk};
 use crate::log::Events;
-use crate::meta::Meta;
+use crate::meta::{Meta, PinState as _};
 use crate::repo::{AWAY, Access, Repo, packs_to_note};
 use keeper::{Figures, Keeper};
 use replicate::{Connections, Replicator};
@@ -111,12 +111,8 @@ pub async fn run(
     let mut node = Node::new(
         (swarm, connections.clone()),
         (store.clone(), Arc::clone(events.log())),
-        (&repo.layout, &repo.config.names, Arc::clone(&meta)),
-        (
-            fingerprint.clone(),
-            repo.config.network.site.clone(),
-            repo.config.bandwidth.clone(),
-        ),
+        (&repo.layout, &repo.config, Arc::clone(&meta)),
+        fingerprint.clone(),
         (Arc::clone(&kept), Arc::clone(&room)),
         commands,
     )?;
@@ -156,7 +152,7 @@ pub async fn run(
         settings: repo.config.events.clone(),
     };
     let replicating = tokio::spawn(Replicator::run(parts, ending.clone()));
-    let settings = repo.config.store.clone();
+    let settings = (repo.config.store.clone(), repo.config.pins.compare);
     let keeper = Keeper::start(store, meta, handle.clone(), (turns, room), settings, kept)?;
 
     ready(&Ready {

@@ -166,6 +166,8 @@ impl Replicator {
             .collect();
         let mut config = Config::new(patterns);
         config.announce_gap = GAP;
+        config.patience = parts.settings.patience;
+        config.sync_interval = parts.settings.compare;
         let mut this = Self {
             core: Replicate::new(config),
             events: parts.events,

@@ -42,11 +42,11 @@ use super::work::{Done, Read, StoredBlock, Workers};
 use crate::api::types::{
     Connected, Id, LineView, Receiving, RepoSize, SiteView, Status, Transfer, Trouble, Waits,
 };
-use crate::config::Bandwidth;
+use crate::config::{Bandwidth, Config};
 use crate::content::room::{Puts, Refusal};
 use crate::error::{Code, Fail};
 use crate::lines::Uplink;
-use crate::meta::{Meta, PinEdit};
+use crate::meta::{Meta, PinEdit, PinState};
 use crate::metrics::{Figures, resident_memory};
 use crate::names::follows;
 use crate::repo::{Layout, packs_to_note};
@@ -119,8 +119,8 @@ impl Node {
     pub(super) fn new(
         ((swarm, views), connections): ((Swarm<Behaviour>, Views), Connections),
         (store, log): (Store, Arc<Log>),
-        (layout, settings, meta): (&Layout, &crate::config::Names, Arc<Meta>),
-        (fingerprint, site, bandwidth): (Option<String>, String, Bandwidth),
+        (layout, config, meta): (&Layout, &Config, Arc<Meta>),
+        fingerprint: Option<String>,
         (kept, room): (Arc<super::keeper::Figures>, Arc<Room>),
         commands: mpsc::Receiver<Command>,
     ) -> Result<Self, Fail> {
@@ -129,7 +129,7 @@ impl Node {
         let (facts_sender, facts) = mpsc::channel(ANSWERS);
         let follows = Follows::new(crate::names::follows::load(&meta)?);
         let names = Names::new(
-            (layout, settings),
+            (layout, &config.names),
             Arc::clone(&meta),
             follows.names(),
             facts_sender,
@@ -144,13 +144,18 @@ impl Node {
         let mut visited_key = [0; 16];
         getrandom::fill(&mut visited_key)
             .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
-        let pins = Pins::new(Arc::clone(&meta), persisted_sender, visited_key);
+        let pins = Pins::new(
+            Arc::clone(&meta) as Arc<dyn PinState>,
+            persisted_sender,
+            visited_key,
+            config.pins.tracker(),
+        );
         Ok(Self {
             swarm,
             store,
             workers,
             pins,
-            readers: Readers::default(),
+            readers: Readers::new(config.reads),
             repair: Repair::default(),
             pubsub: Pubsub::default(),
             names,
@@ -164,8 +169,8 @@ impl Node {
             packs: meta.packs()?,
             meta,
             fingerprint,
-            site,
-            bandwidth,
+            site: config.network.site.clone(),
+            bandwidth: config.bandwidth.clone(),
             kept,
             room,
             started: Instant::now(),
@@ -817,6 +822,10 @@ impl Node {
             Command::Recover(one, reply) => {
                 let now = self.now();
                 let _gone = reply.send(self.pins.recover(one, now));
+            }
+            Command::EndUnwanted(cid, reply) => {
+                let now = self.now();
+                let _gone = reply.send(self.pins.end_unwanted(&cid, now));
             }
             Command::WatchPin(cid, reply) => drop(reply.send(self.pins.watch(&cid))),
             Command::Ops(after, reply) => {

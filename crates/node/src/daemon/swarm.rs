@@ -8,15 +8,15 @@ use gemba_gossip::Behaviour as Gossip;
 use gemba_names::Behaviour as Names;
 use gemba_names::kad::Dht;
 use gemba_pnet::{
-    Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Lines, Liveness,
-    LivenessConfig, Network, ReceiveBudget, Stages, TransportConfig,
+    Crowd, Dialer, DialerConfig, Discovery, DiscoveryConfig, Limits, Lines, Liveness, Network,
+    ReceiveBudget, Stages, TransportConfig,
 };
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_swarm::behaviour::toggle::Toggle;
 use libp2p_swarm::{NetworkBehaviour, Swarm};
 
 use super::{Options, hashers};
-use crate::config::{Bandwidth, Config};
+use crate::config::{self, Bandwidth, Config};
 use crate::daemon::flow::{dht, pubsub};
 use crate::error::{Code, Fail};
 use crate::lines::Meters;
@@ -81,6 +81,8 @@ pub(super) fn build(
     let mut settings = TransportConfig::default();
     // Three quarters of the places that `Limits::pc` has for those who are being set up.
     settings.crowd = Crowd::new(48, Duration::from_secs(1));
+    let dials = &config.network.dials;
+    dials.transport(&mut settings);
     let views = Views {
         stages: settings.stages.clone(),
         receive: settings.receive.clone(),
@@ -97,8 +99,10 @@ pub(super) fn build(
     }
     let mut dialer = DialerConfig::default();
     dialer.known = known;
-    let mdns = (config.network.mdns && !options.no_mdns)
-        .then(|| Discovery::new(DiscoveryConfig::default(), local));
+    dials.dialer(&mut dialer);
+    let mut discovery = DiscoveryConfig::default();
+    dials.discovery(&mut discovery);
+    let mdns = (config.network.mdns && !options.no_mdns).then(|| Discovery::new(discovery, local));
     let identify = libp2p_identify::Config::new(IDENTIFY.to_owned(), keypair.public())
         .with_agent_version(AGENT.to_owned());
     let gossip = config
@@ -111,10 +115,14 @@ pub(super) fn build(
         dialer: Dialer::new(dialer),
         limits: gemba_pnet::limits::Behaviour::new(Limits::pc()),
         mdns: mdns.into(),
-        liveness: Liveness::new(&LivenessConfig::default()),
+        liveness: Liveness::new(&dials.liveness()),
         identify: libp2p_identify::Behaviour::new(identify),
         streams: libp2p_stream::Behaviour::new(),
-        exchange: exchange(site.clone(), &config.bandwidth, &views.meters)?,
+        exchange: exchange(
+            (site.clone(), &config.exchange),
+            &config.bandwidth,
+            &views.meters,
+        )?,
         site: site.map(|_| SiteCarrier::new()).into(),
         gossip: gossip.into(),
         names: Names::new(),
@@ -139,11 +147,12 @@ fn lines(bandwidth: &Bandwidth, meters: &Meters) -> Lines {
 }
 
 fn exchange(
-    site: Option<SiteConfig>,
+    (site, times): (Option<SiteConfig>, &config::Exchange),
     bandwidth: &Bandwidth,
     meters: &Meters,
 ) -> Result<Exchange, Fail> {
-    let config = exchange_config(site)
+    let config = times
+        .apply(exchange_config(site))
         .with_near(bandwidth.lan)
         .with_far(bandwidth.of(bandwidth.uplink));
     let meters = meters.clone();

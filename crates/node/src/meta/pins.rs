@@ -4,10 +4,11 @@
 //! Beside the records are two lists that follow from them and are written with them: the pins that are not whole, which is what the tracker draws
 //! from, and the pins by name.
 
+mod plan;
+
 use cid::Cid;
 use gemba_pins::{
-    Add, Change, DesiredSet, Edit, Kind, Name, Pin, PinError, Size, decode_key, decode_record,
-    encode_key,
+    Add, DesiredSet, Edit, Name, Pin, PinError, Size, decode_key, decode_record, encode_key,
 };
 use redb::{
     ReadOnlyTable, ReadableTable as _, ReadableTableMetadata as _, TableDefinition, TableError,
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use super::{FACTS, Meta, PINS, marked, record_fail, redb_fail};
 use crate::error::{Code, Fail};
-use crate::names::follows;
+use plan::Records;
 
 /// The roots of pins that are not whole.
 const OPEN: TableDefinition<'static, &[u8], ()> = TableDefinition::new("pins_open");
@@ -68,9 +69,6 @@ pub enum PinEdit {
     Replace(Cid, Cid, Option<String>),
 }
 
-/// The root and what is to be done to its record, or why it cannot be.
-type Planned = Result<(Cid, Vec<Step>), Fail>;
-
 /// What an edit came to.
 #[derive(Clone, Debug)]
 pub struct Edited {
@@ -82,12 +80,33 @@ pub struct Edited {
     pub after: Option<Pin>,
 }
 
-impl Meta {
+/// Where the pins of a device are kept: the one table of the daemon ([`Meta`]), or whatever an owner has (S4.22). What a change means is not decided here
+/// ([`plan`]), so every state means the same by it.
+pub trait PinState: Send + Sync {
     /// The pins as they are now.
     ///
     /// # Errors
-    /// The disk refuses, or the file is damaged.
-    pub fn pins(&self) -> Result<PinRows, Fail> {
+    /// The disk refuses, or what is on it is damaged.
+    fn pins(&self) -> Result<PinRows, Fail>;
+
+    /// Makes changes, all of them durable when this returns. Those that cannot be are refused one by one.
+    ///
+    /// # Errors
+    /// The disk refuses: none of them is there then.
+    fn edit(&self, edits: &[PinEdit]) -> Result<Vec<Result<Edited, Fail>>, Fail>;
+
+    /// One change.
+    ///
+    /// # Errors
+    /// It cannot be, or the disk refuses.
+    fn edit_one(&self, edit: PinEdit) -> Result<Edited, Fail> {
+        let outcome = self.edit(&[edit])?.pop();
+        outcome.unwrap_or_else(|| Err(Fail::internal("an edit without an outcome")))
+    }
+}
+
+impl PinState for Meta {
+    fn pins(&self) -> Result<PinRows, Fail> {
         marked(&self.path, || {
             let read = self.begin_read()?;
             let rows = match read.open_table(PINS) {
@@ -107,27 +126,16 @@ impl Meta {
         })
     }
 
-    /// Makes changes, all of them durable when this returns. Those that cannot be are refused one by one.
-    ///
-    /// # Errors
-    /// The disk refuses: none of them is there then.
-    pub fn edit(&self, edits: &[PinEdit]) -> Result<Vec<Result<Edited, Fail>>, Fail> {
+    fn edit(&self, edits: &[PinEdit]) -> Result<Vec<Result<Edited, Fail>>, Fail> {
         self.transact(|transaction| {
             let mut tables = Tables::open(transaction, &self.path)?;
-            let outcomes = edits.iter().map(|edit| tables.edit(edit));
+            let outcomes = edits.iter().map(|edit| plan::edit(&mut tables, edit));
             outcomes.collect::<Result<Vec<_>, Fail>>()
         })
     }
+}
 
-    /// One change.
-    ///
-    /// # Errors
-    /// It cannot be, or the disk refuses.
-    pub fn edit_one(&self, edit: PinEdit) -> Result<Edited, Fail> {
-        let outcome = self.edit(&[edit])?.pop();
-        outcome.unwrap_or_else(|| Err(Fail::internal("an edit without an outcome")))
-    }
-
+impl Meta {
     /// Writes the lists that follow from the records, if an older program wrote the file.
     ///
     /// # Errors
@@ -373,157 +381,6 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Plans and writes. What cannot be is the inner error; the outer one is the disk's.
-    fn edit(&mut self, edit: &PinEdit) -> Result<Result<Edited, Fail>, Fail> {
-        let (cid, steps) = match self.steps(edit)? {
-            Ok(steps) => steps,
-            Err(fail) => return Ok(Err(fail)),
-        };
-        let before = self.get(&cid)?;
-        let mut after = before.clone();
-        for step in steps {
-            let step = match step {
-                Step::Edit(edit) => edit,
-                Step::Complete(size) => Edit::Complete {
-                    id: after.as_ref().map_or(0, |pin| pin.id),
-                    size,
-                },
-            };
-            match self.plan(cid, step, after.as_ref()) {
-                Ok(Some(change)) => after = change.after().cloned(),
-                Ok(None) => {}
-                Err(e) => return Ok(Err(pin_fail(e))),
-            }
-        }
-        if before != after {
-            self.write(&cid, before.as_ref(), after.as_ref())?;
-        }
-        Ok(Ok(Edited { cid, before, after }))
-    }
-
-    fn plan(
-        &mut self,
-        cid: Cid,
-        edit: Edit,
-        current: Option<&Pin>,
-    ) -> Result<Option<Change>, PinError> {
-        let is_add = matches!(edit, Edit::Add(_));
-        let fresh = match self.last_id.checked_add(1) {
-            Some(fresh) => fresh,
-            None if is_add => return Err(PinError::IdsUsedUp),
-            None => self.last_id,
-        };
-        let change = edit.plan(cid, current, fresh)?;
-        let is_given = |change: &Change| change.after().is_some_and(|pin| pin.id == fresh);
-        if change.as_ref().is_some_and(is_given) {
-            self.last_id = fresh;
-        }
-        Ok(change)
-    }
-
-    /// What an edit means for the pin as it is.
-    fn steps(&self, edit: &PinEdit) -> Result<Planned, Fail> {
-        Ok(Ok(match edit {
-            PinEdit::Plain(cid, edit) => (*cid, vec![Step::Edit(edit.clone())]),
-            PinEdit::Own(add) => (add.cid, self.own(add)?),
-            PinEdit::Whole(add, size) => {
-                let mut steps = self.own(add)?;
-                steps.push(Step::Complete(*size));
-                (add.cid, steps)
-            }
-            PinEdit::Measured(cid, id, size) => {
-                let pin = self.get(cid)?;
-                let (id, size) = (*id, Some(*size));
-                // Struck out meanwhile it stays so.
-                let is_meant = pin.is_some_and(|pin| pin.complete && pin.id == id);
-                let complete = Step::Edit(Edit::Complete { id, size });
-                (*cid, is_meant.then_some(complete).into_iter().collect())
-            }
-            PinEdit::Followed(add) => {
-                let is_there = self.get(&add.cid)?.is_some();
-                let name = add.name.clone().filter(|_| !is_there);
-                (add.cid, vec![Step::add(add, name, add.kind)])
-            }
-            PinEdit::Listed(add) => (add.cid, self.listed(add)?),
-            PinEdit::Release(cid, holder) => match self.release(cid, holder.as_deref())? {
-                Ok(steps) => (*cid, steps),
-                Err(fail) => return Ok(Err(fail)),
-            },
-            PinEdit::Replace(old, new, holder) => {
-                if !self.get(new)?.is_some_and(|pin| pin.complete) {
-                    let cause = format!("{new} is not whole, so {old} stays pinned");
-                    return Ok(Err(Fail::new(Code::Conflict, cause)
-                        .hint("run the update again: it goes on where it was")));
-                }
-                match self.release(old, holder.as_deref())? {
-                    Ok(steps) => (*old, steps),
-                    Err(fail) => return Ok(Err(fail)),
-                }
-            }
-        }))
-    }
-
-    fn own(&self, add: &Add) -> Result<Vec<Step>, Fail> {
-        let current = self.get(&add.cid)?;
-        let label = current.and_then(|pin| pin.name);
-        let is_label = label.is_some_and(|label| follows::is_label(label.as_str()));
-        let mut steps = Vec::new();
-        if is_label && add.name.is_none() {
-            steps.push(Step::Edit(Edit::Rename(None)));
-        }
-        steps.push(Step::add(add, add.name.clone(), add.kind));
-        Ok(steps)
-    }
-
-    fn listed(&self, add: &Add) -> Result<Vec<Step>, Fail> {
-        let Some(current) = self.get(&add.cid)? else {
-            return Ok(vec![Step::add(add, add.name.clone(), add.kind)]);
-        };
-        let name = add.name.clone().filter(|_| current.name.is_none());
-        let kind = match current.kind {
-            Kind::Recursive => Kind::Recursive,
-            Kind::Direct => add.kind,
-        };
-        Ok(vec![Step::add(add, name, kind)])
-    }
-
-    fn release(&self, cid: &Cid, holder: Option<&str>) -> Result<Result<Vec<Step>, Fail>, Fail> {
-        let Some(holder) = holder else {
-            return Ok(Ok(vec![Step::Edit(Edit::Remove)]));
-        };
-        let label = self.get(cid)?.and_then(|pin| pin.name);
-        if label.is_some_and(|label| follows::is_label(label.as_str())) {
-            return Ok(Err(follows::held(cid, holder)));
-        }
-        let label = match Name::new(holder) {
-            Ok(label) => label,
-            Err(e) => return Ok(Err(Fail::new(Code::Failure, e))),
-        };
-        Ok(Ok(vec![Step::Edit(Edit::Rename(Some(label)))]))
-    }
-
-    fn get(&self, cid: &Cid) -> Result<Option<Pin>, Fail> {
-        let row = self.pins.get(encode_key(cid).as_slice());
-        let row = row.map_err(|e| redb_fail(self.path, &e.into()))?;
-        let pin = row.map(|row| decode_record(*cid, row.value()));
-        pin.transpose().map_err(|e| record_fail(self.path, &e))
-    }
-
-    fn write(&mut self, cid: &Cid, before: Option<&Pin>, after: Option<&Pin>) -> Result<(), Fail> {
-        let key = encode_key(cid);
-        let written = match after.map(gemba_pins::encode_record) {
-            Some(record) => self
-                .pins
-                .insert(key.as_slice(), record.as_slice())
-                .map(drop),
-            None => self.pins.remove(key.as_slice()).map(drop),
-        };
-        written.map_err(|e| redb_fail(self.path, &e.into()))?;
-        self.list(before, after)?;
-        self.note(LAST_ID, self.last_id)?;
-        self.note(LISTED, 1)
-    }
-
     /// The lists follow the record.
     fn list(&mut self, before: Option<&Pin>, after: Option<&Pin>) -> Result<(), Fail> {
         let fail = |e: redb::StorageError| redb_fail(self.path, &e.into());
@@ -567,19 +424,35 @@ impl<'t> Tables<'t> {
     }
 }
 
-enum Step {
-    Edit(Edit),
-    /// Whatever id it has by then.
-    Complete(Option<Size>),
-}
+impl Records for Tables<'_> {
+    fn get(&self, cid: &Cid) -> Result<Option<Pin>, Fail> {
+        let row = self.pins.get(encode_key(cid).as_slice());
+        let row = row.map_err(|e| redb_fail(self.path, &e.into()))?;
+        let pin = row.map(|row| decode_record(*cid, row.value()));
+        pin.transpose().map_err(|e| record_fail(self.path, &e))
+    }
 
-impl Step {
-    fn add(add: &Add, name: Option<Name>, kind: Kind) -> Self {
-        Self::Edit(Edit::Add(Add {
-            name,
-            kind,
-            ..add.clone()
-        }))
+    fn put(&mut self, cid: &Cid, before: Option<&Pin>, after: Option<&Pin>) -> Result<(), Fail> {
+        let key = encode_key(cid);
+        let written = match after.map(gemba_pins::encode_record) {
+            Some(record) => self
+                .pins
+                .insert(key.as_slice(), record.as_slice())
+                .map(drop),
+            None => self.pins.remove(key.as_slice()).map(drop),
+        };
+        written.map_err(|e| redb_fail(self.path, &e.into()))?;
+        self.list(before, after)?;
+        self.note(LAST_ID, self.last_id)?;
+        self.note(LISTED, 1)
+    }
+
+    fn last_id(&self) -> u64 {
+        self.last_id
+    }
+
+    fn set_last_id(&mut self, id: u64) {
+        self.last_id = id;
     }
 }
 
@@ -611,11 +484,16 @@ pub fn pin_fail(error: PinError) -> Fail {
 }
 
 #[cfg(test)]
+pub(crate) mod bucket;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use super::bucket::Bucket;
     use super::*;
     use crate::repo::Access;
+    use gemba_pins::Kind;
 
     fn cid(text: &str) -> Cid {
         *gemba_block::Block::raw(text.as_bytes().to_vec())
@@ -639,8 +517,38 @@ mod tests {
         (dir, meta)
     }
 
+    /// A state, and how the same is opened again.
+    struct Kept {
+        state: Box<dyn PinState>,
+        reopen: Box<dyn Fn() -> Box<dyn PinState>>,
+    }
+
+    impl Kept {
+        fn again(self) -> Self {
+            drop(self.state);
+            let state = (self.reopen)();
+            Self { state, ..self }
+        }
+    }
+
+    /// The table of the daemon, and objects in a bucket: the suite runs over each.
+    fn both() -> [Kept; 2] {
+        let (dir, meta) = meta();
+        let bucket = Bucket::default();
+        [
+            Kept {
+                state: Box::new(meta),
+                reopen: Box::new(move || Box::new(Meta::open(dir.path(), Access::Write).unwrap())),
+            },
+            Kept {
+                state: Box::new(bucket.clone()),
+                reopen: Box::new(move || Box::new(bucket.clone())),
+            },
+        ]
+    }
+
     /// The two lists say what the records say, whatever was done.
-    fn check(meta: &Meta) {
+    fn check(meta: &dyn PinState) {
         let rows = meta.pins().unwrap();
         let pins: Vec<Pin> = rows.iter().map(Result::unwrap).collect();
         let open: Vec<Cid> = pins.iter().filter(|p| !p.complete).map(|p| p.cid).collect();
@@ -659,8 +567,14 @@ mod tests {
     }
 
     #[test]
-    fn s1_33_pins_are_found_by_name_and_the_lists_follow_the_records() {
-        let (dir, meta) = meta();
+    fn s1_33_s4_22_pins_are_found_by_name_and_the_lists_follow_the_records() {
+        for kept in both() {
+            found_by_name(kept);
+        }
+    }
+
+    fn found_by_name(kept: Kept) {
+        let meta = &*kept.state;
         let own = |text, name| PinEdit::Own(add(text, Kind::Recursive, name));
         meta.edit(&[
             own("a", Some("app")),
@@ -668,12 +582,12 @@ mod tests {
             own("c", None),
         ])
         .unwrap();
-        check(&meta);
+        check(meta);
         let edited = meta
             .edit_one(PinEdit::Whole(add("a", Kind::Recursive, Some("b")), None))
             .unwrap();
         assert!(edited.after.unwrap().complete && !edited.before.unwrap().complete);
-        check(&meta);
+        check(meta);
         let named = meta.pins().unwrap().named_like("app").unwrap();
         assert_eq!(named, [("app\0x".to_owned(), cid("b"))]);
         let rows = meta.pins().unwrap();
@@ -682,16 +596,21 @@ mod tests {
         let struck = PinEdit::Plain(cid("a"), Edit::Incomplete);
         meta.edit(&[struck, PinEdit::Release(cid("b"), None)])
             .unwrap();
-        check(&meta);
+        check(meta);
         let gone = meta.edit(&[PinEdit::Release(cid("b"), None)]).unwrap();
         assert_eq!(gone[0].as_ref().unwrap_err().code, Code::NotFound);
-        drop(meta);
-        check(&Meta::open(dir.path(), Access::Read).unwrap());
+        drop(rows);
+        check(&*kept.again().state);
     }
 
     #[test]
-    fn a_count_that_comes_late_makes_nothing_whole() {
-        let (_dir, meta) = meta();
+    fn s4_22_a_count_that_comes_late_makes_nothing_whole() {
+        for kept in both() {
+            late_count(&*kept.state);
+        }
+    }
+
+    fn late_count(meta: &dyn PinState) {
         let whole = PinEdit::Whole(add("a", Kind::Recursive, None), None);
         let id = meta.edit_one(whole).unwrap().after.unwrap().id;
         let size = Size {
@@ -710,19 +629,26 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_never_given_twice_whatever_was_removed() {
-        let (dir, meta) = meta();
-        let own = PinEdit::Own(add("a", Kind::Recursive, None));
-        let first = meta.edit_one(own.clone()).unwrap().after.unwrap().id;
-        meta.edit_one(PinEdit::Release(cid("a"), None)).unwrap();
-        drop(meta);
-        let meta = Meta::open(dir.path(), Access::Write).unwrap();
-        assert!(meta.edit_one(own).unwrap().after.unwrap().id > first);
+    fn s4_22_ids_are_never_given_twice_whatever_was_removed() {
+        for kept in both() {
+            let own = PinEdit::Own(add("a", Kind::Recursive, None));
+            let first = kept.state.edit_one(own.clone()).unwrap();
+            let released = PinEdit::Release(cid("a"), None);
+            kept.state.edit_one(released).unwrap();
+            let kept = kept.again();
+            let second = kept.state.edit_one(own).unwrap();
+            assert!(second.after.unwrap().id > first.after.unwrap().id);
+        }
     }
 
     #[test]
-    fn what_comes_from_a_list_takes_nothing_away() {
-        let (_dir, meta) = meta();
+    fn s4_22_what_comes_from_a_list_takes_nothing_away() {
+        for kept in both() {
+            from_a_list(&*kept.state);
+        }
+    }
+
+    fn from_a_list(meta: &dyn PinState) {
         let whole = PinEdit::Whole(add("a", Kind::Recursive, Some("mine")), None);
         meta.edit_one(whole).unwrap();
         let kept = meta.edit_one(PinEdit::Listed(add("a", Kind::Direct, Some("theirs"))));
@@ -739,8 +665,13 @@ mod tests {
     }
 
     #[test]
-    fn the_old_one_is_released_only_when_the_new_one_is_whole() {
-        let (_dir, meta) = meta();
+    fn s4_22_the_old_one_is_released_only_when_the_new_one_is_whole() {
+        for kept in both() {
+            released_last(&*kept.state);
+        }
+    }
+
+    fn released_last(meta: &dyn PinState) {
         meta.edit_one(PinEdit::Whole(add("old", Kind::Recursive, None), None))
             .unwrap();
         let wish = meta

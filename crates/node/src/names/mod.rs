@@ -46,6 +46,8 @@ pub fn load(
         resolve_timeout: settings.resolve_timeout,
         reannounce: settings.reannounce,
         pull: settings.pull,
+        dht_put: settings.dht_put,
+        dht_tend: settings.dht_tend,
         ..Config::default()
     };
     Core::load(config, rows, marks, false, Duration::ZERO).map_err(|e| match e {

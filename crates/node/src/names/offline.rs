@@ -9,7 +9,7 @@ use super::{Marks, load, refused, wall_clock};
 use crate::api::types::FollowStatus;
 use crate::error::Fail;
 use crate::keystore::Keystore;
-use crate::meta::{Meta, Row, Table};
+use crate::meta::{Meta, PinState as _, Row, Table};
 use crate::repo::{Access, Repo};
 
 /// Nothing here waits, so all happens at one moment.

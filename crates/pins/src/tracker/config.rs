@@ -21,6 +21,7 @@ pub struct TrackerConfig {
     pub(crate) recent_tries: u32,
     pub(crate) rest: Time,
     pub(crate) redraw: Time,
+    pub(crate) compare: Time,
 }
 
 impl Default for TrackerConfig {
@@ -39,6 +40,7 @@ impl Default for TrackerConfig {
             recent_tries: 5,
             rest: Duration::from_secs(1),
             redraw: Duration::from_secs(60),
+            compare: Duration::from_secs(30),
         }
     }
 }
@@ -136,6 +138,14 @@ impl TrackerConfig {
     #[must_use]
     pub fn redraw(mut self, time: Time) -> Self {
         self.redraw = time;
+        self
+    }
+
+    /// Between two rounds through the desired set though nothing of it is known to be left: what became not whole, or was wanted, and was never told is
+    /// found that way. It costs one look at what is not whole. [`Time::MAX`]: never. Default 30 s.
+    #[must_use]
+    pub fn compare(mut self, time: Time) -> Self {
+        self.compare = time;
         self
     }
 }

@@ -1,5 +1,5 @@
 //! What is desired and not whole and not in memory: drawn from the desired set in batches, in the order of the CIDs, round after round
-//! until a round left nothing behind.
+//! until a round left nothing behind; and then now and then once more, for what nobody told.
 
 use super::Time;
 use cid::Cid;
@@ -18,8 +18,13 @@ enum State {
     Open(Option<Cid>),
     /// A batch was asked for.
     Asked(Option<Cid>),
-    /// The round is over; the next one, if there is need, not before this time.
-    Over(Time),
+    /// The round is over.
+    Over {
+        /// The next one, if there is need, not before this time.
+        needed: Time,
+        /// And if nobody knows of any.
+        compare: Time,
+    },
 }
 
 impl Draw {
@@ -38,10 +43,7 @@ impl Draw {
 
     /// The next batch, if one should be asked for.
     pub(super) fn ask(&mut self, now: Time) -> Option<Option<Cid>> {
-        if let State::Over(next) = self.state
-            && self.left_behind
-            && next <= now
-        {
+        if self.next_round().is_some_and(|next| next <= now) {
             self.left_behind = false;
             self.state = State::Open(None);
         }
@@ -52,35 +54,44 @@ impl Draw {
         Some(after)
     }
 
-    /// A batch came and was taken up to this one; `more`: there is more behind it.
-    pub(super) fn on_drawn(&mut self, taken: Option<Cid>, more: bool, next_round: Time) {
+    /// A batch came and was taken up to this one; `more`: there is more behind it. Else the round is over, and the next one begins as told: where
+    /// there is need, and where nobody knows of any.
+    pub(super) fn on_drawn(
+        &mut self,
+        taken: Option<Cid>,
+        more: bool,
+        (needed, compare): (Time, Time),
+    ) {
         if let State::Asked(after) = self.state {
             self.state = if more {
                 State::Open(taken.or(after))
             } else {
-                State::Over(next_round)
+                State::Over { needed, compare }
             };
         }
     }
 
     /// The set could not be read: once more, from the same place, as a new round.
-    pub(super) fn on_failed(&mut self, next: Time) {
+    pub(super) fn on_failed(&mut self, needed: Time) {
         if matches!(self.state, State::Asked(_)) {
-            self.state = State::Over(next);
+            let compare = needed;
+            self.state = State::Over { needed, compare };
             self.left_behind = true;
         }
     }
 
-    /// When the next round is due.
-    pub(super) fn deadline(&self) -> Option<Time> {
-        match self.state {
-            State::Over(next) if self.left_behind => Some(next),
-            _ => None,
-        }
+    /// When the next round is due. None: never, or one is under way.
+    pub(super) fn next_round(&self) -> Option<Time> {
+        let next = match self.state {
+            State::Over { needed, .. } if self.left_behind => needed,
+            State::Over { compare, .. } => compare,
+            State::Open(_) | State::Asked(_) => return None,
+        };
+        (next < Time::MAX).then_some(next)
     }
 
     /// Whether everything that is not whole is in memory.
     pub(super) fn is_drained(&self) -> bool {
-        matches!(self.state, State::Over(_)) && !self.left_behind
+        matches!(self.state, State::Over { .. }) && !self.left_behind
     }
 }

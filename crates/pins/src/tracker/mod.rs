@@ -11,6 +11,7 @@
 //! [`Source`] is what such an owner reads.
 
 mod config;
+mod connector;
 mod draw;
 mod op;
 mod queue;
@@ -19,6 +20,7 @@ mod status;
 mod steps;
 
 pub use config::TrackerConfig;
+pub use connector::{Begun, Connector};
 pub use op::{Move, OpId, OpKind, Operation, Phase, Ticket};
 pub use source::{Source, Union};
 pub use status::Status;
@@ -248,7 +250,7 @@ impl Tracker {
         let yields = waiting.filter_map(|cid| self.next_yield(cid));
         let waits = self.waits.first().map(|(at, _)| *at);
         let waits = waits.filter(|at| *at < Time::MAX);
-        let all = [waits, self.held, self.draw.deadline()];
+        let all = [waits, self.held, self.draw.next_round()];
         all.into_iter().flatten().chain(stalls).chain(yields).min()
     }
 

@@ -266,8 +266,9 @@ impl Tracker {
             }
             taken = Some(target.cid);
         }
-        let next = now.saturating_add(self.config.redraw);
-        self.draw.on_drawn(taken, more, next);
+        let needed = now.saturating_add(self.config.redraw);
+        let compare = now.saturating_add(self.config.compare);
+        self.draw.on_drawn(taken, more, (needed, compare));
     }
 
     // Operations come, move, and go.

@@ -1,18 +1,20 @@
 //! `gemba pin export` and `import`: the pins of a device as text (specs/pins.md §6).
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt as _;
+use gemba_pins::Add;
 
 use crate::cli::Context;
 use crate::cli::output::Content;
 use crate::cli::session::{self, Daemon};
+use crate::content::kubo_pins::{Export, Exported};
 use crate::content::pin_list::{self, Report, Writer};
 use crate::content::{io_fail, kubo_pins};
-use crate::error::Fail;
-use crate::meta::PinEdit;
+use crate::error::{Code, Fail};
+use crate::meta::{PinEdit, PinState as _};
 use crate::repo::Access;
 use crate::text;
 
@@ -35,6 +37,70 @@ pub(super) fn export(context: &Context, output: Option<&Path>) -> Result<(), Fai
             written(output, &mut |out| pin_list::export(&pins, out).map(drop))
         }
     }
+}
+
+/// Makes each pin at a Kubo.
+pub(super) fn export_to_kubo(context: &Context, url: &str) -> Result<(), Fail> {
+    let mut export = Export::to(url, context.timeout)?;
+    let mut list = listed(context)?;
+    list.rewind().map_err(io_fail)?;
+    pin_list::each(&mut BufReader::new(list), &mut |add| export.pin(add))?;
+    let exported = export.finish();
+    context.out.result(&exported, exported_text)?;
+    if exported.failed == 0 {
+        return Ok(());
+    }
+    Err(Fail::new(
+        Code::Timeout,
+        format!(
+            "{} not made at the Kubo",
+            text::count(exported.failed, "pin was", "pins were")
+        ),
+    )
+    .hint("see that it is connected to somebody who has them, and run the same command again: it goes on with what is left"))
+}
+
+/// All pins in a file without a name: what is done with them may take hours, and nobody keeps a page of the table or a request open for so long.
+fn listed(context: &Context) -> Result<File, Fail> {
+    let file = tempfile::tempfile().map_err(io_fail)?;
+    let mut out = BufWriter::new(file.try_clone().map_err(io_fail)?);
+    match context.daemon()? {
+        Some(daemon) => context.talk(daemon, async |client| {
+            let mut list = client.reader("/v1/pins/export").await?;
+            session::blocking(move || {
+                std::io::copy(&mut list, &mut out).map_err(io_fail)?;
+                out.flush().map_err(io_fail)
+            })
+            .await
+        })?,
+        None => {
+            let meta = context.repo(Access::Read)?.meta()?;
+            pin_list::export(&meta.pins()?, &mut out)?;
+            out.flush().map_err(io_fail)?;
+        }
+    }
+    Ok(file)
+}
+
+fn exported_text(exported: &Exported) -> String {
+    let mut line = format!(
+        "{} made there, {} there already",
+        text::count(exported.added, "pin", "pins"),
+        exported.kept + exported.named + exported.widened
+    );
+    for (count, what) in [
+        (exported.named, "named"),
+        (exported.widened, "made recursive"),
+        (exported.failed, "not made"),
+    ] {
+        if count > 0 {
+            line.push_str(&format!(", {count} {what}"));
+        }
+    }
+    for failure in &exported.failures {
+        line.push_str(&format!("\n  {}: {}", failure.cid, failure.cause));
+    }
+    line
 }
 
 /// A file is there whole or not at all.
@@ -119,7 +185,7 @@ fn through(context: &Context, daemon: Daemon, source: Source) -> Result<Report, 
 /// The pins are wanted from now on; a daemon fetches what they lack.
 fn here(context: &Context, source: &Source) -> Result<Report, Fail> {
     let meta = context.repo(Access::Write)?.meta()?;
-    let mut take = |adds: Vec<gemba_pins::Add>| {
+    let mut take = |adds: Vec<Add>| {
         let edits: Vec<PinEdit> = adds.into_iter().map(PinEdit::Listed).collect();
         meta.edit(&edits)
     };

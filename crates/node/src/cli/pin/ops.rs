@@ -1,4 +1,4 @@
-//! `gemba pin ops`, `wait`, `cancel`, `recover`, `update`: what is being done about pins. A daemon does it, so these need one, but for what is
+//! `gemba pin ops`, `wait`, `cancel`, `recover`, `sync`, `update`: what is being done about pins. A daemon does it, so these need one, but for what is
 //! whole already.
 
 use cid::Cid;
@@ -8,12 +8,12 @@ use hyper::Method;
 use serde_json::json;
 
 use super::{follow, state, status_of};
-use crate::api::types::{Done, PinOp, PinStatus, PinUpdate, Recovered};
+use crate::api::types::{Done, PinOp, PinStatus, PinSync, PinUpdate, Recovered};
 use crate::cli::Context;
 use crate::cli::session::{self, Daemon};
-use crate::content::pins;
+use crate::content::{pin_sync, pins};
 use crate::error::{Code, Fail};
-use crate::meta::PinEdit;
+use crate::meta::{PinEdit, PinState as _};
 use crate::repo::Access;
 use crate::text;
 
@@ -124,6 +124,42 @@ pub(super) fn recover(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
         let count = text::count(answer.recovered, "operation is", "operations are");
         format!("{count} tried again")
     })
+}
+
+/// Compares each with the store.
+pub(super) fn sync(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
+    for cid in cids {
+        let told: PinSync = match context.daemon()? {
+            Some(daemon) => context.talk(daemon, async |client| {
+                let path = format!("/v1/pins/{cid}/sync");
+                client.post_json(&path, &json!({})).await
+            })?,
+            None => {
+                let repo = context.repo(Access::Write)?;
+                pin_sync::without_daemon(&repo.store()?, &repo.meta()?, cid)?
+            }
+        };
+        context.out.entry(&told, sync_text)?;
+    }
+    Ok(())
+}
+
+fn sync_text(told: &PinSync) -> String {
+    let done = match told.done.as_str() {
+        "struck_out" => ": it is fetched again",
+        "recorded" => ": it is recorded now",
+        "tried_again" => ": it is tried now",
+        "ended" => ": that ended",
+        _ => "",
+    };
+    format!(
+        "{} {}: {}{done} ({}, {} here)",
+        told.cid,
+        state(&told.status),
+        told.found,
+        text::blocks(told.blocks_here),
+        text::bytes(told.bytes_here)
+    )
 }
 
 fn required(context: &Context) -> Result<Daemon, Fail> {

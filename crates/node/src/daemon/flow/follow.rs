@@ -43,6 +43,35 @@ pub struct Follows {
     open: BTreeMap<Name, Open>,
     /// Pins of follows that no row needs are looked for at the start, and whenever a row let go of something.
     sweep: bool,
+    bugs: Bugs,
+}
+
+/// Wrong orders that tests plant, to prove that the power cuts find them (`crashes.rs`). There are none outside of tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bugs {
+    #[cfg(test)]
+    planted: Option<Planted>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Planted {
+    /// The pointer moves when the version is wanted, not when it is whole.
+    PointerBeforeWhole,
+    /// What the pointer points to is released when a newer version is wanted.
+    OldReleasedFirst,
+}
+
+impl Bugs {
+    #[cfg(test)]
+    fn has(self, bug: Planted) -> bool {
+        self.planted == Some(bug)
+    }
+
+    #[cfg(not(test))]
+    fn has(self, _: Planted) -> bool {
+        false
+    }
 }
 
 /// A followed name.
@@ -102,7 +131,14 @@ impl Follows {
         Self {
             open: stored.into_iter().map(open).collect(),
             sweep: true,
+            bugs: Bugs::default(),
         }
+    }
+
+    /// With a bug.
+    #[cfg(test)]
+    pub(super) fn plant(&mut self, bug: Option<Planted>) {
+        self.bugs = Bugs { planted: bug };
     }
 
     /// The names, for the book.
@@ -231,7 +267,7 @@ impl Follows {
         let mut moved = false;
         let mut gone = Vec::new();
         for (name, open) in &mut self.open {
-            while let Some(next) = open.advance(name, names, pins, now) {
+            while let Some(next) = open.advance(name, (&mut *names, &mut *pins), self.bugs, now) {
                 moved = true;
                 match next {
                     Next::Step(step) => open.step = step,
@@ -264,7 +300,14 @@ impl Follows {
 
     /// Releases the pins of follows that no row needs any more.
     fn release(&self, pins: &mut Pins, now: Duration) {
-        let needed = follows::needed(self.open.values().map(|open| &open.follow));
+        let mut needed = follows::needed(self.open.values().map(|open| &open.follow));
+        if self.bugs.has(Planted::OldReleasedFirst) {
+            let target_or_none = |root: &Cid, open: &Open| {
+                let target = open.follow.target.as_ref();
+                target.is_none_or(|target| target.root == *root)
+            };
+            needed.retain(|root| self.open.values().all(|open| target_or_none(root, open)));
+        }
         let labelled = pins.rows().and_then(|rows| rows.named_like(follows::LABEL));
         let labelled = labelled.unwrap_or_else(|fail| {
             tracing::error!(error = %fail, "the pins of follows could not be read; what none needs stays for now");
@@ -334,8 +377,8 @@ impl Open {
     fn advance(
         &mut self,
         name: &Name,
-        names: &mut Names,
-        pins: &mut Pins,
+        (names, pins): (&mut Names, &mut Pins),
+        bugs: Bugs,
         now: Duration,
     ) -> Option<Next> {
         match std::mem::replace(&mut self.step, Step::Idle) {
@@ -369,7 +412,8 @@ impl Open {
                 if let Some(step) = self.consider(name, false, names, now) {
                     return Some(Next::Step(step));
                 }
-                let whole = view.borrow().status == "pinned";
+                let whole =
+                    view.borrow().status == "pinned" || bugs.has(Planted::PointerBeforeWhole);
                 match self.follow.target.clone().filter(|_| whole) {
                     Some(target) => {
                         self.last = Some(view.borrow().clone());

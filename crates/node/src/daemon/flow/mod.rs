@@ -13,6 +13,7 @@ pub mod pins;
 pub mod pubsub;
 pub mod readers;
 pub mod repair;
+pub mod walks;
 pub mod why;
 
 use std::collections::HashMap;

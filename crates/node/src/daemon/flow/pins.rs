@@ -9,28 +9,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cid::Cid;
-use gemba_exchange::SessionOptions;
 use gemba_pins::{
-    Add, Edit, Input, Kind, Name, OpId, OpKind, Operation, Outlook, Output, Phase, Pin, Progress,
-    Size, Status, Target, Ticket, TrackError, Tracker, TrackerConfig,
+    Add, Connector as _, Edit, Input, Kind, Name, OpId, OpKind, Operation, Output, Phase, Pin,
+    Progress, Size, Status, Target, Ticket, TrackError, Tracker, TrackerConfig,
 };
 use tokio::sync::{mpsc, watch};
 
 use super::Ctx;
-use super::disk::{Leave, TRIAL_WINDOW};
-use super::fetch::{Fetch, FetchId, Standing, WINDOW};
+use super::fetch::FetchId;
+use super::walks::Walks;
 use crate::api::types::{PinCounts, PinStatus, Trouble};
 use crate::daemon::command::Reply;
 use crate::daemon::work::{LinkTrouble, StoredBlock};
 use crate::error::{Code, Fail};
-use crate::meta::{Edited, Meta, PinEdit, PinRows};
+use crate::meta::{Edited, PinEdit, PinRows, PinState};
 
 /// Edits that may wait for the disk; beyond it callers are refused.
 const EDITS: usize = 4096;
 /// Edits of one transaction.
 const BATCH: usize = 512;
-/// A wait that is longer than this is told to whoever follows the operation.
-const PATIENT: Duration = Duration::from_secs(3);
 /// Pins in error that `status` names one by one; the others are in its count.
 const TROUBLES: usize = 16;
 
@@ -58,10 +55,10 @@ enum After {
 
 /// See the module's text.
 pub struct Pins {
-    meta: Arc<Meta>,
+    state: Arc<dyn PinState>,
     answers: mpsc::Sender<Persisted>,
     tracker: Tracker,
-    fetches: BTreeMap<OpId, (Ticket, Fetch)>,
+    walks: Walks,
     /// Those whom somebody follows.
     views: BTreeMap<Cid, watch::Sender<PinStatus>>,
     /// Who waits for a removal.
@@ -69,23 +66,26 @@ pub struct Pins {
     edits: VecDeque<(Vec<PinEdit>, After)>,
     draw: Option<(Option<Cid>, usize)>,
     persisting: bool,
-    visited_key: [u8; 16],
 }
 
 impl Pins {
     /// Everything that is not whole is drawn from the table.
-    pub fn new(meta: Arc<Meta>, answers: mpsc::Sender<Persisted>, visited_key: [u8; 16]) -> Self {
+    pub fn new(
+        state: Arc<dyn PinState>,
+        answers: mpsc::Sender<Persisted>,
+        visited_key: [u8; 16],
+        config: TrackerConfig,
+    ) -> Self {
         Self {
-            meta,
+            state,
             answers,
-            tracker: Tracker::new(TrackerConfig::default()),
-            fetches: BTreeMap::new(),
+            tracker: Tracker::new(config),
+            walks: Walks::new(visited_key),
             views: BTreeMap::new(),
             removals: BTreeMap::new(),
             edits: VecDeque::new(),
             draw: None,
             persisting: false,
-            visited_key,
         }
     }
 
@@ -226,6 +226,18 @@ impl Pins {
         }
     }
 
+    /// Ends what is being done to make a root whole that no record wants; whether anything was.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn end_unwanted(&mut self, cid: &Cid, now: Duration) -> Result<bool, Fail> {
+        let is_worked_for = self.is_pinning(cid) && self.rows()?.get(cid)?.is_none();
+        if is_worked_for {
+            self.tell(Input::Gone(*cid), now);
+        }
+        Ok(is_worked_for)
+    }
+
     fn failed(&self) -> impl Iterator<Item = &Operation> {
         let all = self.tracker.operations();
         all.filter(|op| op.phase == Phase::Failed)
@@ -275,14 +287,14 @@ impl Pins {
         // Only behind everything that was wanted before it.
         let draw = self.draw.take_if(|_| self.edits.is_empty());
         self.persisting = true;
-        let (meta, answers) = (Arc::clone(&self.meta), self.answers.clone());
+        let (state, answers) = (Arc::clone(&self.state), self.answers.clone());
         tokio::task::spawn_blocking(move || {
             let outcomes = match edits.is_empty() {
                 true => Ok(Vec::new()),
-                false => meta.edit(&edits),
+                false => state.edit(&edits),
             };
             let drawn = draw.map(|(after, at_most)| {
-                let rows = meta.pins()?;
+                let rows = state.pins()?;
                 rows.open_page(after.as_ref(), at_most)
             });
             let _loop_ended = answers.blocking_send(Persisted {
@@ -452,28 +464,7 @@ impl Pins {
     /// Begins, feeds and ends walks, until there is nothing more to do now. True: call again at once.
     pub fn settle(&mut self, ctx: &mut Ctx<'_>) -> bool {
         let _fed_below = self.carry_out(ctx);
-        let mut busy = false;
-        let mut facts = Vec::new();
-        for (ticket, fetch) in self.fetches.values_mut() {
-            let standing = fetch.pump(ctx);
-            let op = self.tracker.operation(&ticket.cid);
-            if op.is_some_and(|op| op.progress != fetch.progress()) {
-                facts.push(Input::Progress(*ticket, fetch.progress()));
-            }
-            match standing {
-                // Said at once, before anybody's patience is at its end.
-                Standing::Waiting if op.is_some_and(|op| op.cause.is_none()) => {
-                    facts.extend(denied(*ticket, fetch));
-                }
-                Standing::Waiting => {}
-                Standing::Busy => busy = true,
-                Standing::Whole => facts.push(Input::Whole(*ticket, fetch.progress())),
-                Standing::Refused(cause) => {
-                    tracing::warn!(cid = %ticket.cid, %cause, "this DAG cannot be pinned");
-                    facts.push(Input::Refused(*ticket, cause));
-                }
-            }
-        }
+        let (facts, busy) = self.walks.advance(&self.tracker, ctx);
         self.tell_all(facts, ctx.now);
         // What begins now is fed at once.
         let begun = self.carry_out(ctx);
@@ -493,19 +484,11 @@ impl Pins {
 
     /// What the tracker says. True: a walk began.
     fn carry_out(&mut self, ctx: &mut Ctx<'_>) -> bool {
-        let mut begun = false;
-        while let Some(output) = self.tracker.poll() {
-            match output {
-                Output::Start(ticket, target) => begun |= self.start(ticket, &target, ctx),
-                Output::Stop(ticket) => {
-                    if let Some((_, fetch)) = self.fetches.remove(&ticket.op) {
-                        ctx.exchange.close_session(fetch.session);
-                    }
-                }
-                other => self.record(other, ctx.now),
-            }
+        let now = ctx.now;
+        while let Some(output) = self.tracker.poll_through(&mut self.walks, ctx, now) {
+            self.record(output, now);
         }
-        begun
+        self.walks.take_begun()
     }
 
     /// What is to be persisted or told.
@@ -533,37 +516,6 @@ impl Pins {
             // For whoever walks.
             Output::Start(..) | Output::Stop(_) => {}
         }
-    }
-
-    fn start(&mut self, ticket: Ticket, target: &Target, ctx: &mut Ctx<'_>) -> bool {
-        let under_way: Vec<Cid> = self
-            .fetches
-            .values()
-            .map(|(ticket, _)| ticket.cid)
-            .collect();
-        let leave = ctx
-            .disk
-            .leave(ticket.cid, |cid| under_way.contains(cid), ctx.now);
-        if leave == Leave::Wait {
-            let cause = ctx.disk.words();
-            self.tell(Input::NotNow(ticket, cause), ctx.now);
-            return false;
-        }
-        let options = SessionOptions::default().with_root(ticket.cid);
-        // Refused only while readers hold all sessions.
-        let Ok(session) = ctx.exchange.open_session(options) else {
-            self.tell(Input::NotNow(ticket, None), ctx.now);
-            return false;
-        };
-        let window = if leave == Leave::Try {
-            TRIAL_WINDOW
-        } else {
-            WINDOW
-        };
-        let (id, key) = (FetchId(ticket.op.0), self.visited_key);
-        let fetch = Fetch::start(id, ticket.cid, target.reach, session, key, window, ctx.now);
-        self.fetches.insert(ticket.op, (ticket, fetch));
-        true
     }
 
     /// Its last word goes to whoever follows it. Who waits for a removal is answered when the disk is.
@@ -624,19 +576,8 @@ impl Pins {
 
     /// Tells the tracker what keeps those that stand still, and ends what stood too long. Called on the loop's tick.
     pub fn expire(&mut self, ctx: &mut Ctx<'_>) {
-        let mut facts = Vec::new();
-        for (ticket, fetch) in self.fetches.values_mut() {
-            fetch.retry_missing();
-            if ctx.now.saturating_sub(fetch.advanced) < PATIENT {
-                continue;
-            }
-            facts.push(Input::Standing {
-                ticket: *ticket,
-                outlook: outlook(fetch, ctx),
-                cause: fetch.cause(ctx),
-                lacks: fetch.lacks(),
-            });
-        }
+        self.walks.retry_missing();
+        let facts = self.walks.standing(ctx);
         self.tell_all(facts, ctx.now);
         self.tracker.expire(ctx.now);
         // Whoever followed them is gone.
@@ -651,24 +592,18 @@ impl Pins {
     /// The disk takes blocks again: who rested goes on, and who tried goes on in full.
     pub fn on_disk_takes(&mut self, now: Duration) {
         self.try_again(now);
-        self.running().for_each(Fetch::open_window);
+        self.walks.open_windows();
     }
 
     /// Blocks were stored by others on this device: walks that wait for them go on, pins that ended for want of one begin anew.
     pub fn on_put(&mut self, cids: &[Cid], ctx: &mut Ctx<'_>) {
-        for (_, fetch) in self.fetches.values_mut() {
-            cids.iter().for_each(|cid| fetch.on_put(cid, ctx));
-        }
+        self.walks.on_put(cids, ctx);
         self.tell(Input::Here(cids.to_vec()), ctx.now);
     }
 
     /// A batch is durable.
     pub fn on_stored(&mut self, blocks: &[StoredBlock], now: Duration) {
-        for fetch in self.running() {
-            for block in blocks {
-                fetch.on_stored(block, now);
-            }
-        }
+        self.walks.on_stored(blocks, now);
     }
 
     /// The disk takes no blocks: whatever is being fetched rests at once, for every byte more would be lost.
@@ -693,20 +628,12 @@ impl Pins {
         answer: Result<(u64, Vec<Cid>), LinkTrouble>,
         ctx: &mut Ctx<'_>,
     ) {
-        if let Some((_, fetch)) = self.fetches.get_mut(&OpId(id.0)) {
-            fetch.on_links(cid, answer, ctx);
-        }
+        self.walks.on_links(id, cid, answer, ctx);
     }
 
     /// The exchange asked everybody for a block of this session, in vain so far.
     pub fn on_unavailable(&mut self, session: gemba_exchange::SessionId, cid: Cid, asked: usize) {
-        if let Some(fetch) = self.running().find(|fetch| fetch.session == session) {
-            fetch.unavailable = Some((cid, asked));
-        }
-    }
-
-    fn running(&mut self) -> impl Iterator<Item = &mut Fetch> {
-        self.fetches.values_mut().map(|(_, fetch)| fetch)
+        self.walks.on_unavailable(session, cid, asked);
     }
 
     // What is told.
@@ -716,7 +643,7 @@ impl Pins {
     /// # Errors
     /// The disk's.
     pub fn rows(&self) -> Result<PinRows, Fail> {
-        self.meta.pins()
+        self.state.pins()
     }
 
     /// What is being done about a root.
@@ -739,8 +666,8 @@ impl Pins {
     /// The block that a pin's operation waits for first, or ended for want of.
     pub fn lacks(&self, root: &Cid) -> Option<Cid> {
         let op = self.tracker.operation(root)?;
-        match self.fetches.get(&op.ticket.op) {
-            Some((_, fetch)) => fetch.lacks(),
+        match self.walks.of(op.ticket.op) {
+            Some(fetch) => fetch.lacks(),
             None => op.lacks,
         }
     }
@@ -839,34 +766,11 @@ fn size(progress: &Progress) -> Size {
     }
 }
 
-/// What keeps a walk that stands still.
-fn outlook(fetch: &Fetch, ctx: &Ctx<'_>) -> Outlook {
-    if fetch.unavailable.is_some() || ctx.peers == 0 {
-        return Outlook::Denied;
-    }
-    let silent = |silence: Duration| silence >= ctx.now.saturating_sub(fetch.advanced);
-    if ctx.exchange.silence().is_none_or(silent) {
-        Outlook::Silent
-    } else {
-        Outlook::Busy
-    }
-}
-
 fn concerned(fact: &Input) -> Option<Cid> {
     match fact {
         Input::Progress(ticket, _) | Input::Standing { ticket, .. } => Some(ticket.cid),
         _ => None,
     }
-}
-
-fn denied(ticket: Ticket, fetch: &Fetch) -> Option<Input> {
-    let (cid, asked) = fetch.unavailable?;
-    Some(Input::Standing {
-        ticket,
-        outlook: Outlook::Denied,
-        cause: format!("so far {}", crate::text::nobody_has(&cid, asked)),
-        lacks: Some(cid),
-    })
 }
 
 fn target(pin: &Pin) -> Target {
@@ -917,5 +821,128 @@ impl Pins {
     /// Lets time pass.
     pub(super) fn expire_by_hand(&mut self, now: Duration) {
         self.tracker.expire(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::Meta;
+    use crate::meta::bucket::Bucket;
+    use crate::repo::Access;
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    /// Root, status, kind and name of each pin.
+    type Told = Vec<(String, String, String, Option<String>)>;
+
+    /// The flow over a state, with walks that end when the test says so.
+    struct Flow {
+        pins: Pins,
+        persisted: mpsc::Receiver<Persisted>,
+        walks: BTreeMap<OpId, Ticket>,
+    }
+
+    impl Flow {
+        fn over(state: Arc<dyn PinState>) -> Self {
+            let (answers, persisted) = mpsc::channel(16);
+            Self {
+                pins: Pins::new(state, answers, [0; 16], TrackerConfig::default()),
+                persisted,
+                walks: BTreeMap::new(),
+            }
+        }
+
+        /// Until nothing is on its way to the disk.
+        async fn settle(&mut self) {
+            loop {
+                self.pins.settle_by_hand(&mut self.walks, NOW);
+                if !self.pins.persisting {
+                    return;
+                }
+                let persisted = self.persisted.recv().await.unwrap();
+                self.pins.on_persisted(persisted, NOW);
+            }
+        }
+
+        async fn pin(&mut self, n: u8, kind: Kind, name: Option<&str>) {
+            let (reply, done) = tokio::sync::oneshot::channel();
+            let name = name.map(str::to_owned);
+            self.pins.pin((cid(n), kind), name, reply, NOW);
+            self.settle().await;
+            done.await.unwrap().unwrap();
+        }
+
+        async fn whole(&mut self, n: u8) {
+            let mut walks = self.walks.values();
+            let ticket = *walks.find(|ticket| ticket.cid == cid(n)).unwrap();
+            self.pins.whole_by_hand(ticket, NOW);
+            self.settle().await;
+        }
+
+        fn told(&self) -> Told {
+            let rows = self.pins.rows().unwrap();
+            let told = |pin: Result<Pin, Fail>| {
+                let status = self.pins.status(&pin.unwrap().cid).unwrap();
+                (status.cid, status.status, status.kind, status.name)
+            };
+            rows.iter().map(told).collect()
+        }
+    }
+
+    fn cid(n: u8) -> Cid {
+        *gemba_block::Block::raw(vec![n]).unwrap().cid()
+    }
+
+    /// Wishes, names, completions, removals, what was struck out and a restart, over one state.
+    async fn story(open: &dyn Fn() -> Arc<dyn PinState>) -> [Told; 2] {
+        let mut flow = Flow::over(open());
+        for n in 0..6 {
+            flow.pin(n, Kind::Recursive, (n == 1).then_some("app"))
+                .await;
+        }
+        flow.pin(6, Kind::Direct, None).await;
+        for n in [0, 1, 2] {
+            flow.whole(n).await;
+        }
+        let (reply, done) = tokio::sync::oneshot::channel();
+        flow.pins.unpin(cid(2), reply, NOW);
+        flow.settle().await;
+        done.await.unwrap().unwrap();
+        let (reply, done) = tokio::sync::oneshot::channel();
+        flow.pins.strike_out(vec![cid(0)], reply, NOW);
+        flow.settle().await;
+        done.await.unwrap();
+        let add = |n, name| added(cid(n), Kind::Recursive, name).unwrap();
+        let (reply, done) = tokio::sync::oneshot::channel();
+        let listed = vec![add(6, None), add(7, Some("listed".to_owned()))];
+        flow.pins.import(listed, reply, NOW);
+        flow.settle().await;
+        assert!(done.await.unwrap().iter().all(Result::is_ok));
+        let before = flow.told();
+        // What is not whole is worked for again after a restart.
+        drop(flow);
+        let mut flow = Flow::over(open());
+        flow.settle().await;
+        while let Some(ticket) = flow.walks.values().next().copied() {
+            flow.pins.whole_by_hand(ticket, NOW);
+            flow.settle().await;
+        }
+        let after = flow.told();
+        let pinned = after.iter().filter(|told| told.1 == "pinned").count();
+        assert_eq!((pinned, after.len()), (7, 7));
+        [before, after]
+    }
+
+    /// The daemon's flow does not know what its pins are kept in: over its own table and over a bucket of objects it comes to the same.
+    #[tokio::test]
+    async fn s4_22_the_flow_comes_to_the_same_over_a_second_state() {
+        let dir = tempfile::tempdir().unwrap();
+        Meta::create(dir.path()).unwrap();
+        let meta = Arc::new(Meta::open(dir.path(), Access::Write).unwrap());
+        let bucket = Arc::new(Bucket::default());
+        let of_table = story(&|| meta.clone()).await;
+        let of_bucket = story(&|| bucket.clone()).await;
+        assert_eq!(of_table, of_bucket);
     }
 }

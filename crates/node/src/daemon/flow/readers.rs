@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::Ctx;
 use super::why;
+use crate::config::Reads;
 use crate::daemon::call::{Call, Wait, ending};
 use crate::daemon::command::{Command, Fetched, Handle, ReaderId, Reply};
 use crate::error::{Code, Fail};
@@ -25,19 +26,12 @@ use crate::error::{Code, Fail};
 const OPEN: usize = 32;
 /// Blocks that one reader may have said ahead.
 const AHEAD: usize = 64;
-/// When no peer has sent a byte of anything for so long, a read that waits ends with a cause.
-const SILENCE: Duration = Duration::from_secs(30);
-/// While bytes arrive a block is waited for longer, on a slow line behind others, but no longer than this.
-const LONGEST: Duration = Duration::from_secs(300);
-/// When nobody is connected, or every connected peer has said that it has not got the block, a read ends after this.
-const NOBODY_HAS_IT: Duration = Duration::from_secs(8);
-
 /// What a caller waits is not cancelled at the very moment when his patience ends: that is when he asks why nothing came.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The loop's side of all readers.
-#[derive(Default)]
 pub struct Readers {
+    times: Reads,
     next: u64,
     open: BTreeMap<ReaderId, Reader>,
 }
@@ -52,6 +46,16 @@ struct Reader {
 }
 
 impl Readers {
+    /// None is open.
+    #[must_use]
+    pub fn new(times: Reads) -> Self {
+        Self {
+            times,
+            next: 0,
+            open: BTreeMap::new(),
+        }
+    }
+
     /// A session for a new reader, whose caller waits so long.
     pub fn open(
         &mut self,
@@ -171,12 +175,13 @@ impl Readers {
 
     /// Ends what waited too long, and what nobody waits for any more.
     pub fn expire(&mut self, ctx: &mut Ctx<'_>) {
+        let times = self.times;
         for reader in self.open.values_mut() {
             let over: Vec<(Cid, Option<Code>)> = reader
                 .waiting
                 .iter()
                 .filter_map(|(cid, (reply, since))| {
-                    let code = reader.is_due(cid, *since, ctx);
+                    let code = reader.is_due(cid, *since, &times, ctx);
                     (code.is_some() || reply.is_closed()).then_some((*cid, code))
                 })
                 .collect();
@@ -204,16 +209,16 @@ impl Readers {
 
 impl Reader {
     /// Whether to give up on a block, and as what.
-    fn is_due(&self, cid: &Cid, since: Duration, ctx: &Ctx<'_>) -> Option<Code> {
+    fn is_due(&self, cid: &Cid, since: Duration, times: &Reads, ctx: &Ctx<'_>) -> Option<Code> {
         if let Some(deadline) = self.deadline {
             return (ctx.now >= deadline).then_some(Code::Timeout);
         }
         let waited = ctx.now.saturating_sub(since);
         if ctx.peers == 0 || self.unavailable.contains(cid) {
-            return (waited >= NOBODY_HAS_IT).then_some(Code::NotFound);
+            return (waited >= times.nobody_has_it).then_some(Code::NotFound);
         }
-        let silent = ctx.exchange.silence().is_none_or(|s| s >= SILENCE);
-        let late = waited >= LONGEST || (waited >= SILENCE && silent);
+        let silent = ctx.exchange.silence().is_none_or(|s| s >= times.silence);
+        let late = waited >= times.longest || (waited >= times.silence && silent);
         late.then_some(Code::Timeout)
     }
 }
