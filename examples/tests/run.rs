@@ -1,7 +1,10 @@
 //! Every example runs, ends by itself, and says what it is there to show.
 #![allow(clippy::unwrap_used)]
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use gemba_testkit::{Rng, sim_scale};
 
 /// Runs one and gives back what it printed.
 fn run(program: &str) -> String {
@@ -110,5 +113,58 @@ fn an_order_is_done_when_its_pieces_are_made() {
     assert_eq!(
         run(env!("CARGO_BIN_EXE_orders")),
         "done: A-17 press-7 100\n"
+    );
+}
+
+/// Runs one with arguments and kills it (`kill -9`) when it has said so many lines; whether it lived so long.
+fn kill_after(program: &str, args: &[&str], lines: usize) -> bool {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let heard = said.take(lines).filter(Result::is_ok).count();
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    // Whoever ended before had done everything.
+    heard == lines && !status.success()
+}
+
+/// S3.12: the program, PLC and sink in one, is killed at any moment; in the end each reading is a row, and none is two.
+#[test]
+fn s3_12_a_killed_sink_leaves_no_gap_and_no_second_row() {
+    let program = env!("CARGO_BIN_EXE_sqlite-sink");
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let mut rng = Rng::from_env_or(312);
+    let rounds = sim_scale(200).max(10);
+    let (mut kills, mut readings) = (0, 0);
+    for _ in 0..rounds {
+        readings += 300;
+        let lines = rng.index(6);
+        kills += usize::from(kill_after(program, &[dir, &readings.to_string()], lines));
+    }
+    assert!(
+        kills * 2 > rounds,
+        "{kills} of {rounds} were killed at work"
+    );
+    let last = Command::new(program)
+        .args([dir, &readings.to_string()])
+        .output()
+        .unwrap();
+    assert!(last.status.success(), "{last:?}");
+    let database = rusqlite::Connection::open(format!("{dir}/readings.db")).unwrap();
+    let figures = "SELECT count(*), count(DISTINCT value), min(value), max(value) FROM readings";
+    let figures: (i64, i64, i64, i64) = database
+        .query_row(figures, [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
+        .unwrap();
+    let all = readings as i64;
+    assert_eq!(
+        figures,
+        (all, all, 0, all - 1),
+        "rows, readings, first, last"
     );
 }

@@ -351,6 +351,31 @@ mod tests {
         );
     }
 
+    /// S3.31: what the system cannot do is one page, with every figure that is to be reached, the misses among them, and beside each that was measured the
+    /// machine, the command and the day. The page of this very workspace, as it is.
+    #[test]
+    fn s3_31_the_limits_are_a_page_with_the_machine_beside_each_number() {
+        let workspace = Workspace::find();
+        check(&workspace).unwrap();
+        let page = workspace.read(PAGE).unwrap();
+        let rows = page.lines().filter(|line| line.starts_with("| "));
+        let rows: Vec<Vec<&str>> = rows.map(|row| row.split(" | ").collect()).collect();
+        let measured = |row: &&Vec<&str>| row[4].ends_with("hit") || row[4].ends_with("**MISS**");
+        let mut count = 0;
+        for row in rows.iter().skip(1).filter(measured) {
+            let (machine, command, date) = (row[5], row[6], row[7]);
+            assert!(machine.contains("core"), "{row:?}");
+            assert!(
+                command.starts_with('`') && date.starts_with("202"),
+                "{row:?}"
+            );
+            count += 1;
+        }
+        assert!(count > 20, "{count} figures");
+        let front = workspace.read("README.md").unwrap();
+        assert!(front.contains(PAGE), "the front page leads there");
+    }
+
     #[test]
     fn a_page_edited_by_hand_is_refused() {
         let (root, workspace) = workspace(&[measurement("fetch", 3.9, "s")]);

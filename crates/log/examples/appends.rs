@@ -42,6 +42,7 @@ fn main() -> Result<(), Failure> {
         "event_bytes": EVENT,
         "appends": appends(&dir.join("appends"))?,
         "large": large(&dir.join("large"), events)?,
+        "fast": fast(&dir.join("fast"))?,
         "compression": compression(&dir.join("compression"))?,
     });
     println!("{figures:#}");
@@ -132,6 +133,50 @@ fn threads(log: &Arc<Log>, stream: &StreamName, threads: u64) -> Result<f64, Fai
         total += thread?.join().map_err(|_| "a thread died")??;
     }
     Ok(total as f64 / start.elapsed().as_secs_f64())
+}
+
+/// The fast class: 300 devices offer as fast as two threads can speak for them, while a third writes every millisecond what there is. What the disk cannot
+/// take is dropped; all three rates are told, and making an event is in them.
+fn fast(dir: &Path) -> Result<Value, Failure> {
+    const DEVICES: u64 = 300;
+    let log = open(dir, config())?;
+    let streams: Result<Vec<StreamName>, _> = (0..DEVICES)
+        .map(|n| format!("hamburg/device-{n}/state").parse())
+        .collect();
+    let streams = streams?;
+    let start = Instant::now();
+    let speak = || {
+        let mut i = 0;
+        while start.elapsed() < TIME {
+            for stream in &streams {
+                log.offer(stream, &event(i))?;
+                i += 1;
+            }
+        }
+        Ok::<(), gemba_log::LogError>(())
+    };
+    let write = || {
+        while start.elapsed() < TIME {
+            log.flush_fast()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok::<(), gemba_log::LogError>(())
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(write), scope.spawn(speak), scope.spawn(speak)];
+        for thread in threads {
+            thread.join().map_err(|_| "a thread died")??;
+        }
+        Ok::<(), Failure>(())
+    })?;
+    log.flush_fast()?;
+    let (stat, seconds) = (log.stat(), start.elapsed().as_secs_f64());
+    Ok(json!({
+        "devices": DEVICES,
+        "offered_per_s": stat.fast as f64 / seconds,
+        "stored_per_s": (stat.fast - stat.fast_dropped) as f64 / seconds,
+        "dropped_per_s": stat.fast_dropped as f64 / seconds,
+    }))
 }
 
 fn raw_flushes(path: &Path) -> Result<f64, Failure> {

@@ -892,3 +892,117 @@ fn l11_no_retention_removes_what_somebody_needs() {
     });
     assert!(removed > 10, "{removed}");
 }
+
+/// S3.36: a list of a thousand events costs one flush, so a rate of 20,000 in a second is that of twenty flushes. How many there are in a second is the
+/// business of the disk and of `examples/appends.rs`.
+#[test]
+fn s3_36_a_list_costs_one_flush_whatever_its_length() {
+    let sim = SimDisk::new(1);
+    let log = open(&sim, config().segment_bytes(16 << 20));
+    log.append(&stream("a"), &[event("first")]).unwrap();
+    let list: Vec<_> = (0..1_000).map(|_| event(&"x".repeat(200))).collect();
+    let (flushes, syncs) = (log.stat().flushes, sim.calls(Call::Sync));
+    for _ in 0..20 {
+        log.append(&stream("a"), &list).unwrap();
+    }
+    assert_eq!(log.stat().events, 20_001);
+    assert_eq!(log.stat().flushes - flushes, 20);
+    assert_eq!(sim.calls(Call::Sync) - syncs, 20);
+    // As many callers at once share a flush, too.
+    let lists = (0..1_000).map(|_| (stream("b"), EventList::of(&list[..1]).unwrap()));
+    let done = log.append_many(lists.collect());
+    assert!(done.iter().all(Result::is_ok));
+    assert_eq!(log.stat().flushes - flushes, 21);
+}
+
+/// S3.46: what hundreds of devices offer in the fast class shares a write; what the disk does not take in time is dropped, the oldest first, and counted to
+/// the last event. The rate is told by `examples/appends.rs`.
+#[test]
+fn s3_46_what_many_devices_offer_is_stored_or_counted() {
+    const DEVICES: u64 = 500;
+    let sim = SimDisk::new(1);
+    let log = open(&sim, config().segment_bytes(16 << 20).fast(2_000, 1 << 20));
+    let of = |device: u64| stream(&format!("hall/device-{device}/state"));
+    for round in 0..20_u64 {
+        for device in 0..DEVICES {
+            log.offer(&of(device), &event(&round.to_string())).unwrap();
+        }
+        // The disk is slower than they are: five rounds come before it has written one.
+        if round % 5 == 4 {
+            log.flush_fast().unwrap();
+        }
+    }
+    let stat = log.stat();
+    assert_eq!((stat.fast, stat.fast_dropped), (20 * DEVICES, 4 * DEVICES));
+    assert_eq!(
+        (stat.events, stat.fast_waiting),
+        (stat.fast - stat.fast_dropped, 0)
+    );
+    assert!(
+        stat.flushes <= 8,
+        "{} flushes for 500 devices",
+        stat.flushes
+    );
+    for device in 0..DEVICES {
+        let feed = log.feeds(&Pattern::from(&of(device))).remove(0);
+        let kept = texts(&log, &feed);
+        assert_eq!(kept.len(), 16);
+        assert_eq!(kept.last().map(String::as_str), Some("19"), "the newest");
+    }
+}
+
+/// S4.4: identity and models are for those who build on it. Any key is an author, wherever it lies; any text is a link to a schema; any bytes of any type are
+/// an event: the log has no opinion of them and passes them on as they are.
+#[test]
+fn s4_4_author_keys_and_schema_links_are_open() {
+    /// A key that lies elsewhere: in a token, in a TPM, in another process.
+    struct Elsewhere(gemba_log::MemorySigner, std::sync::atomic::AtomicU64);
+    impl Signer for Elsewhere {
+        fn author(&self) -> gemba_log::Author {
+            self.0.author()
+        }
+        fn sign(&self, message: &[u8]) -> [u8; 64] {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.sign(message)
+        }
+    }
+    let signer = Arc::new(Elsewhere(signer(9), 0.into()));
+    let disk = Arc::new(SimDisk::new(1));
+    let (log, _) = Log::open(disk, Path::new(DIR), config(), signer.clone()).unwrap();
+    let replica = open(&SimDisk::new(2), config());
+    let name = stream("press");
+    for (n, schema) in [
+        "/ipfs/bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy",
+        "https://example.org/press.schema.json#/count",
+        "urn:opcfoundation.org:UA:Boiler:ns=2;s=Count",
+        "whatever people agree upon",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let description = Description {
+            schema: schema.to_owned(),
+            ..Description::default()
+        };
+        log.describe(&name, 0, &description).unwrap();
+        let headers = Headers {
+            content_type: Some(format!("application/x-model-{n}")),
+            ..Headers::default()
+        };
+        let payload = Rng::new(n as u64).bytes(50);
+        let bare = NewEvent::new(0, payload.clone()).with(headers.clone());
+        let feed = log.append(&name, &[bare]).unwrap().feed;
+        assert_eq!(feed.author, signer.0.author());
+        copy(&log, &replica);
+        for log in [&log, &replica] {
+            assert_eq!(log.description(&name).unwrap(), Some(description.clone()));
+            let read = log.read(&feed, n as u64, 1).unwrap().remove(0);
+            assert_eq!(
+                (read.payload.to_vec(), read.headers),
+                (payload.clone(), headers.clone())
+            );
+        }
+    }
+    let signed = signer.1.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(signed, log.stat().batches);
+}

@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 use gemba_log::{
-    NewEvent, StreamName,
+    NewEvent, Pattern, StreamName,
     consume::{LogSink, LogSource},
-    core::consumer::Planted,
+    core::{
+        consumer::Planted,
+        dead::{Letters, Record},
+    },
     sim::{Fault, Links, MemoryLog, Plan, Report, World},
 };
-use gemba_testkit::{Replay, sim_scale};
+use gemba_testkit::{Replay, Rng, sim_scale};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -20,7 +23,9 @@ fn run(plan: Plan) -> (World, Report) {
         .map(|(at, _)| *at)
         .max()
         .unwrap_or_default();
-    let end = plan.writing.max(last) + 10 * MINUTE;
+    // Who is a hundred times slower needs more than the others.
+    let more = plan.slow.map_or(10, |_| 60) * MINUTE;
+    let end = plan.writing.max(last) + more;
     let mut world = World::new(plan);
     let converged = world.run_until_converged(end, Duration::from_secs(1));
     let report = world.report();
@@ -244,6 +249,137 @@ fn l5_a_restored_device_that_goes_on_in_a_new_epoch_forks_nothing() {
         "what others still had came back"
     );
     assert_eq!(world.log(3).tips(&world.log(0).own_feed(&stream)).len(), 1);
+}
+
+/// Dead letters that a node wrote, each event once.
+fn letters(world: &World, node: usize) -> Letters {
+    let pattern = Pattern::new(&format!("$dead/counter-{node}/#")).unwrap();
+    let log = world.log(node);
+    let mut letters = Letters::new(100_000);
+    for span in log.spans().unwrap() {
+        if pattern.matches(&span.feed.stream) && span.feed.author == log.author() {
+            let portion = log.read(&span.feed, 0, usize::MAX, usize::MAX).unwrap();
+            for event in portion.unwrap().events {
+                letters.apply(Record::decode(&event.payload).unwrap());
+            }
+        }
+    }
+    letters
+}
+
+/// All of it at once: services and nodes die, the swarm falls apart, messages are lost, come twice and overtake each other, clocks show anything, one event in
+/// a hundred is poison, one service is a hundred times slower than the others, and one takes, processes and puts back. Every node counts every good piece
+/// once, what was put back is there once for each, and the dead letters are exactly the poison.
+#[test]
+fn s3_20_s3_39_everything_at_the_same_time_loses_and_doubles_nothing() {
+    let replay = Replay::new(env!("CARGO_PKG_NAME"), 0x320);
+    let mut plan = Plan::light_barrier(replay.rng().seed(), sim_scale(100_000), sim_scale(500));
+    plan.links.doubled = 300;
+    plan.clock_chaos = true;
+    plan.poison = true;
+    plan.emits = true;
+    plan.slow = Some(7);
+    let all = (plan.events * plan.writers) as u64;
+    // Numbers 50, 150, … of each writer.
+    let poison = plan.writers * ((plan.events + 49) / 100);
+    let (mut world, _) = run(plan);
+    // What was refused comes again for some time; then everybody agrees once more.
+    let later = world.now() + 2 * MINUTE;
+    world.run_until(later);
+    assert!(world.run_until_converged(later + 10 * MINUTE, Duration::from_secs(1)));
+    let report = world.report();
+    assert_eq!(report.counts, vec![all - poison as u64; 8]);
+    assert_eq!((report.breaches, report.errors.len()), (0, 0));
+    for node in 0..8 {
+        let letters = letters(&world, node);
+        let letters = letters.list(None, usize::MAX);
+        assert_eq!(letters.len(), poison, "letters of node {node}");
+        for letter in letters {
+            assert_eq!(letter.payload.as_deref(), Some(&b"poison"[..]));
+        }
+        let counted = world.log(0).own_feed(&"counted".parse().unwrap());
+        let (next, _) = world.log(node).tips(&counted)[0];
+        assert_eq!(next, all - poison as u64, "put back, as node {node} has it");
+    }
+}
+
+/// There is no broker whose death stops the others: whichever node dies for good, those that are left give each other all that they write and all that the dead
+/// one had told anybody; when it comes back, it has what it missed.
+#[test]
+fn s3_9_any_node_may_die_and_the_others_go_on() {
+    for dead in 0..5 {
+        let plan = Plan {
+            nodes: 5,
+            writers: 5,
+            events: 400,
+            writing: MINUTE,
+            // A ring: each is somebody's way to others.
+            neighbours: 2,
+            faults: vec![(MINUTE / 3, Fault::KillNode(dead, 60 * MINUTE))],
+            ..Plan::new(9 + dead as u64)
+        };
+        let mut world = World::new(plan);
+        world.run_until(10 * MINUTE);
+        let living: Vec<usize> = (0..5).filter(|node| *node != dead).collect();
+        let counts = world.report().counts;
+        for node in &living {
+            assert_eq!(world.log(*node).all_tips(), world.log(living[0]).all_tips());
+            assert_eq!(counts[*node], counts[living[0]]);
+        }
+        assert!(
+            counts[living[0]] >= 4 * 400,
+            "node {dead} is dead: {counts:?}"
+        );
+        assert!(counts[dead] < counts[living[0]]);
+        assert!(world.run_until_converged(90 * MINUTE, MINUTE));
+        assert_eq!(world.report().counts, [5 * 400; 5]);
+    }
+}
+
+/// With hundreds of devices what is rare happens daily: 300 devices write a million events, and for each thousandth one a device loses power, the service
+/// of the collector dies, or a message is lost or comes twice. None is missing at the collector.
+#[test]
+fn s3_23_faults_that_are_rare_lose_nothing_of_300_devices() {
+    let replay = Replay::new(env!("CARGO_PKG_NAME"), 0x323);
+    let mut rng = Rng::new(replay.rng().seed());
+    let events = sim_scale(1_000_000);
+    let mut plan = Plan {
+        nodes: 300,
+        writers: 300,
+        events: events.div_ceil(300),
+        collects: true,
+        links: Links {
+            lost: 1,
+            doubled: 1,
+            ..Links::good()
+        },
+        writing: Duration::from_millis(events as u64 / 10).max(MINUTE),
+        ..Plan::new(replay.rng().seed())
+    };
+    let whole = plan.writing.as_millis() as u64;
+    for n in 0..events / 1_000 {
+        let fault = match n % 2 {
+            0 => Fault::KillConsumer(0, 1 + rng.below(24)),
+            _ => Fault::KillNode(1 + rng.index(299), Duration::from_millis(rng.below(5_000))),
+        };
+        plan.faults
+            .push((Duration::from_millis(rng.below(whole)), fault));
+    }
+    let all = (plan.events * plan.writers) as u64;
+    let (writing, faults) = (plan.writing, plan.faults.len() as u64);
+    let mut world = World::new(plan);
+    while world.report().counts[0] < all && world.now() < writing + 10 * MINUTE {
+        let next = world.now() + Duration::from_secs(1);
+        world.run_until(next);
+    }
+    // Nothing more comes of it, either.
+    world.run_until(world.now() + MINUTE);
+    let report = world.report();
+    assert_eq!((report.counts[0], report.breaches), (all, 0));
+    assert_eq!(report.errors, Vec::<String>::new());
+    assert!(report.kills * 2 > faults, "{} of {faults}", report.kills);
+    let (sent, lost, doubled) = report.messages;
+    assert!(lost > 0 && doubled > 0, "of {sent}: {lost}, {doubled}");
 }
 
 /// Bugs that consumers really had are found by these very scenarios.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Done, Node};
+use common::{Daemon, Done, Node};
 
 /// Where and how to set something is told with its value (S0.55), the force setting above all.
 #[test]
@@ -300,4 +300,43 @@ fn s2_24_an_address_in_use_is_named() {
         "{}",
         done.stderr
     );
+}
+
+/// S3.37: blocks, names, messages and events need one process and one file of settings, and nothing beside them.
+#[cfg(target_os = "linux")]
+#[test]
+fn s3_37_a_node_is_one_process_with_one_file_of_settings() {
+    let node = Node::new();
+    node.ok(&["config", "set", "events.max_size", "1GiB"]);
+    node.ok(&["config", "set", "network.force_private", "true"]);
+    let daemon = Daemon::start(&node, &[]);
+    node.add(&node.write("file", "content"), &[]);
+    node.ok(&["log", "append", "hall-1/press-7/count", "1"]);
+    node.ok(&["log", "count", "hall-1/#", "--consumer", "pieces"]);
+    let parent_of = |stat: &str| -> Option<u32> {
+        let (_, behind) = stat.rsplit_once(") ")?;
+        behind.split(' ').nth(1)?.parse().ok()
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let stats =
+        processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    let children: Vec<String> = stats
+        .filter(|stat| parent_of(stat) == Some(daemon.child.id()))
+        .collect();
+    assert_eq!(children, [""; 0]);
+    // Settings of every part stand in that one file.
+    let shown = node.ok(&["config", "show", "--origin", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    for name in ["events.max_size", "network.force_private"] {
+        assert_eq!(shown[name]["origin"], "config.toml", "{name}");
+    }
+    let files = common::tree(&node.repo);
+    let settings: Vec<_> = files
+        .keys()
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|end| ["toml", "yaml", "conf", "ini"].iter().any(|it| end == *it))
+        })
+        .collect();
+    assert_eq!(settings, [std::path::Path::new("config.toml")]);
 }

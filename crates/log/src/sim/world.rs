@@ -103,6 +103,14 @@ pub struct Plan {
     pub clock_chaos: bool,
     /// Comparisons when nothing is wrong.
     pub sync_interval: Duration,
+    /// Every hundredth event of a writer is poison: all consumers refuse it.
+    pub poison: bool,
+    /// The consumer of node 0 writes an event of `counted` for each one that it counts: takes, processes, puts back.
+    pub emits: bool,
+    /// The consumer of this node takes a hundred times as long.
+    pub slow: Option<usize>,
+    /// Node 0 collects from devices: they know it alone and keep what is their own, and it alone consumes.
+    pub collects: bool,
 }
 
 impl Plan {
@@ -122,6 +130,10 @@ impl Plan {
             planted: None,
             clock_chaos: false,
             sync_interval: Duration::from_secs(5),
+            poison: false,
+            emits: false,
+            slow: None,
+            collects: false,
         }
     }
 
@@ -299,6 +311,10 @@ impl World {
 
     fn draw_neighbours(&mut self) {
         let n = self.plan.nodes;
+        if self.plan.collects {
+            self.neighbours.extend((1..n).map(|b| (0, b)));
+            return;
+        }
         for a in 0..n {
             if self.plan.neighbours + 1 >= n {
                 self.neighbours.extend((a + 1..n).map(|b| (a, b)));
@@ -452,7 +468,7 @@ impl World {
         if self.nodes[node].replicate.is_some() {
             return;
         }
-        let mut config = Config::new(all_streams());
+        let mut config = Config::new(self.kept(node));
         config.sync_interval = self.plan.sync_interval;
         config.patience = Duration::from_secs(2);
         let mut replicate = Replicate::new(config);
@@ -468,6 +484,18 @@ impl World {
         self.reconnect();
         self.drain(node);
         self.plan_step(node, self.now + STEP);
+    }
+
+    /// The streams that a node keeps.
+    fn kept(&self, node: usize) -> Vec<Pattern> {
+        match self.plan.collects && node != 0 {
+            true => vec![pattern(self.nodes[node].stream.as_str())],
+            false => all_streams(),
+        }
+    }
+
+    fn consumes(&self, node: usize) -> bool {
+        self.plan.consume && (node == 0 || !self.plan.collects)
     }
 
     fn kill(&mut self, node: usize) {
@@ -707,13 +735,22 @@ impl World {
             false => left.min(1 + self.rng.below(most as u64) as usize),
         };
         self.nodes[node].left -= count;
-        let events: Vec<NewEvent> = (0..count)
-            .map(|_| NewEvent::new(self.wall(), &b"1 piece"[..]))
+        let first = self.plan.events - left;
+        let events: Vec<NewEvent> = (first..first + count)
+            .map(|n| NewEvent::new(self.wall(), self.payload(n)))
             .collect();
         if !events.is_empty() {
             let stream = self.nodes[node].stream.clone();
             self.append(node, &stream, events);
             self.plan_step(node, self.now + STEP);
+        }
+    }
+
+    fn payload(&self, n: usize) -> &'static [u8] {
+        if self.plan.poison && is_poison(n as u64) {
+            POISON
+        } else {
+            b"1 piece"
         }
     }
 
@@ -738,16 +775,22 @@ impl World {
     /// A step of a consumer; it may die in the middle.
     fn step(&mut self, i: usize) {
         self.nodes[i].is_stepping = false;
-        if !self.plan.consume || self.nodes[i].replicate.is_none() {
+        if !self.consumes(i) || self.nodes[i].replicate.is_none() {
             return;
         }
-        let (now, planted) = (self.now, self.plan.planted);
+        let now = self.now;
+        let emits = self.plan.emits && i == 0;
+        let planted = self.plan.planted;
         let node = &mut self.nodes[i];
-        let result = node.consume(planted, now);
+        let result = node.consume(planted, emits, now);
         let pause = match result {
             Ok(Step::Worked(_)) => {
                 node.idle = 0;
-                STEP
+                if self.plan.slow == Some(i) {
+                    STEP * 100
+                } else {
+                    STEP
+                }
             }
             // Whoever has long had nothing to do looks less often; what arrives wakes it.
             Ok(Step::Idle(_)) => {
@@ -771,7 +814,7 @@ impl World {
     }
 
     fn plan_step(&mut self, node: usize, at: Time) {
-        if self.plan.consume && !self.nodes[node].is_stepping {
+        if self.consumes(node) && !self.nodes[node].is_stepping {
             self.nodes[node].is_stepping = true;
             self.plan_at(at, What::Step(node));
         }
@@ -790,11 +833,12 @@ impl World {
 }
 
 impl Node {
-    #[expect(
-        clippy::redundant_closure,
-        reason = "the function alone is not general enough"
-    )]
-    fn consume(&mut self, planted: Option<Planted>, now: Time) -> Result<Step, String> {
+    fn consume(
+        &mut self,
+        planted: Option<Planted>,
+        emits: bool,
+        now: Time,
+    ) -> Result<Step, String> {
         if self.consumer.is_none() {
             let mut config = ConsumerConfig::new(self.name.clone(), line_streams());
             config.planted = planted;
@@ -823,7 +867,7 @@ impl Node {
                 .map_err(|error| error.to_string())?;
         }
         consumer
-            .step(Worker(1), now, |delivery, tx| count(delivery, tx))
+            .step(Worker(1), now, |delivery, tx| count(delivery, tx, emits))
             .map_err(|error| error.to_string())
     }
 
@@ -860,17 +904,40 @@ const COUNT: &[u8] = b"count";
 /// Events that were given twice or out of order.
 const BREACHES: &[u8] = b"breaches";
 
-/// The reference consumer: it counts, and it checks that each event of a feed follows on the one before.
-fn count<Tx: KeyValue>(delivery: &Delivery, tx: &mut Scope<'_, Tx>) -> Result<(), Refusal> {
+/// What no consumer can work on.
+const POISON: &[u8] = b"poison";
+
+fn is_poison(n: u64) -> bool {
+    n % 100 == 50
+}
+
+/// The reference consumer: it counts, and it checks that each event of a feed follows on the one before, but for poison.
+fn count<Tx: KeyValue>(
+    delivery: &Delivery,
+    tx: &mut Scope<'_, Tx>,
+    emits: bool,
+) -> Result<(), Refusal> {
+    if delivery.event.payload == POISON {
+        return Err("nobody can work on this".into());
+    }
     let mut place = Vec::new();
     delivery.id.feed.put(&mut place);
-    let expected = tx.count(&place)?;
-    if expected != delivery.id.seq {
+    let (expected, seq) = (tx.count(&place)?, delivery.id.seq);
+    let is_next = expected <= seq && (expected..seq).all(is_poison);
+    if !is_next {
         tx.add(BREACHES, 1)?;
     }
-    tx.put(&place, &(delivery.id.seq + 1).to_be_bytes())?;
+    tx.put(&place, &(seq + 1).to_be_bytes())?;
     tx.add(COUNT, 1)?;
+    if emits {
+        tx.emit(counted(), NewEvent::new(delivery.event.time, &b"1"[..]));
+    }
     Ok(())
+}
+
+/// Where [`Plan::emits`] puts back.
+fn counted() -> StreamName {
+    StreamName::new("counted").unwrap_or_else(|_| unreachable!("a good name"))
 }
 
 fn counter(i: usize) -> ConsumerName {

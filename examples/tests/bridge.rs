@@ -1,0 +1,214 @@
+//! The bridge between MQTT, the log and a sink, as a real process that is killed.
+#![allow(clippy::unwrap_used)]
+
+mod broker;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use broker::{Broker, Message};
+use gemba_testkit::{Rng, sim_scale};
+
+const COUNT: &str = "plant/press-7/count";
+const OVEN: &str = "plant/Ofen 2/°C";
+const OVEN_STREAM: &str = "plant/Ofen~202/~C2~B0C";
+
+/// A running bridge; dropped, it is killed.
+struct Bridge(Child);
+
+impl Bridge {
+    fn start(dir: &Path, broker: &Broker) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_mqtt-bridge"))
+            .arg(dir)
+            .arg(broker.address.to_string())
+            .arg("plant/#")
+            .stdout(Stdio::null())
+            .stderr(words(dir))
+            .spawn();
+        Self(child.unwrap())
+    }
+}
+
+/// Where a bridge complains.
+fn words(dir: &Path) -> File {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).append(true).open(dir.join("words"));
+    file.unwrap()
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    until_nothing_lacks(what, || match is_so() {
+        true => String::new(),
+        false => "not yet".to_owned(),
+    });
+}
+
+fn until_nothing_lacks(what: &str, mut lacks: impl FnMut() -> String) {
+    let begun = Instant::now();
+    loop {
+        let lacks = lacks();
+        if lacks.is_empty() {
+            return;
+        }
+        let in_time = begun.elapsed() < Duration::from_secs(60);
+        assert!(in_time, "{what} did not happen: {lacks}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Records of the sink: payloads by stream, in the order of the file.
+fn records(dir: &Path) -> BTreeMap<String, Vec<String>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let text = std::fs::read_to_string(dir.join("partition-0")).unwrap_or_default();
+    // The last line may be half there.
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    for line in whole.lines() {
+        let (name, payload) = line.split_once(' ').unwrap();
+        let (stream, _) = name.split_once(':').unwrap();
+        found
+            .entry(stream.to_owned())
+            .or_default()
+            .push(payload.to_owned());
+    }
+    found
+}
+
+/// S3.33: `kill -9` of the bridge at any moment. Every message of the devices is in the sink once; what the log has of its own is at the broker; nothing
+/// that came from one side goes back there.
+#[test]
+fn s3_33_a_killed_bridge_loses_nothing_doubles_nothing_and_makes_no_loop() {
+    let broker = Broker::start();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut rng = Rng::from_env_or(333);
+    let rounds = sim_scale(200).max(10);
+    // The broker has something to keep for a session from the first connection on.
+    let mut bridge = Bridge::start(dir, &broker);
+    until("a session", || broker.is_idle());
+    let mut sent = 0_usize;
+    for _ in 0..rounds {
+        for _ in 0..40 {
+            let n = sent.to_string();
+            broker.publish(COUNT, &n, &[("producer", "press-7"), ("seq", &n)]);
+            broker.publish(OVEN, &n, &[("producer", "oven-2"), ("seq", &n)]);
+            sent += 1;
+        }
+        let (acked, more) = (broker.state().acked, rng.index(80));
+        // Killed as soon as something is acknowledged: whoever acknowledges what it does not have yet is found so.
+        let begun = Instant::now();
+        while broker.state().acked <= acked + more {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "nothing is taken"
+            );
+            std::hint::spin_loop();
+        }
+        drop(bridge);
+        bridge = Bridge::start(dir, &broker);
+    }
+    until_nothing_lacks("everything is taken in and carried on", || {
+        let lacks = lacking(&broker, dir, sent);
+        let words = std::fs::read_to_string(dir.join("words"));
+        match bridge.0.try_wait().unwrap() {
+            Some(end) => panic!("it ended with {end}, {lacks}: {words:?}"),
+            None if lacks.is_empty() => lacks,
+            None => format!("{lacks}; it said {words:?}"),
+        }
+    });
+    drop(bridge);
+
+    let records = records(dir);
+    // A kill may begin an epoch, which is a feed of its own: there is no order between the two.
+    let numbers = |stream: &str| {
+        let numbers = records[stream].iter().map(|text| text.parse().unwrap());
+        let mut numbers: Vec<usize> = numbers.collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    let all = |n: usize| (0..n).collect::<Vec<_>>();
+    let streams: Vec<&String> = records.keys().collect();
+    assert_eq!(
+        streams,
+        [OVEN_STREAM, "plant/bridge/started", COUNT],
+        "and nothing that came back from the broker"
+    );
+    assert_eq!(numbers(COUNT), all(sent));
+    assert_eq!(numbers(OVEN_STREAM), all(sent));
+    // Some were killed before they could say that they had started.
+    let starts = records["plant/bridge/started"].len();
+    assert!(starts * 2 > rounds, "{starts} of {rounds}");
+    assert_eq!(numbers("plant/bridge/started"), all(starts));
+    let state = broker.state();
+    assert!(state.again > 0, "no kill left anything open");
+    let is_own = |message: &Message| message.topic == "plant/bridge/started";
+    assert!(
+        state.published.iter().all(is_own),
+        "what came from MQTT went back"
+    );
+}
+
+/// What is not where it belongs yet.
+fn lacking(broker: &Broker, dir: &Path, sent: usize) -> String {
+    let records = records(dir);
+    let len = |stream: &str| records.get(stream).map_or(0, Vec::len);
+    let (count, oven, starts) = (len(COUNT), len(OVEN_STREAM), len("plant/bridge/started"));
+    if !broker.is_idle() {
+        return "the broker has something open".to_owned();
+    }
+    if count < sent || oven < sent {
+        return format!("{count} and {oven} of {sent} in the sink");
+    }
+    match is_told(broker, starts) {
+        true => String::new(),
+        false => format!("the broker was not told of all {starts} starts"),
+    }
+}
+
+/// Whether the broker was told of each start, at least once.
+fn is_told(broker: &Broker, starts: usize) -> bool {
+    let state = broker.state();
+    let told = |n: usize| {
+        state
+            .published
+            .iter()
+            .any(|message| message.payload == n.to_string())
+    };
+    (0..starts).all(told)
+}
+
+/// S3.33: a message without a number, or with a topic that is no name, is in the log as well.
+#[test]
+fn s3_33_messages_without_numbers_and_with_odd_topics_are_carried_too() {
+    let broker = Broker::start();
+    let dir = tempfile::tempdir().unwrap();
+    let bridge = Bridge::start(dir.path(), &broker);
+    until("a session", || broker.is_idle());
+    let deep = vec!["x"; 40].join("/");
+    for topic in ["plant//empty", &deep] {
+        for payload in ["same", "same", "two\nlines"] {
+            broker.publish(topic, payload, &[]);
+        }
+    }
+    let carried = |records: &BTreeMap<String, Vec<String>>| {
+        let len = |stream: &str| records.get(stream).map_or(0, Vec::len);
+        (len("plant/~/empty"), len("mqtt/others"))
+    };
+    until("they are in the sink", || {
+        carried(&records(dir.path())) == (3, 3)
+    });
+    drop(bridge);
+    assert_eq!(
+        records(dir.path())["plant/~/empty"],
+        ["same", "same", "two\\nlines"]
+    );
+}
