@@ -394,7 +394,7 @@ fn crowds(said: &mut Scene, node: &Node) {
     let path = "/v1/consumers/crowd/claim";
     let claim = |ms: u32| format!(r#"{{"worker":1,"streams":["nothing"],"wait_ms":{ms}}}"#);
     let long = claim(60_000);
-    let workers: Vec<_> = (0..256)
+    let workers: Vec<_> = (0..96)
         .map(|_| request(node, "POST", path, &long))
         .collect();
     let short = claim(100);
