@@ -109,7 +109,7 @@ fn s3_7_values_are_enriched_once_each_through_two_services() {
 
 /// Report 3: an order is done once, at its last piece, though its first pieces came before it.
 #[test]
-fn an_order_is_done_when_its_pieces_are_made() {
+fn s0_41_an_order_is_done_when_its_pieces_are_made() {
     assert_eq!(
         run(env!("CARGO_BIN_EXE_orders")),
         "done: A-17 press-7 100\n"

@@ -30,6 +30,8 @@ pub struct Config {
     pub check: ReadCheck,
     /// Files that are kept open for reading. Default 16.
     pub open_files: usize,
+    /// The least epoch that a feed of ours begins. Default 0; of a copy, what [`crate::Log::begin_epochs_at`] was given.
+    pub least_epoch: u64,
 }
 
 /// What is checked when a batch is read from our own disk. It was checked in full before it was stored.
@@ -59,6 +61,7 @@ impl Default for Config {
             compress: true,
             check: ReadCheck::Crc,
             open_files: 16,
+            least_epoch: 0,
         }
     }
 }
@@ -119,6 +122,13 @@ impl Config {
     #[must_use]
     pub fn check(mut self, check: ReadCheck) -> Self {
         self.check = check;
+        self
+    }
+
+    /// See [`Config::least_epoch`].
+    #[must_use]
+    pub fn least_epoch(mut self, epoch: u64) -> Self {
+        self.least_epoch = epoch;
         self
     }
 

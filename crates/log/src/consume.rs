@@ -14,8 +14,10 @@
 //!
 //! This module drives [`core::consumer`](crate::core::consumer) and blocks on log and store. It starts nothing and reads no clock.
 
+mod forget;
 mod remote;
 
+pub use forget::forget;
 pub use remote::{Receipt, Taken};
 
 use crate::{
@@ -499,6 +501,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.lock().core.generation()
     }
 
+    /// Whether it still works: it was not taken over, as far as it has heard, nor forgotten, and no write failed.
+    pub fn is_running(&self) -> bool {
+        self.lock().core.is_running()
+    }
+
     /// What was done, dropped and repaired.
     pub fn counters(&self) -> Counters {
         self.lock().core.counters().clone()
@@ -649,9 +656,13 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// The store itself says who owns the consumer: a replaced owner commits nothing, whatever it believes.
     fn check_owner(&self, tx: &mut S::Tx<'_>) -> Result<(), ConsumeError> {
         let ours = self.generation();
-        let theirs = owner(tx, &self.keys)?.map_or(0, |claim| claim.generation);
+        let owner = owner(tx, &self.keys)?;
+        let theirs = owner.map_or(0, |claim| claim.generation);
         if theirs == ours || self.planted == Some(Planted::IgnoresGeneration) {
             return Ok(());
+        }
+        if owner.is_none() {
+            return Err(Refused::Forgotten.into());
         }
         Err(Refused::Fenced { ours, theirs }.into())
     }

@@ -53,8 +53,8 @@ pub use headers::{
     Headers, HeadersError, MAX_HEADERS, MAX_LABEL, MAX_USER_PAIRS, Origin, Producer, Trace,
 };
 pub use log::{Head, Log, Stat, StreamInfo};
-pub use open::{OpenReport, SegmentGap};
-pub use read::{Chunk, Cursor, Merge};
+pub use open::{OpenReport, SegmentGap, unused_epoch};
+pub use read::{Chunk, Cursor, Merge, Part};
 pub use retain::{LowWater, Retained, Retention};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};
 pub use transfer::{Exported, Imported, TransferError};

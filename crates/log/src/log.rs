@@ -1,6 +1,6 @@
 //! The log: what callers see, and what its parts share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::{LogError, OpenError};
 use crate::event::{EventList, NewEvent};
 use crate::fast::Ring;
-use crate::feed::{Author, FeedId, Seq, Signer};
+use crate::feed::{Author, FeedId, MAX_NUMBER, Seq, Signer};
 use crate::format::{BATCH, Layout, Tag, identity};
 use crate::index::{Index, Resident, Segment};
 use crate::open::{OpenReport, Parts};
@@ -51,6 +51,8 @@ pub struct Log {
 struct Ended {
     poisoned: Option<io::ErrorKind>,
     closed: bool,
+    /// The last write failed so.
+    failing: Option<LogError>,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +63,7 @@ pub(crate) struct Counters {
     pub(crate) bytes: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) forks: AtomicU64,
+    pub(crate) returned: AtomicU64,
     pub(crate) fast: AtomicU64,
 }
 
@@ -76,6 +79,12 @@ pub struct Stat {
     pub feeds: u64,
     /// Branches that authors forked off.
     pub forks: u64,
+    /// Of those: since the opening.
+    pub new_forks: u64,
+    /// Batches of our own author that came from others and were not here: this log is a copy, or another one has our key.
+    pub returned: u64,
+    /// Bytes that the log may take.
+    pub limit: u64,
     /// Writes, each with one flush.
     pub flushes: u64,
     /// Batches written.
@@ -306,10 +315,22 @@ impl Log {
     /// The ends of all feeds, sorted; what two logs at rest have to agree on, but for [`Head::low`] and [`Head::branch`].
     #[must_use]
     pub fn heads(&self) -> Vec<Head> {
+        self.heads_where(|_| true)
+    }
+
+    /// The ends of the feeds of streams that a pattern matches, and of their branches, sorted.
+    #[must_use]
+    pub fn heads_of(&self, pattern: &Pattern) -> Vec<Head> {
+        self.heads_where(|feed| pattern.matches(&feed.stream))
+    }
+
+    fn heads_where(&self, takes: impl Fn(&FeedId) -> bool) -> Vec<Head> {
         let state = self.state();
-        let mut heads: Vec<_> = state
-            .feeds
-            .values()
+        let branches = state.feeds.values().map(|feed| &feed.tip);
+        let branches = branches.filter(|tip| tip.branch.is_some());
+        let forked: BTreeSet<&FeedId> = branches.map(|tip| &tip.id).collect();
+        let feeds = state.feeds.values().filter(|feed| takes(&feed.tip.id));
+        let mut heads: Vec<_> = feeds
             .filter_map(|feed| {
                 let tip = &feed.tip;
                 Some(Head {
@@ -320,7 +341,7 @@ impl Log {
                     number: tip.number.saturating_sub(1),
                     lamport: tip.lamport,
                     branch: tip.branch.as_ref().map(cid_of),
-                    forked: tip.branch.is_some() || state.branches(&tip.id).next().is_some(),
+                    forked: forked.contains(&tip.id),
                 })
             })
             .collect();
@@ -405,6 +426,9 @@ impl Log {
             segments: state.segments.len() as u64,
             feeds: state.feeds.len() as u64,
             forks: branches.count() as u64,
+            new_forks: count(&self.counters.forks),
+            returned: count(&self.counters.returned),
+            limit: self.config.max_bytes,
             flushes: count(&self.counters.groups),
             batches: count(&self.counters.batches),
             events: count(&self.counters.events),
@@ -424,14 +448,38 @@ impl Log {
         self.ended().poisoned
     }
 
-    /// The next events of ours go into new epochs: for a log that was restored from a copy. Durable when it returns.
+    /// Why the last write failed, if none has succeeded since: of a full disk, say. The next append tries again.
+    #[must_use]
+    pub fn failing(&self) -> Option<LogError> {
+        self.ended().failing.clone()
+    }
+
+    pub(crate) fn set_failing(&self, error: Option<LogError>) {
+        self.ended().failing = error;
+    }
+
+    /// The next events of ours go into new epochs. Durable when it returns.
     ///
     /// # Errors
     /// See [`LogError`].
     pub fn begin_epochs(&self) -> Result<(), LogError> {
+        self.begin_epochs_at(0)
+    }
+
+    /// As [`Self::begin_epochs`], with none below `least`: for a log that is a copy. The first one may have gone on, into the epochs that come next by
+    /// number; see [`unused_epoch`](crate::unused_epoch). That they begin anew is durable, `least` is not: it is to be given to each opening from now on
+    /// ([`Config::least_epoch`]).
+    ///
+    /// # Errors
+    /// See [`LogError`].
+    pub fn begin_epochs_at(&self, least: u64) -> Result<(), LogError> {
         let mut pen = self.pen();
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
+        }
+        {
+            let mut state = self.state_mut();
+            state.least_epoch = state.least_epoch.max(least.min(MAX_NUMBER));
         }
         pen.note = true;
         drop(pen);

@@ -88,12 +88,14 @@ pub(crate) fn open(
     let salt = settle_version(disk.as_ref(), &layout, &numbers)?;
     sync_names(disk.as_ref(), dir, numbers.is_empty()).map_err(|e| io_error(dir, e))?;
     let reserve = Reserve::new(disk.as_ref(), layout.reserve(), config.reserve);
+    let mut state = State::new(me, config.max_producers);
+    state.least_epoch = config.least_epoch;
     let mut opening = Opening {
         disk: disk.as_ref(),
         layout: &layout,
         salt,
         config,
-        state: State::new(me, config.max_producers),
+        state,
         report: OpenReport::default(),
         ends: BTreeMap::new(),
         marker: disk.open(&layout.doubt(), Mode::Read).is_ok(),
@@ -259,7 +261,8 @@ impl Opening<'_> {
                 self.report.unreadable.push(path);
                 if counts {
                     self.in_doubt = true;
-                    self.state.least_epoch = unused_epoch();
+                    let least = self.state.least_epoch;
+                    self.state.least_epoch = unused_epoch().max(least);
                 }
                 return Ok(None);
             }
@@ -450,7 +453,8 @@ impl Opening<'_> {
 }
 
 /// An epoch that was not used, as far as chance goes: one of 2^50, beyond those that count up from 0.
-fn unused_epoch() -> u64 {
+#[must_use]
+pub fn unused_epoch() -> u64 {
     const RANGE: u64 = 1 << 50;
     RANGE + RandomState::new().build_hasher().finish() % RANGE
 }

@@ -455,7 +455,18 @@ impl Log {
     /// # Errors
     /// As [`Self::read`].
     pub fn seq_at_time(&self, feed: &FeedId, time: i64) -> Result<Seq, LogError> {
-        let key = feed.key();
+        self.place_at_time(feed, feed.key(), time)
+    }
+
+    /// As [`Self::seq_at_time`], in a branch too.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn part_at_time(&self, part: &Part, time: i64) -> Result<Seq, LogError> {
+        self.place_at_time(&part.feed, part.key(), time)
+    }
+
+    fn place_at_time(&self, feed: &FeedId, key: FeedKey, time: i64) -> Result<Seq, LogError> {
         let (segments, next) = {
             let state = self.state();
             let known = state
@@ -475,7 +486,7 @@ impl Log {
                 let Some(last) = run.last() else { break };
                 if let Some(place) = run.iter().find(|place| place.time >= time) {
                     // The last event of the batch is late enough, so the first that is stands in it or in an earlier one's end.
-                    let mut cursor = self.cursor(feed, place.first);
+                    let mut cursor = Cursor::new(self, feed.clone(), key, place.first);
                     let batch = cursor.next_batch()?;
                     let found = batch
                         .iter()
@@ -505,17 +516,44 @@ impl Log {
             }
         }
         drop(state);
-        let ahead = (4 * AHEAD / cursors.len().max(1) as u64).clamp(LEAST_AHEAD, AHEAD);
-        let mut merge = Merge {
-            cursors,
-            heap: BinaryHeap::new(),
-            failed: None,
-        };
-        for at in 0..merge.cursors.len() {
-            merge.cursors[at].ahead = ahead;
-            merge.advance(at)?;
+        let mut merge = Merge::of(cursors);
+        match merge.failed.pop_front() {
+            Some((_, error)) => Err(error),
+            None => Ok(merge),
         }
-        Ok(merge)
+    }
+
+    /// As [`Self::merge`], where each branch of a forked feed has a place of its own. What cannot be read is told by [`Merge::next_of`], also of the
+    /// first batches.
+    #[must_use]
+    pub fn merge_parts(&self, starts: &[(Part, Seq)]) -> Merge<'_> {
+        let cursor =
+            |(part, from): &(Part, Seq)| Cursor::new(self, part.feed.clone(), part.key(), *from);
+        Merge::of(starts.iter().map(cursor).collect())
+    }
+}
+
+/// A feed, or a branch that its author forked off: what has places of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Part {
+    /// The feed.
+    pub feed: FeedId,
+    /// Of a branch, its first batch; see [`crate::Head::branch`].
+    pub branch: Option<Cid>,
+}
+
+impl Part {
+    fn key(&self) -> FeedKey {
+        match self.branch.as_ref().and_then(digest_of) {
+            Some(first) => branch_key(&self.feed, &first),
+            None => self.feed.key(),
+        }
+    }
+}
+
+impl From<FeedId> for Part {
+    fn from(feed: FeedId) -> Self {
+        Self { feed, branch: None }
     }
 }
 
@@ -606,8 +644,8 @@ impl<'a> Cursor<'a> {
 pub struct Merge<'a> {
     cursors: Vec<Cursor<'a>>,
     heap: BinaryHeap<Reverse<Next>>,
-    /// What stands behind the batch that was given last cannot be read: told with the next call.
-    failed: Option<(usize, LogError)>,
+    /// Cursors behind which nothing can be read: told with the next calls.
+    failed: VecDeque<(usize, LogError)>,
 }
 
 #[derive(Debug)]
@@ -637,29 +675,60 @@ impl Ord for Next {
     }
 }
 
-impl Merge<'_> {
+impl<'a> Merge<'a> {
+    fn of(mut cursors: Vec<Cursor<'a>>) -> Self {
+        let ahead = (4 * AHEAD / cursors.len().max(1) as u64).clamp(LEAST_AHEAD, AHEAD);
+        for cursor in &mut cursors {
+            cursor.ahead = ahead;
+        }
+        let mut merge = Self {
+            cursors,
+            heap: BinaryHeap::new(),
+            failed: VecDeque::new(),
+        };
+        for at in 0..merge.cursors.len() {
+            merge.advance_or_note(at);
+        }
+        merge
+    }
+
     /// The next batch. The first of each feed may hold events before the place that was asked for.
     ///
     /// # Errors
     /// As [`Cursor::next_batch`], once for each damaged stretch, when everything before it was given; the next call goes on behind it.
     pub fn next_batch(&mut self) -> Result<Option<Batch>, LogError> {
-        if let Some((at, error)) = self.failed.take() {
-            if let LogError::Damaged { to, .. } = &error {
-                self.cursors[at].seek(*to);
+        let next = self.next_of().map_err(|(_, error)| error)?;
+        Ok(next.map(|(_, batch)| batch))
+    }
+
+    /// As [`Self::next_batch`], with the place of its part in the list that was given to [`Log::merge_parts`]. What retention removed meanwhile is
+    /// passed over as what is damaged is.
+    ///
+    /// # Errors
+    /// As [`Self::next_batch`], with the same place.
+    pub fn next_of(&mut self) -> Result<Option<(usize, Batch)>, (usize, LogError)> {
+        if let Some((at, error)) = self.failed.pop_front() {
+            let behind = match &error {
+                LogError::Damaged { to, .. } => Some(*to),
+                LogError::Trimmed { low, .. } => Some(*low),
+                _ => None,
+            };
+            if let Some(behind) = behind.filter(|behind| *behind > self.cursors[at].position()) {
+                self.cursors[at].seek(behind);
                 self.advance_or_note(at);
             }
-            return Err(error);
+            return Err((at, error));
         }
         let Some(Reverse(next)) = self.heap.pop() else {
             return Ok(None);
         };
         self.advance_or_note(next.cursor);
-        Ok(Some(next.batch))
+        Ok(Some((next.cursor, next.batch)))
     }
 
     fn advance_or_note(&mut self, cursor: usize) {
         if let Err(error) = self.advance(cursor) {
-            self.failed = Some((cursor, error));
+            self.failed.push_back((cursor, error));
         }
     }
 

@@ -154,7 +154,11 @@ impl Log {
     /// Carries out a group: one result for each operation of each caller.
     pub(crate) fn flush(&self, groups: Vec<Vec<Op>>) -> Vec<Vec<Result<Appended, LogError>>> {
         let mut pen = self.pen();
-        let refused = self.refusal().or_else(|| pen.settle(self).err());
+        let refused = self.refusal().or_else(|| {
+            let error = pen.settle(self).err()?;
+            self.set_failing(Some(error.clone()));
+            Some(error)
+        });
         if let Some(error) = refused {
             let refuse = |group: &Vec<Op>| group.iter().map(|_| Err(error.clone())).collect();
             return groups.iter().map(refuse).collect();
@@ -193,7 +197,9 @@ impl Log {
         let written = if frames.is_empty() {
             Ok(())
         } else {
-            pen.write(self, &frames).map(|(segment, offsets)| {
+            let written = pen.write(self, &frames);
+            self.set_failing(written.as_ref().err().cloned());
+            written.map(|(segment, offsets)| {
                 pen.noted(self);
                 self.show(segment, &offsets, effects, producers, clock);
             })
@@ -567,6 +573,7 @@ impl<'a> Plan<'a> {
         let Some((key, tip, is_new)) = self.where_to(batch, may_begin)? else {
             return Ok(Answer::Then(done(true)));
         };
+        let is_repair = tip.branch.is_none() && batch.first() < tip.next;
         let size = frame_bytes(batch.bytes().len() as u32);
         self.room(size as usize)?;
         if !is_mine {
@@ -601,6 +608,9 @@ impl<'a> Plan<'a> {
         self.push(batch, tag_of(batch, key, time));
         if is_mine {
             self.close();
+            let returned = u64::from(!is_repair);
+            let counters = &self.log.counters;
+            counters.returned.fetch_add(returned, Ordering::Relaxed);
         }
         Ok(Answer::Then(done(false)))
     }

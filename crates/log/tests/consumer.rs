@@ -3,7 +3,7 @@
 
 use gemba_log::{
     Author, Batch, Event, FeedId, NewEvent, StreamName,
-    consume::{ConsumeError, Consumer, LogSink, LogSource, Step, Takeover},
+    consume::{ConsumeError, Consumer, LogSink, LogSource, Step, Takeover, forget},
     core::{
         consumer::{
             Ack, Config, Consumer as Core, ConsumerName, Event as Told, Grant, Input, Order,
@@ -1011,4 +1011,87 @@ fn s3_27_what_came_after_the_grant_is_not_handed_out_with_it() {
             .unwrap();
     }
     assert_eq!(seen, [0, 1, 2, 3, 4]);
+}
+
+/// L11: a consumer that nobody needs any more is forgotten: it needs nothing, and one of its name begins anew. While a worker holds events that takes
+/// an explicit word.
+#[test]
+fn l11_a_consumer_is_forgotten_and_one_of_its_name_begins_anew() {
+    let plant = Plant::new();
+    plant.pieces(5);
+    let named: StreamName = "named/1".parse().unwrap();
+    let emit = |consumer: &Opened| {
+        let step = consumer.step(W, ms(0), |delivery, tx| {
+            let payload = delivery.event.payload.clone();
+            tx.emit(named.clone(), NewEvent::new(0, payload));
+            Ok(())
+        });
+        assert_eq!(step.unwrap(), Step::Worked(5));
+    };
+    let old = plant.open(config(), ms(0));
+    let taken = old.take(W, ms(0)).unwrap().unwrap();
+    let refused = old.forget(false, ms(0), |_, _| Ok(())).unwrap_err();
+    assert!(matches!(
+        refused,
+        ConsumeError::Refused(Refused::Held { workers: 1 })
+    ));
+    // It has changed nothing.
+    old.acknowledge(&taken.receipt, 0, ms(0)).unwrap();
+    old.leave(W, ms(0)).unwrap();
+    assert_eq!(old.needs(&plant.feed()), Some(1));
+    old.forget(false, ms(0), |tx, feeds| {
+        assert_eq!(feeds, [plant.feed()]);
+        tx.put(b"count", &0_u64.to_be_bytes())
+    })
+    .unwrap();
+    let over = |outcome: Result<_, ConsumeError>| {
+        assert!(matches!(
+            outcome.map(drop).unwrap_err(),
+            ConsumeError::Refused(Refused::Forgotten)
+        ));
+    };
+    over(old.take(W, ms(0)).map(|_| ()));
+    over(old.acknowledge(&taken.receipt, 4, ms(0)));
+    assert!(
+        plant
+            .store
+            .store
+            .begin()
+            .unwrap()
+            .rows(b"p", None, 9)
+            .unwrap()
+            .is_empty()
+    );
+
+    // Held, and by force.
+    let new = plant.open(config(), ms(0));
+    emit(&new);
+    let taken = {
+        plant.pieces(1);
+        new.take(W, ms(0)).unwrap().unwrap()
+    };
+    new.forget(true, ms(0), |_, _| Ok(())).unwrap();
+    over(new.acknowledge(&taken.receipt, 5, ms(0)));
+
+    // What it emits comes once more: its numbers go on, or the log would take the events for those that are there.
+    let third = plant.open(config(), ms(0));
+    plant.pieces(1);
+    while third.behind() > 0 {
+        third
+            .step(W, ms(0), |_, tx| {
+                tx.emit(named.clone(), NewEvent::new(0, "again"));
+                Ok(())
+            })
+            .unwrap();
+        third.refresh(ms(0)).unwrap();
+    }
+    let of = plant.log.own_feed(&named);
+    let events = plant.log.read(&of, 0, 99, usize::MAX).unwrap().unwrap();
+    assert_eq!(events.events.len(), 5 + 7);
+
+    // One that is not open, and one that never was.
+    drop(third);
+    let mut tx = plant.store.store.begin().unwrap();
+    assert_eq!(forget(&mut tx, &name("counter")).unwrap(), [plant.feed()]);
+    assert_eq!(forget(&mut tx, &name("nobody")).unwrap(), []);
 }

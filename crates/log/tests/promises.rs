@@ -576,20 +576,26 @@ fn log_5_a_restored_log_opens_a_new_epoch() {
     assert_eq!(texts(&restored, &feed).len(), 11);
     // Also across a crash right behind.
     drop(restored);
-    let again = open(&backup.kill(), config());
+    let disk = backup.kill();
+    let again = open(&disk, config());
     let done = again.append(&stream("a"), &[event("more")]).unwrap();
     assert_eq!((done.feed.epoch.0, done.first_seq), (1, 1));
     // And by hand.
     again.begin_epochs().unwrap();
-    assert_eq!(
-        again
-            .append(&stream("a"), &[event("x")])
-            .unwrap()
-            .feed
-            .epoch
-            .0,
-        2
-    );
+    let epoch_of = |log: &Log, name: &str| {
+        let done = log.append(&stream(name), &[event("x")]).unwrap();
+        done.feed.epoch.0
+    };
+    assert_eq!(epoch_of(&again, "a"), 2);
+    // A copy begins epochs that the first one will not, also in streams that it is the first to write to, and after a restart that is told so.
+    let least = gemba_log::unused_epoch();
+    again.begin_epochs_at(least).unwrap();
+    assert_eq!(epoch_of(&again, "a"), least);
+    assert_eq!(epoch_of(&again, "b"), least);
+    drop(again);
+    let again = open(&disk, config().least_epoch(least));
+    assert_eq!(epoch_of(&again, "a"), least);
+    assert_eq!(epoch_of(&again, "c"), least);
 }
 
 /// L11: retention removes nothing that a consumer or replica still needs, oldest first, and feeds keep their ends.

@@ -366,10 +366,11 @@ fn events(said: &mut Scene) {
         said.command(fault, &node, args);
     }
     let large = vec![b'x'; 600 << 10];
-    let args = ["log", "append", "x", "--whole", "--json"];
-    said.done("event-too-large", node.run_with_input(&args, &large));
+    let args = ["log", "append", "x", "--json"];
+    said.done("event-input-long", node.run_with_input(&args, &large));
 
     let _daemon = Daemon::start(&node, &[]);
+    said.done("event-too-large", node.run_with_input(&args, &large));
     let path = "/v1/streams/x/events";
     let wrong = b"{\"txet\":\"1\"}\n";
     said.answer(
@@ -380,6 +381,57 @@ fn events(said: &mut Scene) {
     said.answer("event-line-long", post(&node, path, "text/plain", &endless));
     let after = format!("{path}?after=here");
     said.answer("event-resume", http(&node, "GET", &after, API));
+    crowds(said, &node);
+}
+
+/// More who wait for events than may.
+fn crowds(said: &mut Scene, node: &Node) {
+    node.ok(&["log", "append", "x", "1"]);
+    let follow = "/v1/streams/x/events?follow=true";
+    let readers: Vec<_> = (0..64).map(|_| request(node, "GET", follow, "")).collect();
+    // It ends by itself while there is room.
+    let one = format!("{follow}&limit=1");
+    said.answer("events-followers", refused(|| http(node, "GET", &one, API)));
+    drop(readers);
+    let path = "/v1/consumers/crowd/claim";
+    let claim = |ms: u32| format!(r#"{{"worker":1,"streams":["nothing"],"wait_ms":{ms}}}"#);
+    let long = claim(60_000);
+    let workers: Vec<_> = (0..96)
+        .map(|_| request(node, "POST", path, &long))
+        .collect();
+    let short = claim(100);
+    let answer = refused(|| post(node, path, "application/json", short.as_bytes()));
+    said.answer("consumer-waiters", answer);
+    drop(workers);
+}
+
+/// A request whose answer nobody reads.
+fn request(node: &Node, method: &str, path: &str, body: &str) -> TcpStream {
+    let api = std::fs::read(node.repo.join("api")).unwrap();
+    let api: Value = serde_json::from_slice(&api).unwrap();
+    let text = |name: &str| api[name].as_str().unwrap();
+    let mut stream = TcpStream::connect(text("address")).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        text("address"),
+        text("token"),
+        body.len()
+    )
+    .unwrap();
+    stream
+}
+
+/// The first answer that is a refusal.
+fn refused(mut ask: impl FnMut() -> (u16, String)) -> (u16, String) {
+    let mut answer = ask();
+    until("a refusal", || {
+        if answer.0 == 200 {
+            answer = ask();
+        }
+        answer.0 != 200
+    });
+    answer
 }
 
 fn consumers(said: &mut Scene) {
@@ -408,8 +460,6 @@ fn consumers(said: &mut Scene) {
         node,
         &["log", "dead", "show", "one", "nothing"],
     );
-    // Claims travel with the next event that is appended.
-    node.ok(&["log", "append", "y", "1"]);
     let other = swarm.node(1);
     until("the other node hears of the consumer", || {
         !other.lines(&["log", "ls", "$consumer/#"]).is_empty()
@@ -435,6 +485,7 @@ fn consumers(said: &mut Scene) {
         said.answer(fault, post_json(node, &to("ack"), &ack));
     }
     said.answer("consumer-places", post_json(node, &to("seek"), &json!({})));
+    said.command("consumer-in-use", node, &["log", "consumers", "rm", "work"]);
 
     // Something else than a count is kept.
     let to = |what: &str| format!("/v1/consumers/odd/{what}");

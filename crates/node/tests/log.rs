@@ -3,8 +3,11 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::Stdio;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Daemon, Node, Swarm, id, until};
@@ -532,4 +535,391 @@ fn bad_streams_and_events_are_refused_in_words() {
         let done = node.run_with_input(&["log", "append", STREAM, "--whole"], &large);
         done.fails(2);
     }
+}
+
+/// A worker that runs a command for each event until it is killed.
+fn worker(node: &Node, consumer: &str, command: &str) -> Child {
+    node.command(&[
+        "log",
+        "consume",
+        "hall-1/#",
+        "--consumer",
+        consumer,
+        "--exec",
+        command,
+        "--json",
+    ])
+    .stdout(Stdio::null())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap()
+}
+
+/// LR-6, S3.22, S3.53: who runs a consumer, and what it could not do, is known on other nodes although nobody appends an event; who was replaced ends
+/// by itself, and the two do not take it from each other for ever.
+#[test]
+fn s3_22_s3_53_claims_and_dead_letters_reach_other_nodes_by_themselves() {
+    let swarm = Swarm::of(2);
+    let (one, two) = (swarm.node(0), swarm.node(1));
+    one.ok(&["log", "append", STREAM, "bad"]);
+    let consume = |command: &'static str, more: &[&'static str]| {
+        let args = ["log", "consume", "hall-1/#", "--consumer", "work", "--exec"];
+        [&args[..], &[command, "--drain", "--attempts", "1"], more].concat()
+    };
+    one.ok(&consume("false", &[]));
+    let count = |node: &Node, pattern: &str| node.lines(&["log", "read", pattern]).len();
+    until("the other node has the letter and the claim", || {
+        count(two, "$dead/#") == 1 && count(two, "$consumer/#") == 1
+    });
+    let refused = two.fails(&consume("true", &[]), 7);
+    assert!(refused.cause.contains("runs elsewhere"), "{refused:?}");
+
+    let mut waiting = worker(one, "work", "true");
+    two.ok(&consume("true", &["--take-over"]));
+    until("the worker of the first node ends", || {
+        waiting.try_wait().unwrap().is_some()
+    });
+    let output = common::wait(waiting);
+    assert_eq!(output.status.code(), Some(7));
+    for node in [one, two] {
+        until("one claim each", || count(node, "$consumer/#") == 2);
+    }
+}
+
+/// L11: a consumer is forgotten by command, with a daemon and without one; whoever works for it is told.
+#[test]
+fn l11_a_consumer_is_forgotten_by_command() {
+    let node = Node::new();
+    node.ok(&["log", "append", STREAM, "one"]);
+    let drain = |name: &str| {
+        let consume = ["log", "consume", "hall-1/#", "--consumer", name];
+        node.ok(&[&consume[..], &["--exec", "true", "--drain"]].concat());
+    };
+    drain("first");
+    node.ok(&["log", "consumers", "rm", "first"]);
+    node.fails(&["log", "consumers", "rm", "first"], 3);
+    assert!(node.lines(&["log", "consumers"]).is_empty());
+
+    let _daemon = Daemon::start(&node, &[]);
+    drain("second");
+    node.ok(&["log", "consumers", "rm", "second"]);
+    assert!(node.lines(&["log", "consumers", "ls"]).is_empty());
+
+    let waiting = worker(&node, "third", "true");
+    until("it waits", || {
+        let removed = node.run(&["log", "consumers", "rm", "third"]);
+        // It may not be there yet, or not wait yet.
+        removed.status.code() == Some(7)
+    });
+    let held = node.fails(&["log", "consumers", "rm", "third"], 7);
+    assert!(held.hint.contains("--force"), "{held:?}");
+    node.ok(&["log", "consumers", "rm", "third", "--force"]);
+    assert_eq!(common::wait(waiting).status.code(), Some(3));
+    assert!(node.lines(&["log", "consumers"]).is_empty());
+}
+
+/// L5: a repository is copied, as by a backup that comes back, and its device had written on: no number is given to two events, and the node says what
+/// has happened.
+#[test]
+fn l5_a_restored_repository_gives_no_number_twice() {
+    let mut swarm = Swarm::of(2);
+    let texts = |node: &Node| {
+        let mut texts = payloads(node, &[STREAM]);
+        texts.sort();
+        texts
+    };
+    swarm.node(1).ok(&["log", "append", STREAM, "before"]);
+    swarm.nodes[1].1 = None;
+    let backup = Node::bare();
+    copy_folder(&swarm.node(1).repo, &backup.repo);
+    let known = common::address(swarm.node(0));
+    let daemon = Daemon::start(swarm.node(1), &["--bootstrap", &known]);
+    swarm
+        .node(1)
+        .ok(&["log", "append", STREAM, "lost with the disk"]);
+    until("the other has it", || texts(swarm.node(0)).len() == 2);
+    drop(daemon);
+
+    // It meets nobody yet.
+    let ack = backup.json(&["log", "append", STREAM, "after"]);
+    assert!(ack["epoch"].as_u64().unwrap() >= 1 << 50, "{ack}");
+    assert_eq!(ack["seq"].as_u64(), Some(0));
+    let _daemon = Daemon::start(&backup, &["--bootstrap", &known]);
+    let all = ["after", "before", "lost with the disk"];
+    until("both have all", || {
+        texts(&backup) == all && texts(swarm.node(0)) == all
+    });
+    let status = common::status(&backup);
+    let troubles = status["troubles"].as_array().unwrap();
+    let returned = troubles.iter().find(|one| one["kind"] == "events_returned");
+    let cause = returned.unwrap()["cause"].as_str().unwrap();
+    assert!(cause.contains("backup"), "{cause}");
+    assert_eq!(status["health"], "degraded");
+    let listed = &swarm.node(0).lines(&["log", "ls", STREAM])[0];
+    assert_eq!(listed["forked"], false);
+    // By hand, too: also where nothing tells that it is a copy.
+    backup.ok(&["log", "restored"]);
+    let ack = backup.json(&["log", "append", STREAM, "by hand"]);
+    assert_eq!(ack["seq"].as_u64(), Some(0));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        let to = to.join(entry.file_name());
+        if kind.is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A line between two nodes that can be cut.
+struct Line {
+    port: u16,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Line {
+    fn to(node: &Node) -> Self {
+        let target: u16 = common::address(node)
+            .split('/')
+            .nth(4)
+            .unwrap()
+            .parse()
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&open);
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else {
+                    continue;
+                };
+                let clones = [&near, &far].map(|end| end.try_clone().unwrap());
+                kept.lock().unwrap().extend(clones);
+                let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                std::thread::spawn(move || carry(near, far));
+                std::thread::spawn(move || carry(far2, near2));
+            }
+        });
+        Self { port, open }
+    }
+
+    fn cut(&self) {
+        for end in self.open.lock().unwrap().drain(..) {
+            let _closed = end.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..len]).is_err() {
+            break;
+        }
+    }
+    let _closed = to.shutdown(Shutdown::Both);
+}
+
+/// S3.32: the link between two nodes is cut again and again; each time they find each other by themselves, and what was appended meanwhile comes, once.
+/// How soon is asserted in virtual time (crates/pnet/tests/sleep.rs).
+#[test]
+fn s3_32_after_each_cut_of_the_link_events_flow_again_by_themselves() {
+    let swarm = Swarm::of(1);
+    let (one, two) = (swarm.node(0), Node::bare());
+    let key = one.repo.join("swarm.key");
+    two.ok(&["init", "--swarm-key", key.to_str().unwrap()]);
+    let line = Line::to(one);
+    let known = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", line.port, id(one));
+    let _daemon = Daemon::start(&two, &["--bootstrap", &known]);
+    let mut expected = Vec::new();
+    for cut in 0..sim_scale(1000).div_ceil(20) {
+        let text = format!("event {cut}");
+        one.ok(&["log", "append", STREAM, &text]);
+        expected.push(text);
+        until("the event has come", || {
+            let read = two.run(&["log", "read", "hall-1/#", "--raw"]);
+            read.ok().lines().eq(&expected)
+        });
+        line.cut();
+    }
+}
+
+/// S3.3: work that must happen at the machine happens there, whatever becomes of the way to others: a consumer on the same node works on while the
+/// node that it knows is gone.
+#[test]
+fn s3_3_a_consumer_at_the_machine_works_on_while_the_way_to_others_is_cut() {
+    let mut swarm = Swarm::of(2);
+    let out = swarm.node(1).path("out");
+    let command = format!("cat >> {0}; echo >> {0}", out.display());
+    let mut worker = worker(swarm.node(1), "at-the-machine", &command);
+    let seen = || std::fs::read_to_string(&out).unwrap_or_default();
+    swarm.node(1).ok(&["log", "append", STREAM, "before"]);
+    until("it works", || seen() == "before\n");
+    swarm.nodes[0].1 = None;
+    until("the way is cut", || {
+        common::status(swarm.node(1))["peers"] == 0
+    });
+    swarm
+        .node(1)
+        .ok(&["log", "append", STREAM, "while cut off"]);
+    until("it works on", || seen() == "before\nwhile cut off\n");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+}
+
+/// S3.9: there is no broker. Of three nodes any may die: the two others still give each other their events, and the third gets them when it is back.
+#[test]
+fn s3_9_any_node_may_die_and_the_others_exchange_events() {
+    let mut swarm = Swarm::of(3);
+    let connect = |swarm: &Swarm, from: usize, to: usize| {
+        let address = common::address(swarm.node(to));
+        swarm.node(from).ok(&["connect", &address]);
+    };
+    connect(&swarm, 2, 1);
+    for victim in 0..3 {
+        swarm.nodes[victim].1 = None;
+        let (one, two) = ((victim + 1) % 3, (victim + 2) % 3);
+        swarm
+            .node(one)
+            .ok(&["log", "append", STREAM, "while one is dead"]);
+        let has_all =
+            |swarm: &Swarm, n: usize| payloads(swarm.node(n), &["hall-1/#"]).len() == victim + 1;
+        until("the other has it", || has_all(&swarm, two));
+        let (known, other) = (
+            common::address(swarm.node(one)),
+            common::address(swarm.node(two)),
+        );
+        let args = ["--bootstrap", &known, "--bootstrap", &other];
+        let daemon = Daemon::start(swarm.node(victim), &args);
+        swarm.nodes[victim].1 = Some(daemon);
+        until("the third has it, too", || has_all(&swarm, victim));
+        until("all are connected", || {
+            (0..3).all(|n| common::status(swarm.node(n))["peers"] == 2)
+        });
+    }
+}
+
+/// S0.3: one node, one process, gives out assets and events at once, and takes both.
+#[test]
+fn s0_3_one_node_serves_assets_and_events_at_once() {
+    let swarm = Swarm::of(2);
+    let (one, two) = (swarm.node(0), swarm.node(1));
+    let pid = |node: &Node| -> Value {
+        let api = std::fs::read(node.repo.join("api")).unwrap();
+        serde_json::from_slice::<Value>(&api).unwrap()["pid"].clone()
+    };
+    let before = pid(one);
+    let content = common::noise(3, 8 << 20);
+    let asset = one.add(&one.write("asset", &content), &[]);
+    let mut reader = two
+        .command(&["log", "read", "hall-1/#", "--follow", "--raw"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(reader.stdout.take().unwrap()).lines();
+    std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| two.run(&["cat", &asset]).stdout);
+        for n in 0..20 {
+            let text = format!("event {n}");
+            one.ok(&["log", "append", STREAM, &text]);
+            assert_eq!(lines.next().unwrap().unwrap(), text);
+        }
+        assert!(fetching.join().unwrap() == content);
+    });
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert_eq!(pid(one), before);
+}
+
+/// S0.35: the hash of what was appended goes over gossip, to whomever reads the topic; the events themselves come over exchange, by that hash, from a
+/// node that speaks nothing else. However often a hash is heard or a batch fetched, the events in it have one name each, by which they count once.
+#[test]
+fn s0_35_hashes_go_over_gossip_and_entries_over_exchange() {
+    let mut swarm = Swarm::of(2);
+    // It keeps no events: it has what pubsub and blocks give.
+    swarm.join_with(true, &|node| {
+        node.ok(&["config", "set", "events.replicate", "false"]);
+    });
+    let plain = swarm.node(2);
+    let mut listening = plain
+        .command(&["pubsub", "sub", "/gemba/log/heads/1", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (sender, heard) = std::sync::mpsc::sync_channel(64);
+    let output = BufReader::new(listening.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut appended = std::collections::BTreeMap::new();
+    let mut counted = std::collections::BTreeMap::new();
+    until("each event was counted", || {
+        // Gossip promises nothing, least of all before its neighbours know who subscribes: the next hash leads to all before it.
+        if appended.len() < 5 || counted != appended {
+            let text = format!("piece {}", appended.len());
+            let ack = swarm.node(0).json(&["log", "append", STREAM, &text]);
+            appended.insert(ack["seq"].as_u64().unwrap(), text);
+        }
+        while let Ok(line) = heard.recv_timeout(Duration::from_millis(600)) {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            let data = BASE64.decode(line["data"].as_str().unwrap().as_bytes());
+            let told = gemba_log::wire::Message::decode(&data.unwrap().into()).unwrap();
+            let gemba_log::wire::Message::Announce(told) = told else {
+                panic!("{told:?}");
+            };
+            for tip in told.tips {
+                // From the last one back to the first, each by its hash.
+                let mut next = Some(cid_of(&tip.batch));
+                while let Some(cid) = next {
+                    let block = plain.run(&["block", "get", &cid.to_string()]).stdout;
+                    let batch = gemba_log::Batch::decode(block.into()).unwrap();
+                    for event in batch.owned_events() {
+                        let text = String::from_utf8(event.payload.to_vec()).unwrap();
+                        counted.insert(event.seq, text);
+                    }
+                    next = batch.prev();
+                }
+            }
+        }
+        appended.len() >= 5 && counted == appended
+    });
+    listening.kill().unwrap();
+    listening.wait().unwrap();
+    assert!(plain.lines(&["log", "ls"]).is_empty());
+}
+
+/// dag-cbor, SHA2-256.
+fn cid_of(digest: &[u8; 32]) -> cid::Cid {
+    cid::Cid::new_v1(0x71, cid::multihash::Multihash::wrap(0x12, digest).unwrap())
+}
+
+/// A line that is no event is named by its number, with the limit, and those before it are appended and told. What was cut has no length to speak of.
+#[test]
+fn s3_40_a_line_that_is_too_long_is_named_and_those_before_it_are_there() {
+    let node = Node::new();
+    let mut input = b"one\ntwo\n".to_vec();
+    input.extend(vec![b'x'; 600 << 10]);
+    input.extend(b"\nfour\n");
+    let done = node.run_with_input(&["log", "append", STREAM], &input);
+    let cause = done.fails(2).cause;
+    assert!(
+        cause.contains("524288 bytes") && cause.contains("line 3"),
+        "{cause}"
+    );
+    assert_eq!(done.text().lines().count(), 2);
+    assert_eq!(payloads(&node, &[STREAM]), ["one", "two"]);
+    // At the limit it is one.
+    let most = vec![b'x'; 512 << 10];
+    node.run_with_input(&["log", "append", STREAM], &most).ok();
 }

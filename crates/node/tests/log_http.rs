@@ -9,6 +9,12 @@ use std::time::Duration;
 
 use common::{Daemon, Node, id, noise, until};
 use data_encoding::BASE64;
+use futures::StreamExt as _;
+use gemba_node::client::Client;
+use gemba_node::error::Fail;
+use gemba_node::log::wire::{EventAck, EventLine};
+use gemba_node::repo::Layout;
+use hyper::Method;
 use serde_json::{Value, json};
 
 const STREAM: &str = "hall-1/line-3/press-7/count";
@@ -695,4 +701,115 @@ fn s3_53_what_is_refused_comes_again_and_becomes_a_dead_letter() {
     assert!(get(&node, &to("dead")).lines().is_empty());
     let unknown = post(&node, &to("dead/drop"), &json!({"id": letters[0]["id"]}));
     assert!(unknown.cause(404).contains("no dead letter"));
+}
+
+/// specs/log-http.md §4: readers that follow are bounded in number, in words; whoever ends gives his place back, also where nothing comes.
+#[test]
+fn readers_that_follow_are_bounded_and_give_back_when_they_end() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n");
+    let follow = format!("{EVENTS}?follow=true");
+    // Pushed events and lines by turns.
+    let accepts = ["Accept: text/event-stream\r\n", ""];
+    let begin = |n: usize| {
+        let mut stream = send(&node, "GET", &follow, accepts[n % 2], b"");
+        (status_of(&mut stream) == 200).then_some(stream)
+    };
+    let mut open: Vec<_> = (0..64).map(|n| begin(n).unwrap()).collect();
+    let refused = get(&node, &follow);
+    assert!(refused.cause(409).contains("64 readers follow"));
+    // Whoever reads what is there is not counted.
+    assert_eq!(get(&node, EVENTS).lines().len(), 1);
+    for n in [0, 1] {
+        drop(open.remove(n));
+        until("a place is given back", || {
+            let began = begin(n);
+            let is_there = began.is_some();
+            open.extend(began);
+            is_there
+        });
+    }
+}
+
+/// specs/log-http.md §5: a consumer is forgotten; not while somebody works for it, unless that is said, and who waits for its events learns of it.
+#[test]
+fn l11_a_consumer_is_forgotten_over_http() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    let delete = |query: &str| {
+        let path = format!("/v1/consumers/pieces{query}");
+        call(&node, "DELETE", &path, "text/plain", b"")
+    };
+    assert!(delete("").cause(404).contains("no consumer pieces"));
+    let held = claim(&node, "pieces", 1, &json!({"wait_ms": 0})).object();
+    assert!(delete("").cause(409).contains("in use"));
+    let ack = json!({"token": held["token"], "seq": 1});
+    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| claim(&node, "pieces", 1, &json!({"wait_ms": 60_000})));
+        until("a worker waits", || {
+            delete("").cause(409).contains("wait for events")
+        });
+        assert_eq!(delete("?force=true").object()["ok"], true);
+        assert!(waiting.join().unwrap().cause(404).contains("no consumer"));
+    });
+    assert!(get(&node, "/v1/consumers").body.is_empty());
+    // One of its name begins anew.
+    let anew = claim(&node, "pieces", 1, &json!({})).object();
+    assert_eq!(seqs(anew["events"].as_array().unwrap()), [0, 1]);
+}
+
+/// S3.29: a worker elsewhere reads on without acknowledging what it has, and one acknowledgement is for all.
+#[test]
+fn s3_29_a_worker_reads_on_over_http() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n3\n4\n5\n");
+    let mut claimed = claim(&node, "pieces", 1, &json!({"batch": 2})).object();
+    let mut read = seqs(claimed["events"].as_array().unwrap());
+    while read.len() < 5 {
+        let on = json!({"read_on": claimed["token"], "wait_ms": 10_000});
+        claimed = claim(&node, "pieces", 1, &on).object();
+        read.extend(seqs(claimed["events"].as_array().unwrap()));
+    }
+    assert_eq!(read, [0, 1, 2, 3, 4]);
+    let lag = || get(&node, "/v1/consumers/pieces").object()["lag"].clone();
+    assert_eq!(lag(), 5);
+    let ack = json!({"token": claimed["token"], "seq": 4});
+    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+    assert_eq!(lag(), 0);
+    let over = json!({"read_on": claimed["token"]});
+    assert!(claim(&node, "pieces", 1, &over).cause(409).contains("over"));
+}
+
+/// S0.41: what connects machines and offices writes and reads events, by HTTP alone and by the client for Rust, each what the other wrote. The example
+/// that takes orders in and gives counts out is run by examples/tests/run.rs.
+#[test]
+fn s0_41_events_are_written_and_read_over_http_and_by_the_rust_client() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "order A-17\n");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let (acks, events) = runtime.block_on(async {
+        let layout = Layout::new(&node.repo);
+        let client = Client::require(&layout, None).await.unwrap();
+        let acks = client.upload::<EventAck, _>(EVENTS, |out| {
+            out.write_all(b"17 pieces\n18 pieces\n")
+                .map_err(Fail::internal)
+        });
+        let acks: Vec<EventAck> = acks.await.unwrap().map(Result::unwrap).collect().await;
+        let lines = client.lines::<(), EventLine>(Method::GET, EVENTS, None);
+        let events: Vec<EventLine> = lines.await.unwrap().map(Result::unwrap).collect().await;
+        (acks, events)
+    });
+    assert_eq!(acks.iter().map(|ack| ack.seq).collect::<Vec<_>>(), [1, 2]);
+    let expected = ["order A-17", "17 pieces", "18 pieces"];
+    let read: Vec<_> = events.iter().map(EventLine::payload).collect();
+    assert_eq!(read, expected.map(|text| text.as_bytes().to_vec()));
+    assert_eq!(texts(&get(&node, EVENTS).lines()), expected);
 }

@@ -1,4 +1,4 @@
-//! A tablet that is suspended and woken, in virtual time: the cores of dialer and liveness, joined as their drivers join them.
+//! A tablet that is suspended and woken, and links that are cut, in virtual time: the cores of dialer and liveness, joined as their drivers join them.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -296,4 +296,42 @@ fn t13_a_suspended_tablet_is_connected_again_within_five_seconds_of_its_wake() {
     let p99 = took[took.len() * 99 / 100];
     assert!(took.len() > PEERS * kept, "{} reconnects", took.len());
     assert!(p99 <= 5 * SECOND, "{p99:?} of {} reconnects", took.len());
+}
+
+/// S3.32: links are cut at random, with a reset or in silence, with a line that is gone for up to two seconds or back at once. Each link is there again
+/// within 5 s of the moment that this end could know of it, without anybody's help; a peer that is silent is noticed when its time is over.
+#[test]
+fn s3_32_a_link_that_is_cut_is_there_again_within_five_seconds() {
+    check!(sim_scale(1000).div_ceil(20), |rng| {
+        let mut world = World::new(rng);
+        for _ in 0..300 {
+            world.step(rng);
+        }
+        for _ in 0..20 {
+            for _ in 0..rng.range(0..600) {
+                world.step(rng);
+            }
+            let peer = rng.index(PEERS);
+            let cut = world.ran;
+            world.radio_at = world.real + MS * *rng.pick(&[0, 500, 1_000, 2_000]);
+            world.resets = rng.coin();
+            let is_silent = rng.coin();
+            if is_silent {
+                world.links.get_mut(&peer).unwrap().held = false;
+            } else {
+                world.close(peer, rng);
+            }
+            let mut noticed = (!is_silent).then_some(cut);
+            while !world.connected(peer) {
+                world.step(rng);
+                if noticed.is_none() && !world.links.contains_key(&peer) {
+                    noticed = Some(world.ran);
+                }
+                match noticed {
+                    None => assert!(world.ran <= cut + PATIENCE + INTERVAL + SECOND),
+                    Some(at) => assert!(world.ran <= at + 5 * SECOND, "after {:?}", at - cut),
+                }
+            }
+        }
+    });
 }

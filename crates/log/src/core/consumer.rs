@@ -76,6 +76,7 @@ pub struct Consumer {
     generation: u64,
     fenced: Option<u64>,
     broken: Option<String>,
+    forgotten: bool,
     /// Whether it has been here before: then a feed without a row is a new one, and read from its first event.
     existed: bool,
     feeds: BTreeMap<FeedId, Feed>,
@@ -200,6 +201,7 @@ impl Consumer {
             generation,
             fenced: None,
             broken: None,
+            forgotten: false,
             existed,
             feeds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -265,6 +267,7 @@ impl Consumer {
             Input::Buried { ticket, result } => self.on_buried(ticket, result, now),
             Input::Generation(theirs) => self.on_generation(theirs),
             Input::Leave { worker } => self.on_leave(worker, now),
+            Input::Forget { held } => return self.on_forget(held),
             Input::Claim { worker } => return self.on_claim(worker, now),
             Input::Renew { token } => return self.on_renew(token, now),
             Input::Ack { token, ack } => return self.on_ack(token, ack, now),
@@ -363,6 +366,11 @@ impl Consumer {
     /// The generation it runs as.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether it was neither taken over nor forgotten, and no write failed.
+    pub fn is_running(&self) -> bool {
+        self.may_work().is_ok()
     }
 
     /// How it works.
@@ -632,7 +640,7 @@ impl Consumer {
 
     /// Gives feeds with work to workers that wait.
     fn match_up(&mut self, now: Time) {
-        while !self.waiting.is_empty() && self.broken.is_none() && self.fenced.is_none() {
+        while !self.waiting.is_empty() && self.may_work().is_ok() {
             let Some(id) = self.queue.pop_front() else {
                 return;
             };
@@ -991,6 +999,9 @@ impl Consumer {
     }
 
     fn may_work(&self) -> Result<(), Refused> {
+        if self.forgotten {
+            return Err(Refused::Forgotten);
+        }
         if let Some(theirs) = self.fenced {
             return Err(Refused::Fenced {
                 ours: self.generation,
@@ -1011,11 +1022,25 @@ impl Consumer {
             return;
         }
         self.fenced = Some(theirs);
+        self.end_leases();
+        self.tell(Event::Fenced { generation: theirs });
+    }
+
+    fn on_forget(&mut self, held: bool) -> Result<(), Refused> {
+        let workers = self.holders.len();
+        if workers > 0 && !held {
+            return Err(Refused::Held { workers });
+        }
+        self.forgotten = true;
+        self.end_leases();
+        Ok(())
+    }
+
+    fn end_leases(&mut self) {
         for id in self.leases.values().cloned().collect::<Vec<_>>() {
             self.end_lease(&id);
         }
         self.waiting.clear();
-        self.tell(Event::Fenced { generation: theirs });
     }
 
     // The disk.
@@ -1048,8 +1073,7 @@ impl Consumer {
     /// Writes the wish down alone if it differs from what is durable.
     fn write_down(&mut self, id: &FeedId) {
         let differs = |feed: &Feed| feed.flight.is_none() && feed.wish != feed.durable;
-        if self.broken.is_none() && self.fenced.is_none() && self.feeds.get(id).is_some_and(differs)
-        {
+        if self.may_work().is_ok() && self.feeds.get(id).is_some_and(differs) {
             self.persist(id, None, Then::Nothing);
         }
     }

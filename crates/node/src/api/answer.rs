@@ -8,9 +8,10 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::State;
@@ -23,6 +24,8 @@ const QUEUE: usize = 8;
 const PIECE: usize = 128 * 1024;
 /// Lines of an answer that may wait for a slow client.
 const LINES: usize = 64;
+/// Their bytes: an event makes a line of up to 700 KiB. A longer one waits alone.
+const LINES_BYTES: usize = 1 << 20;
 /// Failures of broken-off answers that are remembered.
 const FAILURES: usize = 64;
 
@@ -71,10 +74,56 @@ impl Failures {
     }
 }
 
+/// The end at which pieces of an answer are put in: so many and so many bytes of them wait, then whoever makes them does.
+#[derive(Clone)]
+pub(super) struct Pieces {
+    sender: mpsc::Sender<(Bytes, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    /// Threads that block wait with its help.
+    runtime: Handle,
+}
+
+/// Pieces as they come out.
+pub(super) type Waiting = mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>;
+
+impl Pieces {
+    /// Both ends. Called in a task.
+    pub(super) fn new() -> (Self, Waiting) {
+        let (sender, receiver) = mpsc::channel(LINES);
+        let pieces = Self {
+            sender,
+            room: Arc::new(Semaphore::new(LINES_BYTES)),
+            runtime: Handle::current(),
+        };
+        (pieces, receiver)
+    }
+
+    /// Waits while the client is slow. False: it went away.
+    pub(super) async fn put(&self, piece: Bytes) -> bool {
+        let bytes = u32::try_from(piece.len().min(LINES_BYTES)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await;
+        match room {
+            Ok(room) => self.sender.send((piece, room)).await.is_ok(),
+            // Nobody closes it.
+            Err(_) => false,
+        }
+    }
+
+    /// As [`Pieces::put`], from a thread that may block.
+    fn put_blocking(&self, piece: Bytes) -> bool {
+        self.runtime.block_on(self.put(piece))
+    }
+}
+
+/// The body that pieces make.
+pub(super) fn body_of(pieces: Waiting) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    ReceiverStream::new(pieces).map(|(piece, _room)| Ok(piece))
+}
+
 /// Hands lines to a NDJSON answer.
 #[derive(Clone)]
 pub(super) struct Lines {
-    sender: mpsc::Sender<Result<Bytes, io::Error>>,
+    pieces: Pieces,
     call: Arc<Call>,
 }
 
@@ -85,9 +134,10 @@ impl Lines {
     /// The client went away ([`Code::Interrupted`]), or the daemon is ending.
     pub(super) fn send<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
         self.call.check()?;
-        self.sender
-            .blocking_send(Ok(line(value)?))
-            .map_err(|_| gone())
+        match self.pieces.put_blocking(line(value)?) {
+            true => Ok(()),
+            false => Err(gone()),
+        }
     }
 
     /// As [`Lines::send`], from a task.
@@ -96,8 +146,10 @@ impl Lines {
     /// As [`Lines::send`].
     pub(super) async fn send_async<T: Serialize>(&self, value: &T) -> Result<(), Fail> {
         self.call.check()?;
-        let sent = self.sender.send(Ok(line(value)?)).await;
-        sent.map_err(|_| gone())
+        match self.pieces.put(line(value)?).await {
+            true => Ok(()),
+            false => Err(gone()),
+        }
     }
 }
 
@@ -132,18 +184,18 @@ pub(super) async fn lines_of_upload(
         Ok(thread) => thread,
         Err(fail) => return fail.into_response(),
     };
-    let (sender, receiver) = mpsc::channel(LINES);
+    let (pieces, waiting) = Pieces::new();
     let call = Arc::clone(call);
     tokio::task::spawn_blocking(move || {
-        let lines = Lines { sender, call };
-        if let Err(fail) = produce(&lines) {
-            let _client_gone = lines
-                .sender
-                .blocking_send(line(&fail.to_json()).map_err(io::Error::other));
+        let lines = Lines { pieces, call };
+        if let Err(fail) = produce(&lines)
+            && let Ok(last) = line(&fail.to_json())
+        {
+            let _is_there = lines.pieces.put_blocking(last);
         }
         drop(thread);
     });
-    lines_response(receiver, status).await
+    lines_response(waiting, status).await
 }
 
 /// As [`lines_blocking`], for a task.
@@ -151,34 +203,30 @@ pub(super) async fn lines_async<F>(call: &Arc<Call>, produce: impl FnOnce(Lines)
 where
     F: Future<Output = (Lines, Result<(), Fail>)> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(LINES);
+    let (pieces, waiting) = Pieces::new();
     let producing = produce(Lines {
-        sender,
+        pieces,
         call: Arc::clone(call),
     });
     tokio::spawn(async move {
-        if let (lines, Err(fail)) = producing.await {
-            let _client_gone = lines
-                .sender
-                .send(line(&fail.to_json()).map_err(io::Error::other))
-                .await;
+        if let (lines, Err(fail)) = producing.await
+            && let Ok(last) = line(&fail.to_json())
+        {
+            let _is_there = lines.pieces.put(last).await;
         }
     });
-    lines_response(receiver, status_of).await
+    lines_response(waiting, status_of).await
 }
 
-async fn lines_response(
-    mut receiver: mpsc::Receiver<Result<Bytes, io::Error>>,
-    status: fn(&Fail) -> StatusCode,
-) -> Response {
-    let first = receiver.recv().await;
-    if let Some(Ok(line)) = &first
+async fn lines_response(mut waiting: Waiting, status: fn(&Fail) -> StatusCode) -> Response {
+    let first = waiting.recv().await.map(|(line, _room)| line);
+    if let Some(line) = &first
         && let Some(fail) = failure_in(line)
     {
         return (status(&fail), axum::Json(fail.to_json())).into_response();
     }
-    let rest = ReceiverStream::new(receiver);
-    let body = Body::from_stream(futures::stream::iter(first).chain(rest));
+    let first = futures::stream::iter(first.map(Ok));
+    let body = Body::from_stream(first.chain(body_of(waiting)));
     typed("application/x-ndjson", body)
 }
 
@@ -275,4 +323,34 @@ pub(super) fn typed(kind: &'static str, body: Body) -> Response {
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that stops reading holds so many bytes of an answer, however long its lines are.
+    #[tokio::test]
+    async fn what_waits_for_a_slow_client_is_bounded_in_bytes() {
+        let (pieces, mut waiting) = Pieces::new();
+        let large = Bytes::from(vec![0; 700 << 10]);
+        assert!(pieces.put(large.clone()).await);
+        let second = {
+            let (pieces, large) = (pieces.clone(), large.clone());
+            tokio::spawn(async move { pieces.put(large).await })
+        };
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!second.is_finished());
+        assert!(waiting.recv().await.is_some());
+        assert!(matches!(second.await, Ok(true)));
+        assert!(waiting.recv().await.is_some());
+        // One that is larger than all goes alone, and whoever waits is told when the client is gone.
+        assert!(pieces.put(vec![0; 3 << 20].into()).await);
+        let stuck = tokio::spawn(async move { pieces.put(large).await });
+        tokio::task::yield_now().await;
+        drop(waiting);
+        assert!(matches!(stuck.await, Ok(false)));
+    }
 }

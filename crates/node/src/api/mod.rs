@@ -51,6 +51,11 @@ const THREADS: usize = 40;
 const LOCAL: usize = 4;
 /// Topics that are read at a time, each by its own request; what waits for a reader who is slow is at most 1 MiB each.
 const SUBSCRIPTIONS: usize = 64;
+/// Readers of events that go on with what comes. Each holds a page of 2 MiB at most, as lines, and one that waits for its client.
+const FOLLOWERS: usize = 64;
+/// Workers that wait for events of consumers. Each looks a few times a second, and with all readers and subscriptions they leave some of the
+/// connections that the API has to others.
+const WAITERS: usize = 96;
 /// A request that finds all of them taken is refused after so long.
 const THREAD_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -73,6 +78,8 @@ pub struct State {
     threads: Arc<Semaphore>,
     local: Arc<Semaphore>,
     subscriptions: Arc<Semaphore>,
+    followers: Arc<Semaphore>,
+    waiters: Arc<Semaphore>,
     ending: CancellationToken,
 }
 
@@ -103,6 +110,8 @@ impl State {
             threads: Arc::new(Semaphore::new(THREADS)),
             local: Arc::new(Semaphore::new(LOCAL)),
             subscriptions: Arc::new(Semaphore::new(SUBSCRIPTIONS)),
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            waiters: Arc::new(Semaphore::new(WAITERS)),
             ending,
         })
     }
@@ -200,8 +209,12 @@ pub fn router(state: Arc<State>) -> Router {
             get(streams::about).post(streams::describe),
         )
         .route("/v1/log/verify", post(streams::verify))
+        .route("/v1/log/restored", post(streams::restored))
         .route("/v1/consumers", get(streams::consumers))
-        .route("/v1/consumers/{name}", get(streams::consumer))
+        .route(
+            "/v1/consumers/{name}",
+            get(streams::consumer).delete(streams::forget),
+        )
         .route("/v1/consumers/{name}/claim", post(streams::claim))
         .route("/v1/consumers/{name}/ack", post(streams::ack))
         .route("/v1/consumers/{name}/renew", post(streams::renew))

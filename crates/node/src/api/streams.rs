@@ -10,9 +10,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use gemba_log::{Class, MAX_PAYLOAD, NewEvent, StreamName};
+use gemba_log::{Class, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::State;
@@ -56,6 +56,26 @@ impl State {
             work(&events)
         });
         working.await.map_err(Fail::internal)?
+    }
+
+    /// The right to read on as events come.
+    fn follower(&self) -> Result<OwnedSemaphorePermit, Fail> {
+        Arc::clone(&self.followers)
+            .try_acquire_owned()
+            .map_err(|_| {
+                let cause = format!("{} readers follow events already", super::FOLLOWERS);
+                Fail::new(Code::Conflict, cause)
+                    .hint("end some of them; a program that works through events is a consumer (`gemba log consume`)")
+            })
+    }
+
+    /// The right to wait for events of a consumer.
+    fn waiter(&self) -> Result<OwnedSemaphorePermit, Fail> {
+        Arc::clone(&self.waiters).try_acquire_owned().map_err(|_| {
+            let cause = format!("{} workers wait for events already", super::WAITERS);
+            Fail::new(Code::Conflict, cause)
+                .hint("end some of them, or claim without wait_ms, now and then")
+        })
     }
 }
 
@@ -404,6 +424,8 @@ pub(super) async fn read(
     let after = query.after.as_deref().or_else(|| text("last-event-id"));
     let after = after.map(parse_after).transpose()?;
     let tail = query.tail;
+    let follow = query.follow || is_sse;
+    let permit = follow.then(|| state.follower()).transpose()?;
     let begin = {
         let what = what.clone();
         state.with_log(move |events| match (after, tail) {
@@ -417,11 +439,14 @@ pub(super) async fn read(
         events: state.events.clone(),
         what,
         left: query.limit.unwrap_or(u64::MAX),
-        follow: query.follow || is_sse,
+        follow,
+        call,
+        _permit: permit,
     };
     if is_sse {
-        return Ok(typed("text/event-stream", reading.events(&call)));
+        return Ok(typed("text/event-stream", reading.events()));
     }
+    let call = Arc::clone(&reading.call);
     Ok(answer::lines_async(&call, move |lines| async move {
         let outcome = reading.lines(&lines).await;
         (lines, outcome)
@@ -429,32 +454,41 @@ pub(super) async fn read(
     .await)
 }
 
-/// A resume token: places of feeds, `STREAM AUTHOR:EPOCH:SEQ`, one a feed.
-fn parse_after(text: &str) -> Result<Vec<gemba_log::EventId>, Fail> {
+/// A resume token: places, `STREAM AUTHOR:EPOCH:SEQ`, one a feed, and `STREAM AUTHOR:EPOCH:SEQ@CID`, one a branch.
+fn parse_after(text: &str) -> Result<Vec<(Part, Seq)>, Fail> {
     text.split(',')
         .map(|one| {
-            let (stream, event) = one.split_once(' ').ok_or_else(|| {
+            let wrong = || {
                 Fail::new(Code::Usage, format!("{one:?} is no place to go on from"))
                     .hint("give back the id of the last event as it came")
-            })?;
-            parse_event(stream, event)
+            };
+            let (stream, event) = one.split_once(' ').ok_or_else(wrong)?;
+            let (event, branch) = match event.split_once('@') {
+                Some((event, branch)) => (event, Some(branch.parse().map_err(|_| wrong())?)),
+                None => (event, None),
+            };
+            let EventId { feed, seq } = parse_event(stream, event)?;
+            Ok((Part { feed, branch }, seq))
         })
         .collect()
 }
 
-/// The last event of each feed.
-type Places = std::collections::BTreeMap<(String, String, u64), String>;
+/// The last event of each feed and branch.
+type Places = std::collections::BTreeMap<Part, String>;
 
 /// The place of an event.
-fn place_text(feed: &gemba_log::FeedId, seq: u64) -> String {
+fn place_text(part: &Part, seq: Seq) -> String {
+    let Part { feed, branch } = part;
     let author = crate::log::author_text(&feed.author);
-    format!("{} {author}:{}:{seq}", feed.stream, feed.epoch)
+    let place = format!("{} {author}:{}:{seq}", feed.stream, feed.epoch);
+    match branch {
+        Some(branch) => format!("{place}@{branch}"),
+        None => place,
+    }
 }
 
-fn place_of((feed, seq): (&gemba_log::FeedId, u64)) -> ((String, String, u64), String) {
-    let author = crate::log::author_text(&feed.author);
-    let key = (feed.stream.to_string(), author, feed.epoch.0);
-    (key, place_text(feed, seq))
+fn place_of((part, seq): (&Part, Seq)) -> (Part, String) {
+    (part.clone(), place_text(part, seq))
 }
 
 /// Bytes of places that go with every event; longer ones go with the last of each page.
@@ -479,6 +513,9 @@ struct Reading {
     cursor: Cursor,
     left: u64,
     follow: bool,
+    call: Arc<Call>,
+    /// Of those who follow; given back when they end.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Reading {
@@ -488,30 +525,30 @@ impl Reading {
             changes.borrow_and_update();
             let (page, more) = self.page().await?;
             let is_last = !more;
-            for (_, event) in page {
+            for (_, _, event) in page {
                 lines.send_async(&event).await?;
             }
             if self.left == 0 || is_last && !self.follow {
                 return Ok(());
             }
-            if is_last && changes.changed().await.is_err() {
-                return Err(crate::daemon::ending());
+            if is_last {
+                // A reader who went away is noticed although nothing comes.
+                let changed =
+                    async { changes.changed().await.map_err(|_| crate::daemon::ending()) };
+                self.call.within(changed).await?;
             }
         }
     }
 
     /// The next events, each with its place, and whether there may be more now.
-    async fn page(&mut self) -> Result<(Vec<(String, EventLine)>, bool), Fail> {
+    async fn page(&mut self) -> Result<(Vec<(Part, Seq, EventLine)>, bool), Fail> {
         let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
         let (events, what) = (self.events.clone(), self.what.clone());
         let mut cursor = std::mem::take(&mut self.cursor);
         let reading = tokio::task::spawn_blocking(move || {
             let mut page = Vec::new();
-            let read = events.read(&what, &mut cursor, most, |batch, event| {
-                page.push((
-                    place_text(batch.feed(), event.seq),
-                    wire::line(batch, event),
-                ));
+            let read = events.read(&what, &mut cursor, most, |part, event| {
+                page.push((part.clone(), event.seq, wire::line(part, event)));
                 Ok(())
             });
             (cursor, read.map(|more| (page, more)))
@@ -524,9 +561,9 @@ impl Reading {
     }
 
     /// The body of an event stream. A comment goes with the silence.
-    fn events(mut self, call: &Arc<Call>) -> Body {
-        let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(16);
-        let over = call.token();
+    fn events(mut self) -> Body {
+        let (pieces, waiting) = answer::Pieces::new();
+        let over = self.call.token();
         let telling = async move {
             let mut changes = self.events.changes();
             // Feeds of which nothing comes on this connection have a place, too: without it they would begin anew.
@@ -536,21 +573,21 @@ impl Reading {
                 let (page, more) = self.page().await?;
                 let is_last = !more;
                 let count = page.len();
-                for ((place, event), n) in page.into_iter().zip(1..) {
-                    let feed = (event.stream.clone(), event.author.clone(), event.epoch);
-                    places.insert(feed, place);
+                for ((part, seq, event), n) in page.into_iter().zip(1..) {
+                    let place = place_text(&part, seq);
+                    places.insert(part, place);
                     let data = line(&event)?;
                     let data = String::from_utf8_lossy(&data);
                     let id = id_of(&places, n == count);
                     let text = format!("{id}event: event\ndata: {data}\n");
-                    if sender.send(Ok(text.into())).await.is_err() {
+                    if !pieces.put(text.into()).await {
                         return Ok::<(), Fail>(());
                     }
                 }
                 if self.left == 0 {
                     return Ok(());
                 }
-                if is_last && !more_comes(&mut changes, &sender).await {
+                if is_last && !more_comes(&mut changes, &pieces).await {
                     return Ok(());
                 }
             }
@@ -561,20 +598,20 @@ impl Reading {
                 () = over.cancelled() => {}
             }
         });
-        Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))
+        Body::from_stream(answer::body_of(waiting))
     }
 }
 
 /// Waits until the log has changed, with a comment now and then. False: the log is at its end, or nobody reads any more.
 async fn more_comes(
     changes: &mut tokio::sync::watch::Receiver<u64>,
-    sender: &mpsc::Sender<Result<Bytes, std::io::Error>>,
+    pieces: &answer::Pieces,
 ) -> bool {
     loop {
         match tokio::time::timeout(ALIVE, changes.changed()).await {
             Ok(changed) => return changed.is_ok(),
             Err(_) => {
-                if sender.send(Ok(": still here\n\n".into())).await.is_err() {
+                if !pieces.put(": still here\n\n".into()).await {
                     return false;
                 }
             }
@@ -586,6 +623,13 @@ async fn more_comes(
 pub(super) async fn verify(Extract(state): Node) -> Result<Json<LogVerified>, Fail> {
     let verified = state.with_log(Events::verify);
     Ok(Json(verified.await?))
+}
+
+/// This repository is a copy: events go on in new epochs.
+pub(super) async fn restored(Extract(state): Node) -> Result<Json<Done>, Fail> {
+    let begun = state.with_log(Events::begin_epochs);
+    begun.await?;
+    Ok(Json(Done { ok: true }))
 }
 
 /// All consumers of this node.
@@ -606,6 +650,30 @@ pub(super) async fn consumer(
     Ok(Json(view.await?))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForgetQuery {
+    /// Also while workers hold events or wait for them.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Forgets a consumer; what waited for it alone may go.
+pub(super) async fn forget(
+    Extract(state): Node,
+    Path(name): Path<String>,
+    Query(query): Query<ForgetQuery>,
+) -> Result<Json<Done>, Fail> {
+    let forgotten = state.with_log(move |events| {
+        events.consumers().forget(&name, query.force)?;
+        // Workers that wait learn of it.
+        events.has_changed();
+        Ok(())
+    });
+    forgotten.await?;
+    Ok(Json(Done { ok: true }))
+}
+
 /// The next portion for a worker. Waits for events as long as the worker wishes.
 pub(super) async fn claim(
     Extract(state): Node,
@@ -616,6 +684,10 @@ pub(super) async fn claim(
     let wait = Duration::from_millis(request.wait_ms.unwrap_or(0)).min(MOST_WAIT);
     let until = Instant::now() + wait;
     let mut changes = state.events.changes();
+    let mut request = request;
+    // Whoever polls is at work, from its first look on.
+    let _waits = (!wait.is_zero()).then(|| state.events.consumers().waits(&name));
+    let mut waiting = None;
     loop {
         changes.borrow_and_update();
         let (of, wish) = (name.clone(), request.clone());
@@ -625,6 +697,12 @@ pub(super) async fn claim(
         }
         if Instant::now() >= until {
             return Ok(Json(Claimed::default()));
+        }
+        if waiting.is_none() {
+            waiting = Some(state.waiter()?);
+            // The consumer is there now. One that is forgotten while its worker waits is not made anew, and none is taken over a second time.
+            request.streams.clear();
+            request.take_over = false;
         }
         // Refused events come again without a change of the log, so it looks once a while, too.
         let look = until.min(Instant::now() + Duration::from_millis(200));

@@ -160,6 +160,12 @@ pub struct EventCounts {
     pub feeds: u64,
     /// Of those: their author wrote two histories.
     pub forks: u64,
+    /// Second histories that were found since the daemon started.
+    pub new_forks: u64,
+    /// Batches of this node that came back from others and were not here, since the daemon started.
+    pub returned: u64,
+    /// The files were copied since they were written last: events go on in new epochs.
+    pub copied: bool,
     /// Events.
     pub events: u64,
     /// Their bytes on disk.
@@ -176,6 +182,8 @@ pub struct EventCounts {
     pub lag: u64,
     /// Nothing is written any more, since a write failed; see `troubles`.
     pub stopped: bool,
+    /// `events.max_size` is reached.
+    pub full: bool,
 }
 
 /// A line: what it may carry, and what it carried.

@@ -21,8 +21,8 @@ use crate::error::{Code, Fail};
 use crate::log::about::About;
 use crate::log::consumers::{Goal, parse_event};
 use crate::log::wire::{
-    self, AckRequest, ClaimRequest, Claimed, ClaimedEvent, ConsumerView, DeadLetter, EventAck,
-    EventLine, LogVerified, StreamView,
+    self, AckRequest, BranchView, ClaimRequest, Claimed, ClaimedEvent, ConsumerView, DeadLetter,
+    EventAck, EventLine, LogVerified, StreamView,
 };
 use crate::log::{Events, PAGE, Query, no_stream, parse_author, parse_pattern, parse_stream};
 use crate::names::wall_ms;
@@ -63,13 +63,15 @@ pub enum Command {
     Count(CountArgs),
     /// Move a consumer: what lies before the place counts as done
     Ack(AckArgs),
-    /// List the consumers, and how far behind each is
-    Consumers,
+    /// List the consumers, and how far behind each is; or forget one
+    Consumers(ConsumersArgs),
     /// What consumers could not do: list, show, try again, drop
     #[command(subcommand)]
     Dead(DeadCommand),
     /// Read every byte and check it
     Verify,
+    /// Say that this repository is a copy or came back from a backup: events go on in new epochs, so that no number is given twice
+    Restored,
 }
 
 /// What `log append` takes.
@@ -230,6 +232,28 @@ pub struct AckArgs {
     stream: Option<String>,
 }
 
+/// What `log consumers` takes; nothing lists them.
+#[derive(Debug, clap::Args)]
+pub struct ConsumersArgs {
+    #[command(subcommand)]
+    command: Option<ConsumersCommand>,
+}
+
+/// What is done with consumers.
+#[derive(Debug, clap::Subcommand)]
+pub enum ConsumersCommand {
+    /// List them
+    Ls,
+    /// Forget one, for good: its places, and what it counted. Events that were kept for it alone may go
+    Rm {
+        /// The consumer
+        consumer: String,
+        /// Also while workers hold events of it, or wait for them
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 /// What is done about dead letters.
 #[derive(Debug, clap::Subcommand)]
 pub enum DeadCommand {
@@ -275,9 +299,13 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
         Command::Consume(args) => consume(context, args),
         Command::Count(args) => count(context, args),
         Command::Ack(args) => ack(context, args),
-        Command::Consumers => consumers(context),
+        Command::Consumers(args) => match &args.command {
+            None | Some(ConsumersCommand::Ls) => consumers(context),
+            Some(ConsumersCommand::Rm { consumer, force }) => forget(context, consumer, *force),
+        },
         Command::Dead(command) => dead(context, command),
         Command::Verify => verify(context),
+        Command::Restored => restored(context),
     }
 }
 
@@ -413,13 +441,22 @@ fn append_here(context: &Context, args: &AppendArgs) -> Result<(), Fail> {
         None if args.whole => group.push(event(whole()?)),
         None => {
             let mut input = BufReader::with_capacity(64 << 10, std::io::stdin().lock());
-            while let Some(line) = next_line(&mut input)? {
-                group.push(event(line));
+            let mut lines = 0;
+            let end = loop {
+                match next_line(&mut input, lines + 1) {
+                    Ok(Some(line)) => group.push(event(line)),
+                    Ok(None) => break Ok(()),
+                    Err(fail) => break Err(fail),
+                }
+                lines += 1;
                 // All that are there at once; with the last of them none waits for the next.
                 if group.len() == GROUP || !input.buffer().contains(&b'\n') {
                     flush(&mut group)?;
                 }
-            }
+            };
+            // Those before a line that is none are appended and told first.
+            flush(&mut group)?;
+            end?;
         }
     }
     flush(&mut group)?;
@@ -435,10 +472,25 @@ fn whole() -> Result<Vec<u8>, Fail> {
         .take(most)
         .read_to_end(&mut data)
         .map_err(|e| stdin_fail(&e))?;
-    Ok(data)
+    match data.len() > MAX_PAYLOAD {
+        true => Err(too_large("standard input")),
+        false => Ok(data),
+    }
 }
 
-fn next_line(input: &mut BufReader<std::io::StdinLock<'_>>) -> Result<Option<Vec<u8>>, Fail> {
+/// What was not read to its end has a length that nobody knows.
+fn too_large(what: &str) -> Fail {
+    Fail::new(
+        Code::Usage,
+        format!("an event may have {MAX_PAYLOAD} bytes, and {what} has more"),
+    )
+    .hint("`gemba add` the content and append its CID; if lines are too long, is an end of line missing?")
+}
+
+fn next_line(
+    input: &mut BufReader<std::io::StdinLock<'_>>,
+    number: u64,
+) -> Result<Option<Vec<u8>>, Fail> {
     let mut line = Vec::new();
     let most = MAX_PAYLOAD as u64 + 2;
     let read = input
@@ -448,6 +500,9 @@ fn next_line(input: &mut BufReader<std::io::StdinLock<'_>>) -> Result<Option<Vec
         .map_err(|e| stdin_fail(&e))?;
     if line.last() == Some(&b'\n') {
         line.pop();
+    }
+    if line.len() > MAX_PAYLOAD {
+        return Err(too_large(&format!("line {number} of standard input")));
     }
     Ok((read > 0).then_some(line))
 }
@@ -565,9 +620,9 @@ fn read_here(
     while left > 0 {
         let most = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
         let mut read = 0;
-        let more = events.read(what, &mut cursor, most, |batch, event| {
+        let more = events.read(what, &mut cursor, most, |part, event| {
             read += 1;
-            shown(&wire::line(batch, event))
+            shown(&wire::line(part, event))
         })?;
         interrupt::check()?;
         left -= read;
@@ -607,8 +662,15 @@ fn ls(context: &Context, args: &LsArgs) -> Result<(), Fail> {
                 .unit
                 .map(|unit| format!(" [{unit}]"))
                 .unwrap_or_default();
+            let forked = match view.branches.len() {
+                0 => String::new(),
+                more => format!(
+                    ", {} more",
+                    text::count(more as u64, "history", "histories")
+                ),
+            };
             format!(
-                "{}{unit}  {}, {:.1}/s, {}, last {}  {}",
+                "{}{unit}  {}, {:.1}/s, {}{forked}, last {}  {}",
                 view.stream,
                 text::count(view.events, "event", "events"),
                 view.rate,
@@ -687,11 +749,24 @@ fn verify(context: &Context) -> Result<(), Fail> {
         None => here(context)?.verify()?,
     };
     context.out.result(&verified, |verified| {
+        let branches = verified.branches.iter();
+        let branches = branches.map(|branch| {
+            let BranchView {
+                stream,
+                author,
+                epoch,
+                branch,
+                from,
+                ..
+            } = branch;
+            format!("\n{stream}: {author} wrote a second history of epoch {epoch}, from event {from} on: {branch}")
+        });
         format!(
-            "{} in {} checked, {} damaged",
+            "{} in {} checked, {} damaged{}",
             text::count(verified.events, "event", "events"),
             text::count(verified.batches, "batch", "batches"),
             text::count(verified.damaged.len() as u64, "place", "places"),
+            branches.collect::<String>(),
         )
     })?;
     if verified.ok {
@@ -703,6 +778,26 @@ fn verify(context: &Context) -> Result<(), Fail> {
         format!("events are damaged on this disk: {first}"),
     )
     .hint("devices that have them are asked when they connect; look at the disk (`dmesg`)"))
+}
+
+fn restored(context: &Context) -> Result<(), Fail> {
+    match context.daemon()? {
+        Some(daemon) => context.talk(daemon, async |client| {
+            let path = "/v1/log/restored";
+            client
+                .post_json::<_, Done>(path, &json!({}))
+                .await
+                .map(drop)
+        })?,
+        None => {
+            let events = here(context)?;
+            events.begin_epochs()?;
+            events.close();
+        }
+    }
+    context.out.result(&json!({"new_epochs": true}), |_| {
+        "the next events of each stream go into a new epoch".to_owned()
+    })
 }
 
 // Consumers.
@@ -1103,6 +1198,26 @@ fn consumers(context: &Context) -> Result<(), Fail> {
     views
         .iter()
         .try_for_each(|view| show_consumer(context, view))
+}
+
+fn forget(context: &Context, consumer: &str, force: bool) -> Result<(), Fail> {
+    match context.daemon()? {
+        Some(daemon) => {
+            let path = format!("/v1/consumers/{}", encoded(consumer));
+            let path = match force {
+                true => url(&path, &[("force", "true")]),
+                false => path,
+            };
+            context.talk(daemon, async |client| {
+                client.delete_json::<Done>(&path).await.map(drop)
+            })?;
+        }
+        None => here(context)?.consumers().forget(consumer, force)?,
+    }
+    let done = json!({"consumer": consumer, "forgotten": true});
+    context
+        .out
+        .result(&done, |_| format!("{consumer} is forgotten"))
 }
 
 fn dead(context: &Context, command: &DeadCommand) -> Result<(), Fail> {

@@ -13,7 +13,7 @@ use cid::Cid;
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use gemba_gossip::{Delivery, Topic};
 use gemba_log::core::reconcile::Tip;
-use gemba_log::core::replicate::{Config, Event, Input, Output, Peer, Replicate};
+use gemba_log::core::replicate::{Config, Event, Input, NotAppended, Output, Peer, Replicate};
 use gemba_log::wire::{Announce, MAX_MESSAGE_BYTES, Message, PROTOCOL, Run};
 use gemba_log::{Batch, FeedId, Loaded, Pattern, Seq, UnverifiedBatch};
 use libp2p_identity::PeerId;
@@ -41,6 +41,10 @@ const STALL: Duration = Duration::from_secs(20);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 /// One that the peer does not speak after so many of these.
 const UNSUPPORTED: u32 = 10;
+/// Heads go over gossip so often: whoever is connected has them long before, and a plant has hundreds of nodes that tell theirs.
+const HEADS: Duration = Duration::from_millis(250);
+/// Feeds whose heads wait for that; with more, the next comparison tells those that find no room.
+const MAX_HEADS: usize = 4096;
 /// Appends are told together that come within so short a time.
 const GAP: Duration = Duration::from_millis(2);
 /// A look at the log takes at most one part in so many of the time, however many feeds there are.
@@ -51,7 +55,7 @@ const THREADS: usize = 8;
 const FAST: Duration = Duration::from_millis(50);
 /// How often retention looks.
 const RETAIN: Duration = Duration::from_secs(60);
-/// How often the newest batches are said again over gossip: messages are lost, and comparisons only find peers.
+/// Heads of one message over gossip.
 const TIPS_A_MESSAGE: usize = 512;
 
 /// Who is connected, as the loop knows it.
@@ -129,6 +133,8 @@ pub(super) struct Replicator {
     numbers: HashMap<Peer, PeerId>,
     next_number: u64,
     told: BTreeMap<FeedId, Vec<(Seq, [u8; 32])>>,
+    /// What goes over gossip next.
+    heads: BTreeMap<FeedId, Vec<Tip>>,
     started: Instant,
     facts: mpsc::Sender<Fact>,
     receive: Arc<Semaphore>,
@@ -179,6 +185,7 @@ impl Replicator {
             numbers: HashMap::new(),
             next_number: 0,
             told: BTreeMap::new(),
+            heads: BTreeMap::new(),
             started: Instant::now(),
             facts,
             receive: Arc::new(Semaphore::new(RECEIVE_BYTES)),
@@ -197,7 +204,8 @@ impl Replicator {
         let connections = self.connections.clone();
         let mut fast = tokio::time::interval(FAST);
         let mut retain = tokio::time::interval(RETAIN);
-        for interval in [&mut fast, &mut retain] {
+        let mut heads = tokio::time::interval(HEADS);
+        for interval in [&mut fast, &mut retain, &mut heads] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
         self.look_at_log().await;
@@ -206,7 +214,7 @@ impl Replicator {
         let mut gap = GAP;
         let mut look: Option<Instant> = None;
         loop {
-            self.drain().await;
+            self.drain();
             // The topic is read from the first peer on that has a log: with none, nobody would be there to hear.
             if heard.is_none() && !self.numbers.is_empty() && !self.asked_topic {
                 self.asked_topic = true;
@@ -232,6 +240,7 @@ impl Replicator {
                     self.core.expire(now);
                     self.look_at_peers();
                 }
+                _ = heads.tick(), if !self.heads.is_empty() => self.tell_heads().await,
                 _ = fast.tick() => self.write_fast(),
                 _ = retain.tick() => self.retain(),
             }
@@ -489,7 +498,7 @@ impl Replicator {
 
     // What the core wants.
 
-    async fn drain(&mut self) {
+    fn drain(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
                 Output::Send { peer, message } => self.send(peer, &message),
@@ -506,7 +515,7 @@ impl Replicator {
                     bytes,
                 } => self.load(ticket, feed, from, tip, bytes),
                 Output::Lookup { ticket, tips } => self.look_up(ticket, tips),
-                Output::Announce(tips) => self.announce(&tips).await,
+                Output::Announce(tips) => self.note_heads(tips),
                 Output::Event(event) => tell(&event),
             }
         }
@@ -533,31 +542,38 @@ impl Replicator {
     }
 
     /// Runs work on a thread that may block, and hands its answer back. Who waits, for a thread or for the task, holds no thread: the task itself
-    /// needs one to look at the log.
-    fn work(&self, work: impl FnOnce(&Events) -> Input + Send + 'static) {
+    /// needs one to look at the log. `or` is the answer of work that died.
+    fn work(&self, or: Input, work: impl FnOnce(&Events) -> Input + Send + 'static) {
         let (events, facts) = (self.events.clone(), self.facts.clone());
         let threads = Arc::clone(&self.threads);
         tokio::spawn(async move {
             let Ok(_thread) = threads.acquire_owned().await else {
                 return;
             };
-            let done = tokio::task::spawn_blocking(move || work(&events)).await;
-            match done {
-                Ok(input) => drop(facts.send(Fact::Done(input)).await),
-                Err(error) => tracing::error!(%error, "work on the log did not end"),
-            }
+            let done = answered(or, move || work(&events)).await;
+            let _ending = facts.send(Fact::Done(done)).await;
         });
     }
 
     fn append(&self, ticket: u64, batches: Vec<Batch>, begins: bool) {
-        self.work(move |events| {
+        let or = Input::Appended {
+            ticket,
+            result: Err(NotAppended::Disk),
+        };
+        self.work(or, move |events| {
             let result = events.log().append_run(batches, begins);
             Input::Appended { ticket, result }
         });
     }
 
     fn load(&self, ticket: u64, feed: FeedId, from: Seq, tip: [u8; 32], bytes: u64) {
-        self.work(move |events| {
+        let or = Input::Loaded {
+            ticket,
+            batches: Vec::new(),
+            more: false,
+            starts: 0,
+        };
+        self.work(or, move |events| {
             let loaded = events.log().load_towards(&feed, from, tip, bytes);
             let loaded = loaded.unwrap_or_else(|error| {
                 tracing::debug!(?feed, %error, "events that a peer wants cannot be read");
@@ -573,7 +589,11 @@ impl Replicator {
     }
 
     fn look_up(&self, ticket: u64, tips: Vec<Tip>) {
-        self.work(move |events| {
+        let or = Input::Unknown {
+            ticket,
+            tips: Vec::new(),
+        };
+        self.work(or, move |events| {
             let unknown = events.log().unknown_tips(tips);
             let tips = unknown.unwrap_or_else(|error| {
                 tracing::debug!(%error, "it cannot be told which events are here");
@@ -583,8 +603,23 @@ impl Replicator {
         });
     }
 
-    async fn announce(&self, tips: &[Tip]) {
+    /// Notes what is to go over gossip; of each feed the newest.
+    fn note_heads(&mut self, tips: Vec<Tip>) {
+        let mut of: BTreeMap<FeedId, Vec<Tip>> = BTreeMap::new();
+        for tip in tips {
+            of.entry(tip.feed.clone()).or_default().push(tip);
+        }
+        for (feed, tips) in of {
+            if self.heads.len() < MAX_HEADS || self.heads.contains_key(&feed) {
+                self.heads.insert(feed, tips);
+            }
+        }
+    }
+
+    async fn tell_heads(&mut self) {
         let Ok(topic) = Topic::new(TOPIC) else { return };
+        let heads = std::mem::take(&mut self.heads);
+        let tips: Vec<Tip> = heads.into_values().flatten().collect();
         for tips in tips.chunks(TIPS_A_MESSAGE) {
             let message = Message::Announce(Announce {
                 tips: tips.to_vec(),
@@ -592,18 +627,27 @@ impl Replicator {
             });
             let data = Bytes::from(message.encode());
             let topic = topic.clone();
-            // Nobody waits for it, and without pubsub there is nobody to tell.
-            let _refused = self
-                .handle
-                .ask(|reply| Command::Publish {
-                    topic,
-                    data,
-                    patience: Duration::ZERO,
-                    reply,
-                })
-                .await;
+            let asked = self.handle.ask(|reply| Command::Publish {
+                topic,
+                data,
+                patience: Duration::ZERO,
+                reply,
+            });
+            // Nobody waits for it, and it waits for nobody. If its future were dropped, it would be taken back before it is signed.
+            if let Ok(Ok(publishing)) = asked.await {
+                publishing.detach();
+            }
         }
     }
+}
+
+/// The answer of work on a thread that may block. The core keeps a place for each answer, so there is one also where the work died.
+async fn answered(or: Input, work: impl FnOnce() -> Input + Send + 'static) -> Input {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| {
+        tracing::error!(%error, "work on the log did not end");
+        or
+    })
 }
 
 /// When it is time, if it ever is.
@@ -809,4 +853,25 @@ async fn write(
         }
     }
     stream.close().await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::panic)]
+    use super::*;
+
+    /// A thread that dies in the middle of its work answers all the same: else the feed would never be asked for again.
+    #[tokio::test]
+    async fn work_that_dies_is_answered() {
+        let or = || Input::Appended {
+            ticket: 7,
+            result: Err(NotAppended::Disk),
+        };
+        assert_eq!(answered(or(), || panic!("a planted one")).await, or());
+        let done = || Input::Unknown {
+            ticket: 8,
+            tips: Vec::new(),
+        };
+        assert_eq!(answered(or(), done).await, done());
+    }
 }

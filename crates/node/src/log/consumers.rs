@@ -9,13 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover};
+use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover, forget};
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
-use gemba_log::store::{KeyValue as _, RedbStore, StateStore as _, Transaction as _};
+use gemba_log::store::{
+    KeyValue as _, RedbStore, RedbTx, StateError, StateStore as _, Transaction as _,
+};
 use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
 use serde::{Deserialize, Serialize};
 
+use super::telling::{Changes, Telling};
 use super::wire::{
     AckRequest, ClaimRequest, Claimed, ClaimedEvent, ConsumerFeed, ConsumerView, DeadLetter,
 };
@@ -36,7 +39,7 @@ const MOST_STATE: usize = 64 << 10;
 const SETTINGS: &[u8] = b"node/consumers";
 
 /// A consumer of this node.
-type Open = Consumer<Arc<Log>, Arc<RedbStore>>;
+type Open = Consumer<Arc<Telling>, Arc<RedbStore>>;
 
 /// What a consumer was opened with the first time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ struct Settings {
 /// All of them.
 pub struct Consumers {
     log: Arc<Log>,
+    /// The same, as consumers have it.
+    telling: Arc<Telling>,
     store: Arc<RedbStore>,
     started: Instant,
     known: Mutex<BTreeMap<String, Settings>>,
@@ -64,6 +69,26 @@ pub struct Consumers {
     /// By token, which rise: the first is the oldest.
     claims: Mutex<BTreeMap<u64, Claim>>,
     next_token: AtomicU64,
+    /// Workers that wait for events, of each consumer.
+    waiting: Mutex<BTreeMap<String, usize>>,
+}
+
+/// A worker waits for events, until this is dropped.
+pub struct Waiting {
+    consumers: Arc<Consumers>,
+    name: String,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.consumers.waiting);
+        if let Some(count) = waiting.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.name);
+            }
+        }
+    }
 }
 
 /// What a worker has not acknowledged. Its token is no number of the consumer's own: these begin anew when it is opened again, and a worker from
@@ -88,7 +113,7 @@ impl Consumers {
     ///
     /// # Errors
     /// The disk's.
-    pub fn open(log: Arc<Log>, path: PathBuf) -> Result<Self, Fail> {
+    pub(super) fn open(log: Arc<Log>, changes: Changes, path: PathBuf) -> Result<Self, Fail> {
         let store = RedbStore::open(&path).map_err(|e| state_fail(&e))?;
         let known = {
             let mut tx = store.begin().map_err(|e| state_fail(&e))?;
@@ -107,6 +132,7 @@ impl Consumers {
             None => BTreeMap::new(),
         };
         Ok(Self {
+            telling: Arc::new(Telling::new(Arc::clone(&log), changes)),
             log,
             store: Arc::new(store),
             started: Instant::now(),
@@ -115,6 +141,7 @@ impl Consumers {
             opening: Mutex::default(),
             claims: Mutex::default(),
             next_token: AtomicU64::new(first_token()?),
+            waiting: Mutex::default(),
         })
     }
 
@@ -123,14 +150,21 @@ impl Consumers {
     }
 
     /// The next portion for a worker, if there is one now. What it had before and has not acknowledged is given again: it may never have come to
-    /// it, and an acknowledgement of what comes now would be one of that, too.
+    /// it, and an acknowledgement of what comes now would be one of that, too. Unless it reads on: then it says by its token that it has come.
     ///
     /// # Errors
     /// A consumer of other streams has this name; it runs on another node; the log's or the disk's.
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
         let worker = Worker(request.worker);
-        if self.drop_claims(name, request.worker) {
+        if let Some(token) = request.read_on {
+            if self.claimed(name, token)?.worker != request.worker {
+                return Err(claim_over());
+            }
+            // Whoever holds something is told of no more than it knew when it claimed.
+            let looked = consumer.refresh(self.now());
+            looked.map_err(|e| self.failed(name, &consumer, &e))?;
+        } else if self.drop_claims(name, request.worker) {
             let left = consumer.leave(worker, self.now());
             left.map_err(|e| self.failed(name, &consumer, &e))?;
         }
@@ -140,6 +174,10 @@ impl Consumers {
                 Ok(Some(taken)) => break taken,
                 // A write is under way, of which the worker's next feed depends: it asks again.
                 Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
+                // There is nothing behind what it holds, or what it holds is to be acknowledged first.
+                Err(ConsumeError::Refused(Refused::Unfinished)) if request.read_on.is_some() => {
+                    return Ok(None);
+                }
                 // Others go on; who has nothing else is told.
                 Err(error @ ConsumeError::Log(_)) => {
                     let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
@@ -441,12 +479,17 @@ impl Consumers {
             let consumer = self.consumer(&name, None).and_then(|consumer| {
                 let looked = consumer.refresh(self.now());
                 looked.map_err(|e| self.failed(&name, &consumer, &e))?;
-                Ok(consumer)
+                if consumer.is_running() {
+                    return Ok(consumer);
+                }
+                // It was taken over, which opening it again tells, or a write failed.
+                self.close(&name, &consumer);
+                self.consumer(&name, None)
             });
             let consumer = match consumer {
                 Ok(consumer) => Some(consumer),
-                // It runs on another node, which keeps what it needs.
-                Err(fail) if fail.code == Code::Conflict => continue,
+                // It runs on another node, which keeps what it needs; or it was forgotten just now.
+                Err(fail) if matches!(fail.code, Code::Conflict | Code::NotFound) => continue,
                 Err(error) => {
                     tracing::warn!(consumer = name, %error, "a consumer cannot be asked what it needs: nothing of its streams is removed");
                     None
@@ -463,7 +506,12 @@ impl Consumers {
     fn consumer(&self, name: &str, request: Option<&ClaimRequest>) -> Result<Arc<Open>, Fail> {
         let checked = consumer_name(name)?;
         let take_over = request.is_some_and(|request| request.take_over);
-        let is_open = || lock(&self.open).get(name).filter(|_| !take_over).cloned();
+        let is_open = || {
+            let open = lock(&self.open).get(name).cloned()?;
+            // What runs here already is not taken over: its other workers would lose what they have in hands.
+            let is_ours = !take_over || open.refresh(self.now()).is_ok() && open.is_running();
+            is_ours.then_some(open)
+        };
         let settings = self.settings(&checked, request)?;
         if let Some(consumer) = is_open() {
             return Ok(consumer);
@@ -508,7 +556,7 @@ impl Consumers {
         } else {
             Takeover::Continue
         };
-        let (log, store) = (Arc::clone(&self.log), Arc::clone(&self.store));
+        let (log, store) = (Arc::clone(&self.telling), Arc::clone(&self.store));
         let consumer = Consumer::open(log, store, self.log.author(), config, takeover, self.now());
         let consumer = Arc::new(consumer.map_err(|e| consume_fail(name, &e))?);
         self.remember(name, settings)?;
@@ -546,12 +594,69 @@ impl Consumers {
                 batch: request.batch,
                 lease_ms: request.lease_ms,
             }),
-            (None, None) => Err(Fail::new(
-                Code::NotFound,
-                format!("there is no consumer {name} on this node"),
-            )
-            .hint("`gemba log consume STREAM --consumer NAME --exec CMD` makes one")),
+            (None, None) => Err(no_consumer(name)),
         }
+    }
+
+    /// Notes that a worker waits for events.
+    #[must_use]
+    pub fn waits(self: &Arc<Self>, name: &str) -> Waiting {
+        *lock(&self.waiting).entry(name.to_owned()).or_default() += 1;
+        Waiting {
+            consumers: Arc::clone(self),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Forgets a consumer: its places, and what its workers kept with them. It holds back no event any more, and one of its name begins anew. Its dead
+    /// letters stay where they are. `force`: also while workers hold events or wait for them.
+    ///
+    /// # Errors
+    /// No such consumer; it is in use; the disk's.
+    pub fn forget(&self, name: &str, force: bool) -> Result<(), Fail> {
+        let checked = consumer_name(name)?;
+        // Nobody opens it meanwhile.
+        let _one = lock(&self.opening);
+        self.settings(&checked, None)?;
+        let waiting = lock(&self.waiting).get(name).copied().unwrap_or(0);
+        if waiting > 0 && !force {
+            let what = format!("{waiting} of its workers wait for events");
+            return Err(in_use(name, what));
+        }
+        let mut known = lock(&self.known).clone();
+        known.remove(name);
+        let settings = serde_json::to_vec(&known).map_err(Fail::internal)?;
+        let work = |tx: &mut RedbTx, feeds: &[FeedId]| {
+            let mut states = feeds.iter().map(|feed| state_key(name, feed));
+            states.try_for_each(|key| tx.remove(&key))?;
+            tx.put(SETTINGS, &settings)
+        };
+        let open = lock(&self.open).get(name).cloned();
+        match open {
+            Some(consumer) => {
+                let forgotten = consumer.forget(force, self.now(), work);
+                forgotten.map_err(|e| self.failed(name, &consumer, &e))?;
+            }
+            // Nobody holds anything of one that is not open. What it emits cannot be lost either: consumers of the node emit nothing.
+            None => self
+                .strike_out(&checked, work)
+                .map_err(|e| state_fail(&e))?,
+        }
+        *lock(&self.known) = known;
+        lock(&self.open).remove(name);
+        lock(&self.claims).retain(|_, claim| claim.name != name);
+        Ok(())
+    }
+
+    fn strike_out(
+        &self,
+        name: &ConsumerName,
+        work: impl FnOnce(&mut RedbTx, &[FeedId]) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
+        let mut tx = self.store.begin()?;
+        let feeds = forget(&mut tx, name)?;
+        work(&mut tx, &feeds)?;
+        tx.commit()
     }
 
     fn remember(&self, name: &str, settings: Settings) -> Result<(), Fail> {
@@ -569,25 +674,24 @@ impl Consumers {
         Ok(())
     }
 
-    /// After an error of the store a consumer has to be opened again; so it is closed here.
+    /// After an error of the store a consumer has to be opened again, as one that does nothing any more; so it is closed here.
     fn failed(&self, name: &str, consumer: &Arc<Open>, error: &ConsumeError) -> Fail {
         let ends = match error {
-            ConsumeError::State(_) => true,
-            ConsumeError::Refused(refused) => {
-                matches!(refused, Refused::Fenced { .. } | Refused::Broken(_))
-            }
-            _ => false,
+            ConsumeError::State(_) | ConsumeError::Refused(Refused::Fenced { .. }) => true,
+            _ => !consumer.is_running(),
         };
         if ends {
-            let mut open = lock(&self.open);
-            if open
-                .get(name)
-                .is_some_and(|open| Arc::ptr_eq(open, consumer))
-            {
-                open.remove(name);
-            }
+            self.close(name, consumer);
         }
         consume_fail(name, error)
+    }
+
+    fn close(&self, name: &str, consumer: &Arc<Open>) {
+        let mut open = lock(&self.open);
+        let is_it = |open: &Arc<Open>| Arc::ptr_eq(open, consumer);
+        if open.get(name).is_some_and(is_it) {
+            open.remove(name);
+        }
     }
 }
 
@@ -671,6 +775,22 @@ fn consumer_name(name: &str) -> Result<ConsumerName, Fail> {
     })
 }
 
+fn no_consumer(name: &str) -> Fail {
+    Fail::new(
+        Code::NotFound,
+        format!("there is no consumer {name} on this node"),
+    )
+    .hint("`gemba log consume STREAM --consumer NAME --exec CMD` makes one")
+}
+
+fn in_use(name: &str, what: impl std::fmt::Display) -> Fail {
+    Fail::new(
+        Code::Conflict,
+        format!("consumer {name} is in use: {what}"),
+    )
+    .hint("end its workers; with --force it is forgotten all the same, and what they have in hands is acknowledged by nobody")
+}
+
 fn claim_over() -> Fail {
     Fail::new(
         Code::Conflict,
@@ -679,7 +799,7 @@ fn claim_over() -> Fail {
     .hint("claim again: what was not acknowledged comes again")
 }
 
-fn state_fail(error: &gemba_log::store::StateError) -> Fail {
+fn state_fail(error: &StateError) -> Fail {
     Fail::new(Code::Failure, error)
         .hint("look at the disk; offsets that were acknowledged are on it")
 }
@@ -688,6 +808,8 @@ fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
     match error {
         ConsumeError::State(error) => state_fail(error),
         ConsumeError::Refused(Refused::Lease) => claim_over(),
+        ConsumeError::Refused(Refused::Forgotten) => no_consumer(name),
+        ConsumeError::Refused(refused @ Refused::Held { .. }) => in_use(name, refused),
         ConsumeError::Refused(refused @ Refused::Fenced { .. }) => {
             Fail::new(Code::Conflict, format!("consumer {name}: {refused}"))
                 .hint("one node runs a consumer at a time; --take-over makes it this one")

@@ -4,7 +4,9 @@
 //! who work through them, `about` is what streams say of themselves. Everything here blocks on the disk and is called from threads that may.
 
 pub mod about;
+mod born;
 pub mod consumers;
+mod telling;
 pub mod wire;
 
 #[cfg(test)]
@@ -13,17 +15,20 @@ mod tests;
 use std::sync::Arc;
 
 use gemba_log::{
-    Author, Batch, Config as LogConfig, Event, EventList, FeedId, Log, LogError, NameError,
-    NewEvent, OpenError, OpenReport, Pattern, Retention, Seq, Signer, StreamName,
+    Author, Config as LogConfig, Event, EventList, FeedId, Head, Log, LogError, MAX_BATCH_BYTES,
+    NameError, NewEvent, OpenError, OpenReport, Part, Pattern, Retention, Seq, Signer, StreamName,
+    unused_epoch,
 };
-use gemba_segment::RealDisk;
+use gemba_segment::{Disk, RealDisk};
 use libp2p_identity::{Keypair, PeerId, PublicKey};
 use tokio::sync::watch;
 
 use crate::api::types::{EventCounts, Trouble};
 use crate::error::{Code, Fail};
 use crate::repo::Repo;
+use born::Born;
 use consumers::Consumers;
+use telling::Changes;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
@@ -36,8 +41,10 @@ pub struct Events {
     log: Arc<Log>,
     consumers: Arc<Consumers>,
     /// Counts changes, for those who wait for more.
-    changed: watch::Sender<u64>,
+    changed: Changes,
     dir: Arc<std::path::Path>,
+    /// The files were copied since they were written last.
+    is_copy: bool,
 }
 
 /// The identity of the node signs its batches.
@@ -79,20 +86,31 @@ impl Events {
             .compress(settings.compress);
         let dir = repo.layout.log();
         let signer = Arc::new(NodeSigner { keypair, author });
-        let (log, report) = Log::open(Arc::new(RealDisk), &dir.join("events"), config, signer)
-            .map_err(|e| open_fail(&e))?;
-        tell_what_was_found(&report);
-        Self::over(log, &dir)
+        Self::open_in(&dir, Arc::new(RealDisk), config, signer)
     }
 
-    fn over(log: Log, dir: &std::path::Path) -> Result<Self, Fail> {
+    /// What lies in `dir`: the log in the folder `events`, and consumers beside it.
+    fn open_in(
+        dir: &std::path::Path,
+        disk: Arc<dyn Disk>,
+        config: LogConfig,
+        signer: Arc<dyn Signer>,
+    ) -> Result<Self, Fail> {
+        let config = config.least_epoch(Born::read(dir).least_epoch());
+        let opened = Log::open(disk, &dir.join("events"), config, signer);
+        let (log, report) = opened.map_err(|e| open_fail(&e))?;
+        tell_what_was_found(&report);
+        let is_copy = begin_epochs_of_a_copy(&log, dir);
         let log = Arc::new(log);
-        let consumers = Consumers::open(Arc::clone(&log), dir.join("consumers.redb"))?;
+        let changed = Changes::new();
+        let path = dir.join("consumers.redb");
+        let consumers = Consumers::open(Arc::clone(&log), changed.clone(), path)?;
         Ok(Self {
             log,
             consumers: Arc::new(consumers),
-            changed: watch::Sender::new(0),
+            changed,
             dir: dir.into(),
+            is_copy,
         })
     }
 
@@ -161,14 +179,24 @@ impl Events {
 
     /// Whoever waits for more looks again.
     pub fn has_changed(&self) {
-        self.changed
-            .send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.tell();
     }
 
     /// Tells when there may be more.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.changed.watch()
+    }
+
+    /// The next events go into new epochs: this repository is a copy, or came back from a backup, and others may know more of it than it does.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn begin_epochs(&self) -> Result<(), Fail> {
+        let least = unused_epoch();
+        let begun = self.log.begin_epochs_at(least);
+        begun.map_err(|e| fail(&e))?;
+        Born::read(&self.dir).note(least)
     }
 
     /// Ends it in order.
@@ -190,6 +218,9 @@ impl Events {
             streams: streams.len() as u64,
             feeds: stat.feeds,
             forks: stat.forks,
+            new_forks: stat.new_forks,
+            returned: stat.returned,
+            copied: self.is_copy,
             events: streams.iter().map(|info| info.events).sum(),
             bytes: stat.disk_bytes,
             damaged: stat.damaged,
@@ -198,6 +229,7 @@ impl Events {
             consumers,
             lag,
             stopped: self.log.poisoned().is_some(),
+            full: stat.disk_bytes + MAX_BATCH_BYTES as u64 > stat.limit,
         }
     }
 
@@ -222,23 +254,78 @@ impl Events {
             let cause = format!("{} batches of events are damaged on this disk, and passed over by readers: devices that have them are asked for them; `gemba log verify` names the places", counts.damaged);
             trouble("events_damaged", counts.damaged, cause)
         });
-        stopped.into_iter().chain(damaged).collect()
+        let failing = self.log.failing().filter(|_| stopped.is_none());
+        let failing = failing.map(|error| {
+            let hint = fail(&error).hint;
+            let cause = format!("the last events that came could not be written: {error}; {hint}");
+            trouble("events_refused", counts.failures.max(1), cause)
+        });
+        let full = counts.full.then(|| {
+            let cause = format!("events take {} bytes, which is all that events.max_size allows: appends are refused, and nothing comes from others; raise it, or keep less (events.keep)", counts.bytes);
+            trouble("events_over_limit", 1, cause)
+        });
+        let returned = (counts.returned > 0).then(|| {
+            let batches = crate::text::count(counts.returned, "batch", "batches");
+            let cause = format!("{batches} of events of this node came back from others, not having been here: the repository was restored from a backup, or another device runs on a copy of it; events go on in new epochs, so that none is lost. If that device still runs, give one of the two a repository of its own");
+            trouble("events_returned", counts.returned, cause)
+        });
+        let copied = counts.copied.then(|| {
+            let cause = "the files of the event log were copied since they were written last, by a backup that came back or onto another device: events go on in new epochs. If the device that they came from still runs, give one of the two a repository of its own; else this is over with the next start".to_owned();
+            trouble("events_copied", 1, cause)
+        });
+        let forked = (counts.new_forks > 0).then(|| {
+            let times = crate::text::count(counts.new_forks, "time", "times");
+            let cause = format!("{times} an author wrote a second history of a feed, on a cloned device or after a backup came back: both are kept and read (`gemba log ls --json` names them); give one of the devices a repository of its own");
+            trouble("events_forked", counts.new_forks, cause)
+        });
+        let all = [stopped, failing, full, damaged, returned, copied, forked];
+        all.into_iter().flatten().collect()
     }
 }
 
-/// A place in every feed of some streams: where a reader goes on.
+/// A copy of a log may be older than what others have of it: it goes on in new epochs. Whether it is one.
+fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
+    let born = Born::read(dir);
+    let own = log.author();
+    let is_copy = born.is_copy() && log.heads().iter().any(|head| head.feed.author == own);
+    // The first one may have begun the epochs that come next by number.
+    let least = if is_copy { unused_epoch() } else { 0 };
+    if is_copy {
+        tracing::warn!(
+            "the event log was copied since it was written last: events go on in new epochs"
+        );
+        if let Err(error) = log.begin_epochs_at(least) {
+            // It is so for this opening all the same, and the next one finds it out again.
+            tracing::warn!(%error, "that they do could not be written down");
+            return true;
+        }
+    }
+    if let Err(error) = born.note(least) {
+        tracing::warn!(%error, "it could not be noted when the event log was made");
+    }
+    is_copy
+}
+
+/// A place in every feed of some streams, and in every branch of a forked one: where a reader goes on.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
-    /// The next event of each feed; those that are not named begin at `from`.
-    next: std::collections::BTreeMap<FeedId, Seq>,
+    /// The next event of each; those that are not named begin at `from`.
+    next: std::collections::BTreeMap<Part, Seq>,
     from: Seq,
 }
 
 impl Cursor {
-    /// The last event before the cursor of each feed that has one, which is where somebody else goes on.
-    pub fn places(&self) -> impl Iterator<Item = (&FeedId, Seq)> {
+    /// The last event before the cursor of each part that has one, which is where somebody else goes on.
+    pub fn places(&self) -> impl Iterator<Item = (&Part, Seq)> {
         let places = self.next.iter();
-        places.filter_map(|(feed, next)| Some((feed, next.checked_sub(1)?)))
+        places.filter_map(|(part, next)| Some((part, next.checked_sub(1)?)))
+    }
+}
+
+fn part_of(head: &Head) -> Part {
+    Part {
+        feed: head.feed.clone(),
+        branch: head.branch,
     }
 }
 
@@ -272,9 +359,10 @@ impl Events {
             ..Cursor::default()
         };
         if let Some(since) = query.since {
-            for feed in self.feeds(query) {
-                let at = self.log.seq_at_time(&feed, since).map_err(|e| fail(&e))?;
-                cursor.next.insert(feed, at.max(query.from));
+            for head in self.heads(query) {
+                let part = part_of(&head);
+                let at = self.log.part_at_time(&part, since).map_err(|e| fail(&e))?;
+                cursor.next.insert(part, at.max(query.from));
             }
         }
         Ok(cursor)
@@ -284,17 +372,14 @@ impl Events {
     #[must_use]
     pub fn tail(&self, query: &Query, last: u64) -> Cursor {
         let mut cursor = Cursor::default();
-        let feeds = self.feeds(query);
         // The newest events of all feeds together are among the newest of each.
         let mut newest = Vec::new();
-        for feed in &feeds {
-            let Some(head) = self.log.head(feed) else {
-                continue;
-            };
-            cursor.next.insert(feed.clone(), head.next);
+        for head in self.heads(query) {
+            let part = part_of(&head);
             let from = head.next.saturating_sub(last).max(head.low);
+            cursor.next.insert(part.clone(), head.next);
             if last > 0 {
-                newest.push((feed.clone(), from));
+                newest.push((part, from));
             }
         }
         if last > 0 {
@@ -303,26 +388,23 @@ impl Events {
         cursor
     }
 
-    fn step_back(&self, cursor: &mut Cursor, newest: &[(FeedId, Seq)], last: u64) {
-        // Stretches of one feed each, the newest events at the end; no more of them than hold `last`.
-        let mut kept: std::collections::VecDeque<(FeedId, Seq, Seq)> = Default::default();
+    fn step_back(&self, cursor: &mut Cursor, newest: &[(Part, Seq)], last: u64) {
+        // Stretches of one part each, the newest events at the end; no more of them than hold `last`.
+        let mut kept: std::collections::VecDeque<(usize, Seq, Seq)> = Default::default();
         let mut count = 0;
-        let Ok(mut merge) = self.log.merge(newest) else {
-            return;
-        };
+        let mut merge = self.log.merge_parts(newest);
         loop {
-            let batch = match merge.next_batch() {
-                Ok(Some(batch)) => batch,
+            let (at, batch) = match merge.next_of() {
+                Ok(Some(next)) => next,
                 Ok(None) => break,
-                Err(LogError::Damaged { .. }) => continue,
+                Err((_, LogError::Damaged { .. } | LogError::Trimmed { .. })) => continue,
                 Err(_) => return,
             };
-            let starts = newest.iter().find(|(feed, _)| feed == batch.feed());
-            let from = starts.map_or(batch.first(), |(_, from)| batch.first().max(*from));
+            let from = batch.first().max(newest[at].1);
             count += batch.end().saturating_sub(from);
             match kept.back_mut() {
-                Some((feed, _, end)) if feed == batch.feed() && *end == from => *end = batch.end(),
-                _ => kept.push_back((batch.feed().clone(), from, batch.end())),
+                Some((part, _, end)) if *part == at && *end == from => *end = batch.end(),
+                _ => kept.push_back((at, from, batch.end())),
             }
             while let Some((_, from, end)) = kept.front_mut()
                 && count > last
@@ -335,22 +417,24 @@ impl Events {
                 }
             }
         }
-        for (feed, seq, _) in kept {
-            let next = cursor.next.entry(feed).or_insert(seq);
+        for (at, seq, _) in kept {
+            let next = cursor.next.entry(newest[at].0.clone()).or_insert(seq);
             *next = seq.min(*next);
         }
     }
 
-    fn feeds(&self, query: &Query) -> Vec<FeedId> {
-        let mut feeds = self.log.feeds(&query.pattern);
-        feeds.retain(|feed| query.takes(feed));
-        feeds
+    /// The feeds that a query is about, and their branches.
+    fn heads(&self, query: &Query) -> Vec<Head> {
+        let mut heads = self.log.heads_of(&query.pattern);
+        heads.retain(|head| query.takes(&head.feed));
+        heads
     }
 
     /// Hands on events behind the cursor, in the one order over all feeds, at most `limit`, and none behind the one with which there is a mebibyte of
     /// them; moves the cursor. Whether there may be more now.
     ///
-    /// What is damaged is told in the node's log and passed over: it comes from others later, and a reader is not held up by it.
+    /// What is damaged is told in the node's log and passed over: it comes from others later, and a reader is not held up by it. Of a forked feed all
+    /// histories are read, each with places of its own.
     ///
     /// # Errors
     /// The disk's, or that of `each`.
@@ -359,79 +443,51 @@ impl Events {
         query: &Query,
         cursor: &mut Cursor,
         limit: usize,
-        mut each: impl FnMut(&Batch, &Event) -> Result<(), Fail>,
+        mut each: impl FnMut(&Part, &Event) -> Result<(), Fail>,
     ) -> Result<bool, Fail> {
         let mut starts = Vec::new();
-        for feed in self.feeds(query) {
-            let Some(head) = self.log.head(&feed) else {
-                continue;
-            };
-            let next = cursor.next.entry(feed.clone()).or_insert(cursor.from);
+        for head in self.heads(query) {
+            let part = part_of(&head);
+            let next = cursor.next.entry(part.clone()).or_insert(cursor.from);
             *next = (*next).max(head.low);
-            let next = self.past_damage(&feed, *next)?;
-            cursor.next.insert(feed.clone(), next);
-            if next < head.next {
-                starts.push((feed, next));
+            if *next < head.next {
+                starts.push((part, *next));
             }
         }
         if starts.is_empty() {
             return Ok(false);
         }
-        let mut merge = match self.log.merge(&starts) {
-            Ok(merge) => merge,
-            Err(error) => return pass_over(cursor, error),
-        };
+        let mut merge = self.log.merge_parts(&starts);
         let (mut count, mut bytes) = (0, 0);
         while count < limit && bytes < PAGE_BYTES {
-            let batch = match merge.next_batch() {
-                Ok(Some(batch)) => batch,
+            let (at, batch) = match merge.next_of() {
+                Ok(Some(next)) => next,
                 Ok(None) => return Ok(false),
-                Err(error) => return pass_over(cursor, error),
+                Err((at, error)) => {
+                    pass_over(cursor, &starts[at].0, error)?;
+                    continue;
+                }
             };
-            let next = cursor
-                .next
-                .get(batch.feed())
-                .copied()
-                .unwrap_or(cursor.from);
-            for event in batch.events().filter(|event| event.seq >= next) {
+            let part = &starts[at].0;
+            let next = cursor.next.entry(part.clone()).or_insert(starts[at].1);
+            let from = *next;
+            for event in batch.events().filter(|event| event.seq >= from) {
                 if count == limit || bytes >= PAGE_BYTES {
                     break;
                 }
                 bytes += event.payload.len();
-                each(&batch, &batch.own(&event))?;
-                cursor.next.insert(batch.feed().clone(), event.seq + 1);
+                each(part, &batch.own(&event))?;
+                *next = event.seq + 1;
                 count += 1;
             }
         }
         Ok(true)
     }
-
-    /// The first place from `from` on that can be read.
-    fn past_damage(&self, feed: &FeedId, from: Seq) -> Result<Seq, Fail> {
-        let mut next = from;
-        loop {
-            let mut cursor = self.log.cursor(feed, next);
-            match cursor.next_block() {
-                Ok(_) => return Ok(next),
-                Err(LogError::Damaged { to, .. }) if to > next => {
-                    tracing::error!(
-                        ?feed,
-                        from = next,
-                        to,
-                        "events are damaged on this disk and passed over; peers are asked for them"
-                    );
-                    next = to;
-                }
-                Err(LogError::Trimmed { low, .. }) if low > next => next = low,
-                Err(e) => return Err(fail(&e)),
-            }
-        }
-    }
 }
 
 /// A reader goes on behind what is damaged.
-fn pass_over(cursor: &mut Cursor, error: LogError) -> Result<bool, Fail> {
-    let (feed, to) = match error {
+fn pass_over(cursor: &mut Cursor, part: &Part, error: LogError) -> Result<(), Fail> {
+    let to = match error {
         LogError::Damaged { feed, from, to } => {
             tracing::error!(
                 ?feed,
@@ -439,22 +495,14 @@ fn pass_over(cursor: &mut Cursor, error: LogError) -> Result<bool, Fail> {
                 to,
                 "events are damaged on this disk and passed over; peers are asked for them"
             );
-            (feed, to)
+            to
         }
-        LogError::Trimmed { feed, low } => (feed, low),
+        LogError::Trimmed { low, .. } => low,
         error => return Err(fail(&error)),
     };
-    let next = cursor.next.entry(feed).or_insert(cursor.from);
-    // What is no step forward would be none the next time.
-    if to <= *next {
-        return Err(Fail::new(
-            Code::Integrity,
-            "events of a branch are damaged on this disk",
-        )
-        .hint("`gemba log verify` tells what is damaged"));
-    }
-    *next = to;
-    Ok(true)
+    let next = cursor.next.entry(part.clone()).or_insert(to);
+    *next = to.max(*next);
+    Ok(())
 }
 
 /// The peer id of an author: the same key.
@@ -589,10 +637,20 @@ impl Events {
                 bytes: info.bytes,
                 rate: self.rate(&info.stream, now_ms),
                 last: (info.last_time > i64::MIN).then(|| wire::time_text(info.last_time)),
+                branches: match info.forked {
+                    true => self.branches(&Pattern::from(&info.stream)),
+                    false => Vec::new(),
+                },
                 forked: info.forked,
                 about: self.about(&info.stream).ok().flatten(),
             })
             .collect()
+    }
+
+    /// The second histories that authors wrote.
+    fn branches(&self, pattern: &Pattern) -> Vec<wire::BranchView> {
+        let heads = self.log.heads_of(pattern).into_iter();
+        heads.filter_map(|head| wire::branch(&head)).collect()
     }
 
     /// Events a second over the last minute, by the clocks of their authors.
@@ -632,16 +690,14 @@ impl Events {
         Ok(description.map(about::About::from))
     }
 
-    /// Behind these places; feeds that are not named begin at their first event.
+    /// Behind these places; feeds and branches that are not named begin at their first event.
     ///
     /// # Errors
     /// As [`Events::begin`].
-    pub fn after(&self, query: &Query, places: &[gemba_log::EventId]) -> Result<Cursor, Fail> {
+    pub fn after(&self, query: &Query, places: &[(Part, Seq)]) -> Result<Cursor, Fail> {
         let mut cursor = self.begin(query)?;
-        for place in places {
-            cursor
-                .next
-                .insert(place.feed.clone(), place.seq.saturating_add(1));
+        for (part, seq) in places {
+            cursor.next.insert(part.clone(), seq.saturating_add(1));
         }
         Ok(cursor)
     }
@@ -670,6 +726,7 @@ impl Events {
             batches: report.batches,
             events: report.events,
             damaged: damaged.collect(),
+            branches: self.log.heads().iter().filter_map(wire::branch).collect(),
         })
     }
 }

@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 
-use gemba_log::{Config, Log, MemorySigner, NewEvent, Retention};
+use gemba_log::{Batch, Config, MemorySigner, NewEvent, Retention};
 use gemba_segment::RealDisk;
+use gemba_testkit::disk::{Call, SimDisk};
 
 use super::consumers::Goal;
 use super::wire::{AckRequest, ClaimRequest, Claimed};
 use super::*;
 
 fn open(dir: &std::path::Path, config: Config) -> Events {
-    let signer = Arc::new(MemorySigner::from_seed(&[7; 32]));
-    let (log, _) = Log::open(Arc::new(RealDisk), &dir.join("events"), config, signer).unwrap();
-    Events::over(log, dir).unwrap()
+    open_as(7, dir, config)
+}
+
+/// As another author.
+fn open_as(author: u8, dir: &std::path::Path, config: Config) -> Events {
+    let signer = Arc::new(MemorySigner::from_seed(&[author; 32]));
+    Events::open_in(dir, Arc::new(RealDisk), config, signer).unwrap()
 }
 
 fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<u8>>) {
@@ -283,8 +288,8 @@ fn l7_a_reader_passes_over_what_is_damaged() {
         let mut seen = Vec::new();
         let mut pages = 0;
         while events
-            .read(&what, &mut cursor, page, |batch, event| {
-                seen.push((batch.feed().stream.to_string(), event.seq));
+            .read(&what, &mut cursor, page, |part, event| {
+                seen.push((part.feed.stream.to_string(), event.seq));
                 Ok(())
             })
             .unwrap()
@@ -308,8 +313,8 @@ fn l7_a_reader_passes_over_what_is_damaged() {
     let mut cursor = events.tail(&what, 3);
     let mut newest = Vec::new();
     events
-        .read(&what, &mut cursor, PAGE, |batch, event| {
-            newest.push((batch.feed().stream.to_string(), event.seq));
+        .read(&what, &mut cursor, PAGE, |part, event| {
+            newest.push((part.feed.stream.to_string(), event.seq));
             Ok(())
         })
         .unwrap();
@@ -354,4 +359,368 @@ fn retention_and_consumers_that_open_do_not_wait_for_each_other() {
     };
     events.log().retain(&retention).unwrap();
     assert_eq!(events.consumers().list().unwrap().len(), 20);
+}
+
+/// L11: a consumer that nobody needs any more held back retention for ever; it is forgotten, with what its workers kept, and one of its name begins anew.
+#[test]
+fn l11_a_consumer_that_is_forgotten_holds_back_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || Config::default().segment_bytes(1 << 20).compress(false);
+    let keep = Some(std::time::Duration::ZERO);
+    let low = |events: &Events| {
+        let heads = events.log().heads_of(&parse_pattern("hall/#").unwrap());
+        heads[0].low
+    };
+    {
+        let events = open(dir.path(), config());
+        append(&events, "hall/a", small(1));
+        let claimed = claim(&events, 1);
+        let request = AckRequest {
+            token: claimed.token,
+            seq: 0,
+            state: Some(serde_json::json!(17)),
+            refused: None,
+        };
+        events.consumers().acknowledge("c", request).unwrap();
+        for n in 0..16 {
+            append(&events, "hall/a", [vec![n; 300 << 10]]);
+        }
+        // A worker holds events: it takes an explicit word.
+        assert!(!claim(&events, 1).events.is_empty());
+        let held = events.consumers().forget("c", false).unwrap_err();
+        assert_eq!(held.code, Code::Conflict);
+        assert!(held.hint.contains("--force"), "{held}");
+        events.consumers().leave("c", 1).unwrap();
+        // So it does while one waits for some.
+        let waits = events.consumers().waits("c");
+        let held = events.consumers().forget("c", false).unwrap_err();
+        assert!(held.cause.contains("wait"), "{held}");
+        drop(waits);
+        events.retain(keep, i64::MAX);
+        assert_eq!(low(&events), 0);
+        let nobody = events.consumers().forget("nobody", true).unwrap_err();
+        assert_eq!(nobody.code, Code::NotFound);
+
+        let lost = claim(&events, 1);
+        events.consumers().forget("c", true).unwrap();
+        assert_eq!(
+            ack(&events, lost.token, 1).unwrap_err().code,
+            Code::NotFound
+        );
+        events.retain(keep, i64::MAX);
+        assert!(low(&events) > 0);
+        assert!(events.consumers().list().unwrap().is_empty());
+        events.close();
+    }
+    let events = open(dir.path(), config());
+    assert!(events.consumers().list().unwrap().is_empty());
+    let anew = claim(&events, 1);
+    assert_eq!((anew.events[0].event.seq, anew.state), (low(&events), None));
+    events.close();
+    drop(events);
+    // One that nobody has opened since the start.
+    let events = open(dir.path(), config());
+    events.consumers().forget("c", false).unwrap();
+    assert_eq!(events.consumers().counts().0, 0);
+}
+
+/// S3.29: a worker reads on without acknowledging what it has, and one acknowledgement at the end is for all of it.
+#[test]
+fn s3_29_a_worker_reads_on_and_acknowledges_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    append(&events, "hall/a", small(20));
+    let read_on = |token: u64, worker: u64| {
+        let wish = ClaimRequest {
+            read_on: Some(token),
+            ..request(worker)
+        };
+        events.consumers().claim("c", &wish)
+    };
+    let first = claim(&events, 1);
+    let second = read_on(first.token, 1).unwrap().unwrap();
+    assert_eq!(seqs(&second), (8..16).collect::<Vec<_>>());
+    let stranger = read_on(first.token, 2).unwrap_err();
+    assert_eq!(stranger.code, Code::Conflict);
+    let third = read_on(second.token, 1).unwrap().unwrap();
+    assert_eq!(seqs(&third), (16..20).collect::<Vec<_>>());
+    assert!(read_on(third.token, 1).unwrap().is_none());
+    // What comes meanwhile is read on, too.
+    append(&events, "hall/a", small(1));
+    let fourth = read_on(third.token, 1).unwrap().unwrap();
+    assert_eq!(seqs(&fourth), [20]);
+    assert_eq!(events.consumers().view("c").unwrap().lag, 21);
+    ack(&events, second.token, 9).unwrap();
+    assert_eq!(events.consumers().view("c").unwrap().lag, 11);
+    ack(&events, fourth.token, 20).unwrap();
+    assert_eq!(events.consumers().view("c").unwrap().lag, 0);
+}
+
+/// Batches of all feeds of the author, from one log to another.
+fn copy(from: &Events, to: &Events) {
+    for head in from.log().heads() {
+        let chunk = from.log().range(&head.feed, head.low, 1 << 30).unwrap();
+        for block in chunk.blocks {
+            let batch = Batch::from_block(&block).unwrap();
+            to.log().append_replica(batch).unwrap();
+        }
+    }
+}
+
+fn texts(name: &str, n: u64) -> Vec<Vec<u8>> {
+    (0..n).map(|i| format!("{name}{i}").into_bytes()).collect()
+}
+
+/// Epoch, number, whether it is of a second history, payload.
+type Seen = (u64, u64, bool, String);
+
+fn seen(part: &Part, event: &Event) -> Seen {
+    let text = String::from_utf8(event.payload.to_vec()).unwrap();
+    (part.feed.epoch.0, event.seq, part.branch.is_some(), text)
+}
+
+/// L5: a device was cloned, and both wrote on with the same numbers. Whoever reads gets both histories, each event once, and can tell them apart; a
+/// reader that stops anywhere goes on there.
+#[test]
+fn l5_both_histories_of_a_forked_feed_are_read_and_flagged() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    // The same key twice, and the same beginning.
+    let one = open(folders[0].path(), Config::default());
+    let two = open(folders[1].path(), Config::default());
+    for log in [&one, &two] {
+        append(log, "hall/a", texts("both", 3));
+    }
+    append(&one, "hall/a", texts("one", 5));
+    append(&two, "hall/a", texts("two", 5));
+    append(&two, "hall/a", texts("late", 4));
+    let reader = open_as(9, folders[2].path(), Config::default());
+    copy(&one, &reader);
+    let query = Query {
+        pattern: parse_pattern("hall/#").unwrap(),
+        author: None,
+        from: 0,
+        since: None,
+    };
+    // One that has read to the end of what there was.
+    let mut early = reader.begin(&query).unwrap();
+    let mut all = Vec::new();
+    let take = |cursor: &mut Cursor, page: usize, into: &mut Vec<Seen>| {
+        let read = reader.read(&query, cursor, page, |part, event| {
+            into.push(seen(part, event));
+            Ok(())
+        });
+        read.unwrap()
+    };
+    while take(&mut early, PAGE, &mut all) {}
+    assert_eq!(all.len(), 8);
+    copy(&two, &reader);
+
+    let named = |name: &str, n: u64, first: u64, is_second: bool| {
+        let one = |i: u64| (0, first + i, is_second, format!("{name}{i}"));
+        (0..n).map(one).collect::<Vec<Seen>>()
+    };
+    let first = [named("both", 3, 0, false), named("one", 5, 3, false)].concat();
+    let second = [named("two", 5, 3, true), named("late", 4, 8, true)].concat();
+    while take(&mut early, PAGE, &mut all) {}
+    assert_eq!(all, [first.clone(), second.clone()].concat());
+    // From the start, in pages of any size, and by places that a client gives back.
+    for page in [1, 4, PAGE] {
+        let mut cursor = reader.begin(&query).unwrap();
+        let mut all = Vec::new();
+        while take(&mut cursor, page, &mut all) {
+            let places: Vec<(Part, Seq)> = cursor
+                .places()
+                .map(|(part, seq)| (part.clone(), seq))
+                .collect();
+            cursor = reader.after(&query, &places).unwrap();
+        }
+        for is_second in [false, true] {
+            let of: Vec<Seen> = all
+                .iter()
+                .filter(|one| one.2 == is_second)
+                .cloned()
+                .collect();
+            assert_eq!(
+                of,
+                if is_second {
+                    second.clone()
+                } else {
+                    first.clone()
+                }
+            );
+        }
+    }
+    let mut newest = Vec::new();
+    let mut cursor = reader.tail(&query, 4);
+    while take(&mut cursor, PAGE, &mut newest) {}
+    assert_eq!(newest, second[5..]);
+    let since = Query {
+        since: Some(2_000),
+        ..query.clone()
+    };
+    let mut cursor = reader.begin(&since).unwrap();
+    assert!(!take(&mut cursor, PAGE, &mut newest));
+
+    // The catalogue and the verification tell of it, and the node's state.
+    let streams = reader.catalogue(&parse_pattern("hall/a").unwrap(), 1_000);
+    let branch = &streams[0].branches[0];
+    assert_eq!((branch.from, branch.next, branch.epoch), (3, 12, 0));
+    let verified = reader.verify().unwrap();
+    assert!(verified.ok && verified.branches == streams[0].branches);
+    let troubles = reader.troubles(&reader.counts());
+    assert_eq!(troubles[0].kind, "events_forked");
+    let line = wire::line(
+        &Part {
+            feed: reader.log().heads()[0].feed.clone(),
+            branch: Some(branch.branch.parse().unwrap()),
+        },
+        &reader
+            .log()
+            .read(&reader.log().heads()[0].feed, 0, 1)
+            .unwrap()[0],
+    );
+    assert_eq!(line.branch.as_ref(), Some(&branch.branch));
+}
+
+/// L5, S3.42: a backup of the repository came back and others have more of this node than it does. It writes no second event under a number that was
+/// given, whether it has met anybody or not, and says so.
+#[test]
+fn l5_a_log_that_was_copied_goes_on_in_a_new_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let places = |events: &Events| {
+        let acks = events.append(
+            &parse_stream("hall/a").unwrap(),
+            &[NewEvent::new(1, "x"), NewEvent::new(1, "y")],
+        );
+        acks.into_iter()
+            .map(|ack| ack.map(|ack| (ack.epoch, ack.seq)).unwrap())
+            .collect::<Vec<_>>()
+    };
+    for from in [0, 2] {
+        // Opening it again where it is changes nothing.
+        let events = open(&old, Config::default());
+        assert_eq!(places(&events), [(0, from), (0, from + 1)]);
+        assert!(events.troubles(&events.counts()).is_empty());
+        events.close();
+    }
+    copy_folder(&old, &new);
+    // The first one goes on after the backup was made.
+    let events = open(&old, Config::default());
+    assert_eq!(places(&events), [(0, 4), (0, 5)]);
+    let restored = open(&new, Config::default());
+    let kinds = |events: &Events| -> Vec<String> {
+        let troubles = events.troubles(&events.counts()).into_iter();
+        troubles.map(|trouble| trouble.kind).collect()
+    };
+    assert_eq!(kinds(&restored), ["events_copied"]);
+    // No epoch that the first one begins when its end is in doubt: those count up.
+    const DRAWN: u64 = 1 << 50;
+    let (epoch, seq) = places(&restored)[0];
+    assert!(epoch >= DRAWN && seq == 0, "{epoch} {seq}");
+    // Others show what it had written: that is no fork.
+    copy(&events, &restored);
+    assert_eq!(kinds(&restored), ["events_returned", "events_copied"]);
+    let (later, seq) = places(&restored)[0];
+    assert!(later > epoch && seq == 0, "{later} {seq}");
+    assert_eq!(restored.log().stat().forks, 0);
+    restored.close();
+    drop(restored);
+    // Once is enough, but for streams that are written to for the first time since.
+    let restored = open(&new, Config::default());
+    assert!(kinds(&restored).is_empty());
+    assert_eq!(places(&restored)[0], (later, 2));
+    let other = parse_stream("hall/b").unwrap();
+    let ack = restored.append(&other, &[NewEvent::new(1, "x")]).remove(0);
+    assert!(ack.unwrap().epoch >= DRAWN);
+    // By hand, for copies that nothing tells from the first.
+    restored.begin_epochs().unwrap();
+    let (by_hand, seq) = places(&restored)[0];
+    assert!(by_hand > later && seq == 0, "{by_hand} {seq}");
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// L13, L4: that events are not written is told by the node's state, with the cause and what to do, and is over when they are.
+#[test]
+fn l13_a_log_that_cannot_write_says_so_in_the_state_of_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = SimDisk::new(1);
+    let over = |config: Config| {
+        let signer = Arc::new(MemorySigner::from_seed(&[7; 32]));
+        Events::open_in(dir.path(), Arc::new(sim.clone()), config, signer).unwrap()
+    };
+    let told = |events: &Events| {
+        let troubles = events.troubles(&events.counts()).into_iter();
+        troubles
+            .map(|trouble| (trouble.kind, trouble.cause))
+            .collect::<Vec<_>>()
+    };
+    let events = over(Config::default().reserve(0).compress(false));
+    append(&events, "hall/a", small(1));
+    assert!(told(&events).is_empty());
+    let stream = parse_stream("hall/a").unwrap();
+    sim.set_capacity(sim.used() + 1_000);
+    let large = [NewEvent::new(1, vec![b'x'; 100 << 10])];
+    assert!(events.append(&stream, &large)[0].is_err());
+    let (kind, cause) = told(&events).remove(0);
+    assert_eq!(kind, "events_refused");
+    assert!(
+        cause.contains("disk is full") && cause.contains("free some space"),
+        "{cause}"
+    );
+    sim.set_capacity(1 << 30);
+    append(&events, "hall/a", small(1));
+    assert!(told(&events).is_empty());
+
+    sim.fail(Call::Sync, 1, 1);
+    assert!(events.append(&stream, &large)[0].is_err());
+    let stopped = told(&events);
+    assert_eq!(stopped.len(), 1, "{stopped:?}");
+    assert_eq!(stopped[0].0, "events_stopped");
+    drop(events);
+
+    let events = over(Config::default().max_bytes(1 << 20));
+    assert_eq!(told(&events)[0].0, "events_over_limit");
+}
+
+/// L11: a consumer that another node has taken over holds back nothing here, although this node has it open still.
+#[test]
+fn l11_a_consumer_that_was_taken_over_holds_back_nothing() {
+    let folders: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+    let config = Config::default().segment_bytes(1 << 20).compress(false);
+    let one = open(folders[0].path(), config);
+    let two = open_as(9, folders[1].path(), Config::default());
+    append(&one, "hall/a", small(1));
+    assert_eq!(seqs(&claim(&one, 1)), [0]);
+    append(&one, "hall/a", (0..16).map(|n| vec![n; 300 << 10]));
+    let low = || one.log().heads_of(&parse_pattern("hall/#").unwrap())[0].low;
+    let keep = Some(std::time::Duration::ZERO);
+    one.retain(keep, i64::MAX);
+    assert_eq!(low(), 0);
+    copy(&one, &two);
+    let taken = ClaimRequest {
+        take_over: true,
+        ..request(1)
+    };
+    assert!(two.consumers().claim("c", &taken).unwrap().is_some());
+    copy(&two, &one);
+    one.retain(keep, i64::MAX);
+    assert!(low() > 0);
+    assert_eq!(claim_fails(&one), Code::Conflict);
+}
+
+fn claim_fails(events: &Events) -> Code {
+    let claimed = events.consumers().claim("c", &request(1));
+    claimed.unwrap_err().code
 }

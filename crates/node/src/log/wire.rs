@@ -1,7 +1,7 @@
 //! What the API and the command line say of events: names that only grow.
 
 use data_encoding::BASE64;
-use gemba_log::{Appended, Batch, Event, Headers, NewEvent};
+use gemba_log::{Appended, Event, Head, Headers, NewEvent, Part};
 use serde::{Deserialize, Serialize};
 
 use super::author_text;
@@ -48,6 +48,10 @@ pub struct EventLine {
     /// What it says about itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<EventHeaders>,
+    /// Its author wrote two histories of the feed, and this event is of the one that came here second: the first batch of that one. Stream, author,
+    /// epoch and `seq` may be those of another event, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
 }
 
 /// What an event says about itself.
@@ -94,10 +98,13 @@ pub fn ack(appended: &Appended) -> EventAck {
     }
 }
 
-/// An event of a batch.
+/// An event of a feed, or of a branch of one.
 #[must_use]
-pub fn line(batch: &Batch, event: &Event) -> EventLine {
-    line_of(batch.feed(), event)
+pub fn line(part: &Part, event: &Event) -> EventLine {
+    EventLine {
+        branch: part.branch.map(|branch| branch.to_string()),
+        ..line_of(&part.feed, event)
+    }
 }
 
 /// An event of a feed.
@@ -113,7 +120,21 @@ pub fn line_of(feed: &gemba_log::FeedId, event: &Event) -> EventLine {
         time_ms: event.time,
         lamport: event.lamport,
         headers: (!event.headers.is_empty()).then(|| headers(&event.headers)),
+        branch: None,
     }
+}
+
+/// The second history of a feed, if this is the end of one.
+#[must_use]
+pub fn branch(head: &Head) -> Option<BranchView> {
+    Some(BranchView {
+        stream: head.feed.stream.to_string(),
+        author: author_text(&head.feed.author),
+        epoch: head.feed.epoch.0,
+        branch: head.branch?.to_string(),
+        from: head.low,
+        next: head.next,
+    })
 }
 
 impl EventLine {
@@ -123,18 +144,24 @@ impl EventLine {
         BASE64.decode(self.data.as_bytes()).unwrap_or_default()
     }
 
-    /// For people: when, who, which, what.
+    /// For people: when, who, which, what. The number of an event in a second history has the end of that one's name.
     #[must_use]
     pub fn people(&self) -> String {
         let payload = self.payload();
         let data = String::from_utf8_lossy(&payload);
-        let author = self.author.get(self.author.len().saturating_sub(6)..);
+        let end = |text: &str| {
+            let end = text.get(text.len().saturating_sub(6)..);
+            end.unwrap_or_default().to_owned()
+        };
+        let branch = self.branch.as_deref();
+        let branch = branch.map(|branch| format!("~{}", end(branch)));
         format!(
-            "{} {} …{} {} {}",
+            "{} {} …{} {}{} {}",
             self.time,
             self.stream,
-            author.unwrap_or_default(),
+            end(&self.author),
             self.seq,
+            branch.unwrap_or_default(),
             text::printable(&data)
         )
     }
@@ -284,9 +311,29 @@ pub struct StreamView {
     pub last: Option<String>,
     /// An author wrote two histories.
     pub forked: bool,
+    /// Those that came here second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<BranchView>,
     /// What it says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<super::about::About>,
+}
+
+/// A second history of a feed, which its author wrote with the same numbers as the first: on a cloned device, or after a backup came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchView {
+    /// The stream.
+    pub stream: String,
+    /// Who wrote it.
+    pub author: String,
+    /// Of which life of the feed.
+    pub epoch: u64,
+    /// Its first batch, which names it.
+    pub branch: String,
+    /// Its first event that is here.
+    pub from: u64,
+    /// One behind its last.
+    pub next: u64,
 }
 
 /// What a walk over every byte found.
@@ -300,6 +347,9 @@ pub struct LogVerified {
     pub events: u64,
     /// Damaged places, in words.
     pub damaged: Vec<String>,
+    /// Second histories, which are no damage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub branches: Vec<BranchView>,
 }
 
 /// How far a consumer is in one feed.
@@ -363,6 +413,9 @@ pub struct ClaimRequest {
     /// How long to wait for events, in milliseconds; at most a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
+    /// The token of this worker's last claim: what it holds stays its own, and events behind it come, before anything is acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_on: Option<u64>,
     /// Take it over from another node that runs it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,

@@ -100,6 +100,11 @@ pub enum Input {
     },
     /// Somebody holds this generation of the consumer. A higher one than ours ends us.
     Generation(u64),
+    /// The consumer is to be forgotten: it gives and writes nothing any more.
+    Forget {
+        /// Also while workers hold leases; they are over then.
+        held: bool,
+    },
 }
 
 /// What is done.
@@ -287,6 +292,15 @@ pub enum Refused {
         "the lease is over: roll back, and claim again; renew it while work takes longer than the lease"
     )]
     Lease,
+    /// Workers hold leases of a consumer that is to be forgotten.
+    #[error("{workers} of its workers hold events: stop them, or wait until their leases are over")]
+    Held {
+        /// How many.
+        workers: usize,
+    },
+    /// The consumer was forgotten.
+    #[error("the consumer was forgotten: nothing is kept of it any more")]
+    Forgotten,
     /// Another holds a newer generation.
     #[error(
         "generation {theirs} of this consumer runs elsewhere, this one is {ours}: take it over explicitly, or stop this one"

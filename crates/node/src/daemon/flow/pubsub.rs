@@ -164,7 +164,7 @@ pub fn subscribe(gossip: Option<&mut Gossip>, topic: &Topic) -> Result<Subscript
 }
 
 impl Pubsub {
-    /// Sends a message. It waits no longer than `patience` for somebody who takes it.
+    /// Sends a message. It waits no longer than `patience` for somebody who takes it; not at all if that is zero.
     ///
     /// # Errors
     /// What is known at once.
@@ -183,8 +183,13 @@ impl Pubsub {
             )
             .hint("restore or delete the file as the text says, then start the daemon again"));
         }
+        // Who has no patience sends it now or never; the time to sign it is not counted.
+        let mode = match patience.is_zero() {
+            true => Mode::Try,
+            false => Mode::Wait(patience),
+        };
         gossip
-            .publish(topic, data, Mode::Wait(patience))
+            .publish(topic, data, mode)
             .map_err(|e| publish_fail(topic, patience, &e))
     }
 
