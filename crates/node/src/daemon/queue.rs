@@ -21,6 +21,10 @@ pub(super) struct Receiver<T> {
 }
 
 /// A queue in which at most so many items wait.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the count beside the channel bounds it"
+)]
 pub(super) fn bounded<T>(most: usize) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = mpsc::channel();
     let waiting = Arc::new(AtomicUsize::new(0));
