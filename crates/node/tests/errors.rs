@@ -384,7 +384,7 @@ fn events(said: &mut Scene) {
     crowds(said, &node);
 }
 
-/// More who wait for events than may.
+/// More who follow events than may.
 fn crowds(said: &mut Scene, node: &Node) {
     node.ok(&["log", "append", "x", "1"]);
     let follow = "/v1/streams/x/events?follow=true";
@@ -393,16 +393,6 @@ fn crowds(said: &mut Scene, node: &Node) {
     let one = format!("{follow}&limit=1");
     said.answer("events-followers", refused(|| http(node, "GET", &one, API)));
     drop(readers);
-    let path = "/v1/consumers/crowd/claim";
-    let claim = |ms: u32| format!(r#"{{"worker":1,"streams":["nothing"],"wait_ms":{ms}}}"#);
-    let long = claim(60_000);
-    let workers: Vec<_> = (0..96)
-        .map(|_| request(node, "POST", path, &long))
-        .collect();
-    let short = claim(100);
-    let answer = refused(|| post(node, path, "application/json", short.as_bytes()));
-    said.answer("consumer-waiters", answer);
-    drop(workers);
 }
 
 /// A request whose answer nobody reads.
