@@ -19,7 +19,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
@@ -267,19 +269,22 @@ fn rounds(publisher: &Daemon, claims: &Claims) -> Vec<Duration> {
 struct Claims {
     name: String,
     had: Receiver<(Instant, String)>,
+    end: Arc<AtomicBool>,
+    worker: Option<JoinHandle<()>>,
 }
 
 impl Claims {
-    /// It ends when nobody listens any more.
     fn start(daemon: &Daemon) -> Self {
         let name = format!("worker-at-{}", daemon.id());
-        let (tell, had) = sync_channel(64);
+        let (tell, had) = sync_channel(4096);
         let (client, path) = (daemon.client(), format!("/v1/consumers/{name}"));
-        std::thread::spawn(move || {
+        let end = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&end);
+        let worker = std::thread::spawn(move || {
             let claim =
-                json!({ "worker": 1, "streams": [STREAM], "start": "tail", "wait_ms": 5_000 })
+                json!({ "worker": 1, "streams": [STREAM], "start": "tail", "wait_ms": 500 })
                     .to_string();
-            loop {
+            while !ends.load(Ordering::Relaxed) {
                 let answer = client.post(&format!("{path}/claim"), &claim);
                 let now = Instant::now();
                 let claimed = body(&answer);
@@ -287,19 +292,23 @@ impl Claims {
                 for event in events {
                     let data = BASE64.decode(event["data"].as_str().unwrap().as_bytes());
                     let text = String::from_utf8(data.unwrap()).unwrap();
-                    if tell.send((now, text)).is_err() {
-                        return;
-                    }
+                    let _nobody_listens = tell.send((now, text));
                 }
                 if let Some(last) = events.last() {
                     let ack = json!({ "token": claimed["token"], "seq": last["seq"] });
-                    client.post(&format!("{path}/ack"), &ack.to_string());
+                    let answer = client.post(&format!("{path}/ack"), &ack.to_string());
+                    assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
                 }
             }
         });
         // Until it waits at the tail.
         std::thread::sleep(Duration::from_secs(1));
-        Self { name, had }
+        Self {
+            name,
+            had,
+            end,
+            worker: Some(worker),
+        }
     }
 
     fn until(&self, text: &str) -> Instant {
@@ -309,6 +318,14 @@ impl Claims {
                 return at;
             }
         }
+    }
+}
+
+/// Ends before its daemon does.
+impl Drop for Claims {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        let _ended = self.worker.take().map(JoinHandle::join);
     }
 }
 
