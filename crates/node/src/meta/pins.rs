@@ -81,7 +81,7 @@ pub struct Edited {
 }
 
 /// Where the pins of a device are kept: the one table of the daemon ([`Meta`]), or whatever an owner has (S4.22). What a change means is not decided here
-/// ([`plan`]), so every state means the same by it.
+/// (`meta/pins/plan.rs`), so every state means the same by it.
 pub trait PinState: Send + Sync {
     /// The pins as they are now.
     ///
