@@ -376,6 +376,53 @@ mod tests {
         assert!(front.contains(PAGE), "the front page leads there");
     }
 
+    /// S3.38: who distrusts a figure can take it again: each one's command is a program or a script of this repository.
+    #[test]
+    fn s3_38_each_number_has_its_script_in_the_repository() {
+        let workspace = Workspace::find();
+        let page = workspace.read(PAGE).unwrap();
+        let rows = page.lines().filter(|line| line.starts_with("| "));
+        let commands = rows.filter_map(|row| row.split(" | ").nth(6));
+        let commands = commands.filter_map(|cell| cell.strip_prefix('`')?.strip_suffix('`'));
+        let mut count = 0;
+        for command in commands {
+            let script = script(command);
+            assert!(script.is_some(), "`{command}` names no script");
+            let script = script.unwrap();
+            let found = [
+                format!("{script}.rs"),
+                format!("{script}/main.rs"),
+                script.clone(),
+            ];
+            let is_there = found.iter().any(|file| workspace.path(file).is_file());
+            assert!(is_there, "there is no {script} for `{command}`");
+            count += 1;
+        }
+        assert!(count > 40, "{count} commands");
+    }
+
+    /// The file that a command runs, without its end.
+    fn script(command: &str) -> Option<String> {
+        let words: Vec<&str> = command.split(' ').collect();
+        let behind = |flag| {
+            let at = words.iter().position(|word| *word == flag)?;
+            words.get(at + 1).copied()
+        };
+        if let Some(bench) = behind("--bench") {
+            return Some(format!("benches/benches/{bench}"));
+        }
+        let of = || behind("-p")?.strip_prefix("gemba-");
+        if let Some(example) = behind("--example") {
+            return Some(format!("crates/{}/examples/{example}", of()?));
+        }
+        if let Some(test) = behind("--test") {
+            return Some(format!("crates/{}/tests/{test}", of()?));
+        }
+        words[0]
+            .starts_with("interop/")
+            .then(|| words[0].to_owned())
+    }
+
     #[test]
     fn a_page_edited_by_hand_is_refused() {
         let (root, workspace) = workspace(&[measurement("fetch", 3.9, "s")]);
