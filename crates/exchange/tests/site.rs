@@ -366,7 +366,7 @@ fn s0_11_si_10_connections_that_starve_on_a_full_line_do_not_multiply_copies() {
         want_all(&mut world, 0..8, &content);
         while !(0..8).all(|d| world.has_all(d)) {
             let device = rng.index(8);
-            let pause = MS * rng.range(500..5_000) as u32;
+            let pause = MS * rng.range(500..4_000) as u32;
             world.stall(device, 8, pause);
             world.stall(8, device, pause);
             let at = world.now + MS * rng.range(500..2_000) as u32;
