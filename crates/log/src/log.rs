@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use cid::Cid;
 use gemba_segment::{Disk, GroupCommit, LockGuard, Mode, Reader, Step};
@@ -44,6 +46,7 @@ pub struct Log {
     pub(crate) counters: Counters,
     report: OpenReport,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
+    bell: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Why nothing is written any more.
@@ -194,12 +197,25 @@ impl Log {
             counters: Counters::default(),
             report: report.clone(),
             lock: Mutex::new(lock),
+            bell: OnceLock::new(),
         };
         if log.pen().note {
             // If it cannot be written now, it is with the first append, or that fails too.
             let _ = log.flush_fast();
         }
         Ok((log, report))
+    }
+
+    /// Calls `bell` whenever feeds have changed, by appends, by batches of others and by retention: with the change to be seen, and before whoever made it
+    /// goes on. It is called by the one who writes, so it only tells somebody, and calls nothing of this log. One bell a log; a second one is not taken.
+    pub fn on_change(&self, bell: impl Fn() + Send + Sync + 'static) {
+        let _the_first_stays = self.bell.set(Box::new(bell));
+    }
+
+    pub(crate) fn has_changed(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell();
+        }
     }
 
     /// Who writes here.

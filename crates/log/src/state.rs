@@ -45,6 +45,8 @@ pub(crate) struct Feed {
     pub(crate) low: Seq,
     /// Bytes of its batches on disk.
     pub(crate) bytes: u64,
+    /// When it changed last: see [`State::changes`].
+    pub(crate) changed: u64,
 }
 
 impl Tip {
@@ -95,6 +97,10 @@ pub(crate) fn branch_key(id: &FeedId, first: &[u8; 32]) -> FeedKey {
 pub(crate) struct State {
     pub(crate) me: Author,
     pub(crate) feeds: BTreeMap<FeedKey, Feed>,
+    /// Feeds in the order in which they changed last, each once: who asks again is told of those behind the last that it was told of.
+    changes: BTreeMap<u64, FeedKey>,
+    /// The number of the next change.
+    next_change: u64,
     /// The feed that is written to, of each stream.
     pub(crate) own: BTreeMap<StreamName, FeedKey>,
     pub(crate) producers: Producers,
@@ -114,6 +120,8 @@ impl State {
         Self {
             me,
             feeds: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            next_change: 1,
             own: BTreeMap::new(),
             producers: Producers::new(max_producers),
             clock: 0,
@@ -156,6 +164,22 @@ impl State {
         (id.key(), Tip::new(id, true))
     }
 
+    fn has_changed(&mut self, key: FeedKey) {
+        if let Some(feed) = self.feeds.get_mut(&key) {
+            self.changes.remove(&feed.changed);
+            feed.changed = self.next_change;
+            self.changes.insert(self.next_change, key);
+            self.next_change += 1;
+        }
+    }
+
+    /// The feeds that changed behind a mark, all behind 0, and the mark behind which those stand that change from now on.
+    pub(crate) fn changed_since(&self, mark: u64) -> (u64, impl Iterator<Item = &Feed>) {
+        let changed = self.changes.range(mark.saturating_add(1)..);
+        let feeds = changed.filter_map(|(_, key)| self.feeds.get(key));
+        (self.next_change - 1, feeds)
+    }
+
     /// Moves the clock so that what is written next is later than what was seen.
     pub(crate) fn observe(clock: &mut u64, lamport: u64) {
         let leap = clock.saturating_add(MAX_LEAP).min(MAX_NUMBER - 1);
@@ -171,6 +195,7 @@ impl State {
                     tip: tip.clone(),
                     low: tag.first,
                     bytes: 0,
+                    changed: 0,
                 }),
                 None => return false,
             },
@@ -188,6 +213,7 @@ impl State {
             }
         }
         Self::observe(&mut self.clock, tag.lamport);
+        self.has_changed(tag.key);
         true
     }
 
@@ -241,10 +267,17 @@ impl State {
                 entry.1 += span.bytes;
             }
         }
+        let mut changed = Vec::new();
         for (key, feed) in &mut self.feeds {
             let (low, bytes) = found.get(key).copied().unwrap_or((feed.tip.next, 0));
+            if feed.low != low {
+                changed.push(*key);
+            }
             feed.low = low;
             feed.bytes = bytes;
+        }
+        for key in changed {
+            self.has_changed(key);
         }
     }
 
@@ -331,6 +364,7 @@ impl State {
                     tip,
                     low: next,
                     bytes: 0,
+                    changed: 0,
                 },
             );
         }
@@ -342,8 +376,10 @@ impl State {
         self.clock = clock;
         self.producers = producers;
         self.own.clear();
+        self.changes.clear();
         let keys: Vec<_> = self.feeds.keys().copied().collect();
         for key in keys {
+            self.has_changed(key);
             let tip = &self.feeds[&key].tip;
             // A log whose node has a new key goes on: what was its own is another author's now.
             if tip.id.author == self.me && me == self.me && tip.branch.is_none() && !tip.closed {

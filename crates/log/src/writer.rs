@@ -202,6 +202,7 @@ impl Log {
             written.map(|(segment, offsets)| {
                 pen.noted(self);
                 self.show(segment, &offsets, effects, producers, clock);
+                self.has_changed();
             })
         };
         if written.is_err() {

@@ -6,7 +6,7 @@
 pub mod about;
 mod born;
 pub mod consumers;
-mod telling;
+pub mod waiting;
 pub mod wire;
 
 #[cfg(test)]
@@ -28,7 +28,6 @@ use crate::error::{Code, Fail};
 use crate::repo::Repo;
 use born::Born;
 use consumers::Consumers;
-use telling::Changes;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
@@ -41,7 +40,7 @@ pub struct Events {
     log: Arc<Log>,
     consumers: Arc<Consumers>,
     /// Counts changes, for those who wait for more.
-    changed: Changes,
+    changed: watch::Sender<u64>,
     dir: Arc<std::path::Path>,
     /// The files were copied since they were written last.
     is_copy: bool,
@@ -102,9 +101,10 @@ impl Events {
         tell_what_was_found(&report);
         let is_copy = begin_epochs_of_a_copy(&log, dir);
         let log = Arc::new(log);
-        let changed = Changes::new();
-        let path = dir.join("consumers.redb");
-        let consumers = Consumers::open(Arc::clone(&log), changed.clone(), path)?;
+        let changed = watch::Sender::new(0_u64);
+        let bell = changed.clone();
+        log.on_change(move || bell.send_modify(|count| *count = count.wrapping_add(1)));
+        let consumers = Consumers::open(Arc::clone(&log), dir.join("consumers.redb"))?;
         Ok(Self {
             log,
             consumers: Arc::new(consumers),
@@ -149,9 +149,7 @@ impl Events {
                 .map(|appended| wire::ack(&appended))
                 .map_err(|e| fail(&e))
         });
-        let acks = acks.collect();
-        self.has_changed();
-        acks
+        acks.collect()
     }
 
     /// Takes events of the fast class: they are written soon, and lost in a crash. How many older ones gave way.
@@ -171,21 +169,15 @@ impl Events {
         if self.log.stat().fast_waiting == 0 {
             return;
         }
-        match self.log.flush_fast() {
-            Ok(()) => self.has_changed(),
-            Err(error) => tracing::warn!(%error, "events of the fast class could not be written"),
+        if let Err(error) = self.log.flush_fast() {
+            tracing::warn!(%error, "events of the fast class could not be written");
         }
-    }
-
-    /// Whoever waits for more looks again.
-    pub fn has_changed(&self) {
-        self.changed.tell();
     }
 
     /// Tells when there may be more.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.watch()
+        self.changed.subscribe()
     }
 
     /// The next events go into new epochs: this repository is a copy, or came back from a backup, and others may know more of it than it does.
@@ -677,7 +669,6 @@ impl Events {
         let now = self.about(stream)?.unwrap_or_default().changed(newer);
         let described = self.log.describe(stream, now_ms, &now.description()?);
         described.map_err(|e| about::describe_fail(&e))?;
-        self.has_changed();
         Ok(now)
     }
 

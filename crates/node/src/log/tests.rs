@@ -392,7 +392,7 @@ fn l11_a_consumer_that_is_forgotten_holds_back_nothing() {
         assert!(held.hint.contains("--force"), "{held}");
         events.consumers().leave("c", 1).unwrap();
         // So it does while one waits for some.
-        let waits = events.consumers().waits("c");
+        let waits = events.consumers().waits("c", 1);
         let held = events.consumers().forget("c", false).unwrap_err();
         assert!(held.cause.contains("wait"), "{held}");
         drop(waits);
@@ -723,4 +723,87 @@ fn l11_a_consumer_that_was_taken_over_holds_back_nothing() {
 fn claim_fails(events: &Events) -> Code {
     let claimed = events.consumers().claim("c", &request(1));
     claimed.unwrap_err().code
+}
+
+/// Claims until it is given something, as the API does; how often it was woken for it.
+async fn wait_for_events(events: Events, worker: u64) -> (u64, Claimed, usize) {
+    let mut waiting = events.consumers().waits("c", worker);
+    for woken in 0.. {
+        if let Some(claimed) = events.consumers().claim("c", &request(worker)).unwrap() {
+            return (worker, claimed, woken);
+        }
+        waiting.woken().await;
+    }
+    unreachable!()
+}
+
+/// 96 workers wait. An event wakes one of them, and so does whatever else gives one of them something: an acknowledgement behind which there is more, what is
+/// given back, a lease that runs out, a pause that ends. The others sleep on.
+#[test]
+fn s3_29_of_those_who_wait_as_many_are_woken_as_are_given_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    let mut first = request(1);
+    (first.batch, first.lease_ms) = (Some(1), Some(500));
+    assert!(events.consumers().claim("c", &first).unwrap().is_none());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let ending = tokio_util::sync::CancellationToken::new();
+        let waking = tokio::spawn(waiting::wake(events.clone(), ending.clone()));
+        let mut waiting = tokio::task::JoinSet::new();
+        for worker in 1..=96 {
+            waiting.spawn(wait_for_events(events.clone(), worker));
+        }
+        let mut woken = 0;
+        let mut next = async |what: &str| {
+            let next =
+                tokio::time::timeout(std::time::Duration::from_secs(60), waiting.join_next());
+            let next = next
+                .await
+                .unwrap_or_else(|_| panic!("nobody was woken: {what}"));
+            let (worker, claimed, times) = next.unwrap().unwrap();
+            woken += times;
+            (worker, claimed)
+        };
+        let leave = |worker| events.consumers().leave("c", worker).unwrap();
+        append(&events, "hall/a", small(3));
+        let (worker, claimed) = next("an event").await;
+        assert_eq!(seqs(&claimed), [0]);
+        ack(&events, claimed.token, 0).unwrap();
+        leave(worker);
+        let (worker, claimed) = next("what comes behind what was acknowledged").await;
+        assert_eq!(seqs(&claimed), [1]);
+        leave(worker);
+        assert_eq!(seqs(&next("what was given back").await.1), [1]);
+        let (worker, claimed) = next("what a lease that ran out was about").await;
+        assert_eq!(seqs(&claimed), [1]);
+        refuse(&events, claimed.token, 1);
+        leave(worker);
+        let mut came = Vec::new();
+        while came.len() < 2 {
+            let (worker, claimed) = next("what was refused, and what is behind it").await;
+            let seq = claimed.events[0].event.seq;
+            // On a machine that is busy a lease may be over by now.
+            if ack(&events, claimed.token, seq).is_ok() {
+                came.push(seq);
+            }
+            leave(worker);
+        }
+        came.sort_unstable();
+        assert_eq!(came, [1, 2]);
+        let given = 96 - waiting.len();
+        waiting.shutdown().await;
+        // Now and then one is woken for what somebody has taken meanwhile: as many as it takes, not all of them each time.
+        assert!(
+            (given..given + 24).contains(&(woken + 1)),
+            "{woken} were woken to give {given} something"
+        );
+        assert_eq!(events.consumers().waiters().count("c"), 0);
+        ending.cancel();
+        waking.await.unwrap();
+    });
 }
