@@ -20,7 +20,8 @@ use crate::feed::{Author, FeedId, MAX_NUMBER, Seq, Signer};
 use crate::format::{BATCH, Layout, Tag, identity};
 use crate::index::{Index, Resident, Segment};
 use crate::open::{OpenReport, Parts};
-use crate::state::State;
+use crate::read::Part;
+use crate::state::{Feed, State};
 use crate::stream::{Pattern, StreamName};
 use crate::writer::{Appended, Op, Pen};
 
@@ -130,6 +131,17 @@ pub struct Head {
     pub branch: Option<Cid>,
     /// Whether its author forked this feed: [`Head::branch`] of this or another one is there.
     pub forked: bool,
+}
+
+/// What is here of a feed or branch.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// Which one.
+    pub part: Part,
+    /// First place that is here.
+    pub low: Seq,
+    /// Place behind the last event.
+    pub next: Seq,
 }
 
 /// What a catalogue shows of a stream.
@@ -338,6 +350,25 @@ impl Log {
     #[must_use]
     pub fn heads_of(&self, pattern: &Pattern) -> Vec<Head> {
         self.heads_where(|feed| pattern.matches(&feed.stream))
+    }
+
+    /// The feeds and branches that changed behind a mark, of streams that a pattern matches, and the mark behind which the next changes stand: 0 at first, and
+    /// then what the last call gave. A mark is one of this log as it was opened.
+    #[must_use]
+    pub fn parts_since(&self, mark: u64, pattern: &Pattern) -> (u64, Vec<Extent>) {
+        let state = self.state();
+        let (mark, changed) = state.changed_since(mark);
+        let known = changed.filter(|feed| feed.tip.head.is_some());
+        let named = known.filter(|feed| pattern.matches(&feed.tip.id.stream));
+        let extent = |feed: &Feed| Extent {
+            part: Part {
+                feed: feed.tip.id.clone(),
+                branch: feed.tip.branch.as_ref().map(cid_of),
+            },
+            low: feed.low,
+            next: feed.tip.next,
+        };
+        (mark, named.map(extent).collect())
     }
 
     fn heads_where(&self, takes: impl Fn(&FeedId) -> bool) -> Vec<Head> {

@@ -12,12 +12,13 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gemba_log::{
-    Author, Config as LogConfig, Event, EventList, FeedId, Head, Log, LogError, MAX_BATCH_BYTES,
-    NameError, NewEvent, OpenError, OpenReport, Part, Pattern, Retention, Seq, Signer, StreamName,
-    unused_epoch,
+    Author, Config as LogConfig, Event, EventList, Extent, FeedId, Head, Log, LogError,
+    MAX_BATCH_BYTES, NameError, NewEvent, OpenError, OpenReport, OrderKey, Part, Pattern,
+    Retention, Seq, Signer, StreamName, unused_epoch,
 };
 use gemba_segment::{Disk, RealDisk};
 use libp2p_identity::{Keypair, PeerId, PublicKey};
@@ -302,8 +303,21 @@ fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
     /// The next event of each; those that are not named begin at `from`.
-    next: std::collections::BTreeMap<Part, Seq>,
+    next: BTreeMap<Part, Seq>,
     from: Seq,
+    /// Of which changes of the log this place knows, as [`Log::parts_since`] counts them.
+    heard: u64,
+    /// The feeds and branches of which there are events behind this place.
+    more: BTreeMap<Part, More>,
+}
+
+/// What is behind a place in a feed.
+#[derive(Clone, Debug, Default)]
+struct More {
+    /// One behind the last event.
+    end: Seq,
+    /// Where the batch of the next event stands in the order over all feeds, once that was looked up: a page opens the feeds whose turn comes, not all of them.
+    order: Option<OrderKey>,
 }
 
 impl Cursor {
@@ -437,43 +451,141 @@ impl Events {
         limit: usize,
         mut each: impl FnMut(&Part, &Event) -> Result<(), Fail>,
     ) -> Result<bool, Fail> {
-        let mut starts = Vec::new();
-        for head in self.heads(query) {
-            let part = part_of(&head);
-            let next = cursor.next.entry(part.clone()).or_insert(cursor.from);
-            *next = (*next).max(head.low);
-            if *next < head.next {
-                starts.push((part, *next));
-            }
-        }
-        if starts.is_empty() {
+        self.hear(query, cursor);
+        if cursor.more.is_empty() {
             return Ok(false);
         }
-        let mut merge = self.log.merge_parts(&starts);
-        let (mut count, mut bytes) = (0, 0);
-        while count < limit && bytes < PAGE_BYTES {
+        let starts = self.turns(cursor, limit)?;
+        let is_all = starts.len() == cursor.more.len();
+        let mut merge = self.log.merge_known(&starts);
+        let (mut count, mut bytes, mut passed) = (0, 0, 0);
+        let mut half_read = None;
+        // Each step gives an event at least, or passes something over; so what is beyond the feeds chosen does not come to its turn.
+        let outcome = loop {
+            if count + passed >= limit || bytes >= PAGE_BYTES {
+                break Ok(true);
+            }
             let (at, batch) = match merge.next_of() {
                 Ok(Some(next)) => next,
-                Ok(None) => return Ok(false),
+                Ok(None) => break Ok(!is_all),
                 Err((at, error)) => {
-                    pass_over(cursor, &starts[at].0, error)?;
-                    continue;
+                    passed += 1;
+                    match pass_over(cursor, &starts[at].0, error) {
+                        Ok(()) => continue,
+                        Err(fail) => break Err(fail),
+                    }
                 }
             };
             let part = &starts[at].0;
             let next = cursor.next.entry(part.clone()).or_insert(starts[at].1);
             let from = *next;
-            for event in batch.events().filter(|event| event.seq >= from) {
+            let mut events = batch.events().filter(|event| event.seq >= from);
+            let taken = loop {
                 if count == limit || bytes >= PAGE_BYTES {
-                    break;
+                    break Ok(());
                 }
+                let Some(event) = events.next() else {
+                    break Ok(());
+                };
                 bytes += event.payload.len();
-                each(part, &batch.own(&event))?;
+                if let Err(fail) = each(part, &batch.own(&event)) {
+                    break Err(fail);
+                }
                 *next = event.seq + 1;
                 count += 1;
+            };
+            if *next < batch.end() {
+                half_read = Some((at, batch.order(batch.first())));
+            }
+            if let Err(fail) = taken {
+                break Err(fail);
+            }
+        };
+        let orders = merge.orders().map(|(at, order)| (at, order.clone()));
+        cursor.keep(&starts, orders.chain(half_read));
+        outcome
+    }
+
+    /// Takes in what the log has of a query that the cursor does not know of.
+    fn hear(&self, query: &Query, cursor: &mut Cursor) {
+        let (heard, changed) = self.log.parts_since(cursor.heard, &query.pattern);
+        cursor.heard = heard;
+        for extent in changed {
+            let Extent {
+                part,
+                low,
+                next: end,
+            } = extent;
+            if !query.takes(&part.feed) {
+                continue;
+            }
+            let next = cursor.next.entry(part.clone()).or_insert(cursor.from);
+            let is_gone = *next < low;
+            *next = (*next).max(low);
+            if *next >= end {
+                cursor.more.remove(&part);
+                continue;
+            }
+            let more = cursor.more.entry(part).or_default();
+            more.end = end;
+            if is_gone {
+                more.order = None;
             }
         }
-        Ok(true)
+    }
+
+    /// The feeds that may have a turn among the next `limit` steps: those whose next batches come first.
+    fn turns(&self, cursor: &mut Cursor, limit: usize) -> Result<Vec<(Part, Seq, OrderKey)>, Fail> {
+        for (part, more) in &mut cursor.more {
+            if more.order.is_none() {
+                let next = cursor.next.get(part).copied().unwrap_or(cursor.from);
+                more.order = self.log.order_at(part, next).map_err(|e| fail(&e))?;
+            }
+        }
+        let mut turns: Vec<_> = cursor.more.iter().collect();
+        if turns.len() > limit && limit > 0 {
+            // What cannot be read is before all others, and is told at once.
+            turns.select_nth_unstable_by(limit - 1, |a, b| a.1.order.cmp(&b.1.order));
+            turns.truncate(limit);
+        }
+        let turn = |(part, more): (&Part, &More)| {
+            let next = cursor.next.get(part).copied().unwrap_or(cursor.from);
+            let order = more.order.clone().unwrap_or_else(|| before_all(part));
+            (part.clone(), next, order)
+        };
+        Ok(turns.into_iter().map(turn).collect())
+    }
+}
+
+impl Cursor {
+    /// Notes where the feeds of a page have their next batches, or that they are at their end.
+    fn keep(
+        &mut self,
+        starts: &[(Part, Seq, OrderKey)],
+        orders: impl Iterator<Item = (usize, OrderKey)>,
+    ) {
+        for (part, ..) in starts {
+            let next = self.next.get(part).copied().unwrap_or(self.from);
+            match self.more.get_mut(part) {
+                Some(more) if next < more.end => more.order = None,
+                _ => drop(self.more.remove(part)),
+            }
+        }
+        for (at, order) in orders {
+            if let Some(more) = self.more.get_mut(&starts[at].0) {
+                more.order = (order.lamport > 0).then_some(order);
+            }
+        }
+    }
+}
+
+/// A place in the order that is before all others, for what cannot be read.
+fn before_all(part: &Part) -> OrderKey {
+    OrderKey {
+        lamport: 0,
+        feed: part.feed.clone(),
+        batch: [0; 32],
+        seq: 0,
     }
 }
 

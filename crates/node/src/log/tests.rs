@@ -807,3 +807,76 @@ fn s3_29_of_those_who_wait_as_many_are_woken_as_are_given_something() {
         waking.await.unwrap();
     });
 }
+
+/// Very many feeds, read in small pages: a page opens the feeds whose turn comes, not all of them again. What comes is the one order, whatever the pages.
+#[test]
+fn s3_48_pages_over_many_feeds_open_each_feed_when_its_turn_comes() {
+    const FEEDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let sim = SimDisk::new(5);
+    let signer = Arc::new(MemorySigner::from_seed(&[7; 32]));
+    let disk = Arc::new(sim.clone());
+    let events = Events::open_in(dir.path(), disk, Config::default(), signer).unwrap();
+    let mut rng = gemba_testkit::Rng::new(48);
+    let mut written = Vec::new();
+    let mut write = |count: u64, written: &mut Vec<String>| {
+        for _ in 0..count {
+            let stream = format!("hall/{}", rng.below(FEEDS));
+            append(&events, &stream, small(1));
+            written.push(stream);
+        }
+    };
+    write(6 * FEEDS, &mut written);
+    let query = Query {
+        pattern: parse_pattern("hall/#").unwrap(),
+        author: None,
+        from: 0,
+        since: None,
+    };
+    let page = |cursor: &mut Cursor, limit| {
+        let mut page = Vec::new();
+        let more = events.read(&query, cursor, limit, |part, _| {
+            page.push(part.feed.stream.to_string());
+            Ok(())
+        });
+        (page, more.unwrap())
+    };
+    let before = sim.calls(Call::Read);
+    let (mut read, mut cursor, mut more) = (Vec::new(), Cursor::default(), true);
+    while more {
+        let (page, is_more) = page(&mut cursor, 7);
+        assert!(page.len() == 7 || !is_more);
+        read.extend(page);
+        more = is_more;
+    }
+    assert_eq!(read, written);
+    let reads = sim.calls(Call::Read) - before;
+    assert!(
+        reads < 4 * written.len() as u64,
+        "{reads} reads for {} events",
+        written.len()
+    );
+    // At its end it reads nothing, and behind it only what came.
+    let before = sim.calls(Call::Read);
+    assert_eq!(page(&mut cursor, 7), (vec![], false));
+    assert_eq!(sim.calls(Call::Read), before);
+    write(20, &mut written);
+    for _ in 0..4 {
+        read.extend(page(&mut cursor, 5).0);
+    }
+    assert_eq!(read, written);
+
+    // One page for all, and pages that end in the middle of batches.
+    assert_eq!(page(&mut Cursor::default(), usize::MAX).0, written);
+    for n in 0..5 {
+        append(&events, &format!("hall/{n}"), small(9));
+    }
+    let expected = page(&mut Cursor::default(), usize::MAX).0;
+    for limit in [1, 2, 5, 300] {
+        let (mut read, mut cursor) = (Vec::new(), Cursor::default());
+        while read.len() < expected.len() {
+            read.extend(page(&mut cursor, limit).0);
+        }
+        assert!(read == expected, "pages of {limit}");
+    }
+}
