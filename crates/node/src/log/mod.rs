@@ -45,6 +45,8 @@ pub struct Events {
     dir: Arc<std::path::Path>,
     /// The files were copied since they were written last.
     is_copy: bool,
+    /// By the wall clock, in milliseconds since 1970.
+    opened_ms: i64,
 }
 
 /// The identity of the node signs its batches.
@@ -112,6 +114,7 @@ impl Events {
             changed,
             dir: dir.into(),
             is_copy,
+            opened_ms: crate::names::wall_ms(),
         })
     }
 
@@ -213,6 +216,7 @@ impl Events {
             forks: stat.forks,
             new_forks: stat.new_forks,
             returned: stat.returned,
+            cloned: stat.returned_time > self.opened_ms,
             copied: self.is_copy,
             events: streams.iter().map(|info| info.events).sum(),
             bytes: stat.disk_bytes,
@@ -257,7 +261,12 @@ impl Events {
             let cause = format!("events take {} bytes, which is all that events.max_size allows: appends are refused, and nothing comes from others; raise it, or keep less (events.keep)", counts.bytes);
             trouble("events_over_limit", 1, cause)
         });
-        let returned = (counts.returned > 0).then(|| {
+        let cloned = counts.cloned.then(|| {
+            let batches = crate::text::count(counts.returned, "batch", "batches");
+            let cause = format!("another device writes events with the identity of this node now: {batches} came that were not written here, some since this start. It runs on a copy of this repository. Both go on in epochs of their own, so that no event is lost or given another's number, but who reads cannot tell them apart: stop one of the two and give it a repository of its own (`gemba init`). If this device's clock was behind when it started, a backup that came back looks so, too");
+            trouble("events_cloned", counts.returned, cause)
+        });
+        let returned = (counts.returned > 0 && !counts.cloned).then(|| {
             let batches = crate::text::count(counts.returned, "batch", "batches");
             let cause = format!("{batches} of events of this node came back from others, not having been here: the repository was restored from a backup, or another device runs on a copy of it; events go on in new epochs, so that none is lost. If that device still runs, give one of the two a repository of its own");
             trouble("events_returned", counts.returned, cause)
@@ -271,7 +280,9 @@ impl Events {
             let cause = format!("{times} an author wrote a second history of a feed, on a cloned device or after a backup came back: both are kept and read (`gemba log ls --json` names them); give one of the devices a repository of its own");
             trouble("events_forked", counts.new_forks, cause)
         });
-        let all = [stopped, failing, full, damaged, returned, copied, forked];
+        let all = [
+            stopped, failing, full, damaged, cloned, returned, copied, forked,
+        ];
         all.into_iter().flatten().collect()
     }
 }
