@@ -43,6 +43,8 @@ const MARK: &str = "gemba";
 /// What the broker may have open with us. Whatever waits here is less, so no queue is ever full.
 const OPEN: u16 = 256;
 const QUEUE: usize = 4 * OPEN as usize;
+/// Names a mistake, for tests.
+const PLANTED: &str = "MQTT_BRIDGE_PLANTED";
 
 fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -115,9 +117,18 @@ fn reader(host: &str, port: u16) -> MqttOptions {
         // We keep nothing of the session; the log does.
         .set_clean_start(false)
         .set_broker_session_resume_policy(BrokerSessionResumePolicy::AllowBrokerOnly)
-        .set_ack_mode(AckMode::Manual)
+        .set_ack_mode(ack_mode())
         .set_keep_alive(5);
     options
+}
+
+/// We acknowledge, when the log has it. The client would do so by itself, with what it reads and before anybody has it: that is the mistake which a test plants,
+/// to prove that it finds it.
+fn ack_mode() -> AckMode {
+    match std::env::var_os(PLANTED).is_some_and(|bug| bug == "automatic-acks") {
+        true => AckMode::Automatic,
+        false => AckMode::Manual,
+    }
 }
 
 /// An event of the bridge's own, for the way back: how often it was started.

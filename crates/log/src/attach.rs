@@ -9,6 +9,7 @@ use crate::{
     event::{MAX_EVENTS_BYTES, NewEvent},
     feed::{EventHash, FeedId, Seq},
     log::{Head, Log},
+    state::Feed,
     stream::StreamName,
 };
 use bytes::Bytes;
@@ -219,16 +220,21 @@ fn failed(error: LogError) -> SourceError {
 
 impl LogSource for Log {
     fn spans(&self) -> Result<Vec<Span>, SourceError> {
-        let span = |head: Head| Span {
-            feed: head.feed,
-            first: head.low,
-            next: head.next,
+        let (_, mut spans) = self.spans_since(0)?;
+        spans.sort_by(|a, b| a.feed.cmp(&b.feed));
+        Ok(spans)
+    }
+
+    fn spans_since(&self, mark: u64) -> Result<(u64, Vec<Span>), SourceError> {
+        let state = self.state();
+        let (mark, feeds) = state.changed_since(mark);
+        let main = feeds.filter(|feed| feed.tip.branch.is_none() && feed.tip.head.is_some());
+        let span = |feed: &Feed| Span {
+            feed: feed.tip.id.clone(),
+            first: feed.low,
+            next: feed.tip.next,
         };
-        let main = self
-            .heads()
-            .into_iter()
-            .filter(|head| head.branch.is_none());
-        Ok(main.map(span).collect())
+        Ok((mark, main.map(span).collect()))
     }
 
     fn read(

@@ -82,6 +82,15 @@ pub trait LogSource: Send + Sync {
     /// [`SourceError`].
     fn spans(&self) -> Result<Vec<Span>, SourceError>;
 
+    /// Those of them that changed behind `mark`, and the mark behind which the next changes stand: 0 at first, and then what the last call gave. A source
+    /// that keeps no account of changes tells all feeds.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    fn spans_since(&self, mark: u64) -> Result<(u64, Vec<Span>), SourceError> {
+        Ok((mark, self.spans()?))
+    }
+
     /// Events from `from` on: at least one if the log holds it, at most `most`, and no more once `bytes` of payloads are reached.
     ///
     /// # Errors
@@ -116,9 +125,13 @@ pub trait LogSink: Send + Sync {
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError>;
 }
 
-impl<T: LogSource + ?Sized> LogSource for &T {
+/// A log in a reference, an `Arc` or a `Box`.
+impl<P: Deref<Target: LogSource> + Send + Sync> LogSource for P {
     fn spans(&self) -> Result<Vec<Span>, SourceError> {
         (**self).spans()
+    }
+    fn spans_since(&self, mark: u64) -> Result<(u64, Vec<Span>), SourceError> {
+        (**self).spans_since(mark)
     }
     fn read(
         &self,
@@ -137,34 +150,7 @@ impl<T: LogSource + ?Sized> LogSource for &T {
     }
 }
 
-impl<T: LogSink + ?Sized> LogSink for &T {
-    fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
-        (**self).append(stream, events)
-    }
-}
-
-impl<T: LogSource + ?Sized> LogSource for std::sync::Arc<T> {
-    fn spans(&self) -> Result<Vec<Span>, SourceError> {
-        (**self).spans()
-    }
-    fn read(
-        &self,
-        feed: &FeedId,
-        from: Seq,
-        most: usize,
-        bytes: usize,
-    ) -> Result<Option<Portion>, SourceError> {
-        (**self).read(feed, from, most, bytes)
-    }
-    fn hash(&self, feed: &FeedId, seq: Seq) -> Result<Option<EventHash>, SourceError> {
-        (**self).hash(feed, seq)
-    }
-    fn at_time(&self, feed: &FeedId, time: i64) -> Result<Seq, SourceError> {
-        (**self).at_time(feed, time)
-    }
-}
-
-impl<T: LogSink + ?Sized> LogSink for std::sync::Arc<T> {
+impl<P: Deref<Target: LogSink> + Send + Sync> LogSink for P {
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         (**self).append(stream, events)
     }
@@ -273,6 +259,9 @@ pub struct Consumer<L, S> {
     inner: Mutex<Inner>,
     /// Who appends emitted events, so that their numbers rise.
     emitting: Mutex<()>,
+    /// What the core has heard of the log, as [`LogSource::spans_since`] counts: one looks at a time, so that nobody tells what is older than what
+    /// another one has told.
+    heard: Mutex<u64>,
     planted: Option<Planted>,
 }
 
@@ -290,6 +279,29 @@ struct Inner {
     emitted: Outbox,
 }
 
+impl Inner {
+    /// The next output of the core. A grant is kept under the lock under which it comes, so that a worker who leaves leaves none behind.
+    fn poll(&mut self) -> Option<Output> {
+        loop {
+            match self.core.poll()? {
+                Output::Grant(grant) => {
+                    self.grants.retain(|grant| self.core.is_held(grant.token));
+                    self.grants.push_back(grant);
+                }
+                output => return Some(output),
+            }
+        }
+    }
+
+    /// What a worker was granted and still holds.
+    fn granted(&mut self, worker: Worker) -> Option<Grant> {
+        self.grants.retain(|grant| self.core.is_held(grant.token));
+        let is_its = |grant: &Grant| grant.worker == worker;
+        let at = self.grants.iter().position(is_its)?;
+        self.grants.remove(at)
+    }
+}
+
 impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// Opens the consumer on this node: reads its rows, claims it with the next generation, durably and in the log, and asks the log what there is.
     ///
@@ -305,7 +317,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     ) -> Result<Self, ConsumeError> {
         let keys = Keys::new(&config.name);
         let planted = config.planted;
-        let before = newest_claim(&log, &keys)?;
+        let before = newest_claim(&log, &log.spans()?, &keys)?;
         let mut tx = store.begin()?;
         let (claim, existed) = claim(&mut tx, &keys, node, before, takeover)?;
         if !existed && config.start == Start::Tail {
@@ -333,6 +345,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                 emitted: outbox,
             }),
             emitting: Mutex::new(()),
+            heard: Mutex::new(0),
             planted,
         };
         consumer.refresh(now)?;
@@ -351,7 +364,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         H: FnMut(&Delivery, &mut Scope<'_, S::Tx<'_>>) -> Result<(), Refusal>,
     {
         let Some(grant) = self.claim(worker, now)? else {
-            return Ok(Step::Idle(self.lock().core.deadline()));
+            return Ok(Step::Idle(self.deadline()));
         };
         let Some(task) = self.load(grant, now)? else {
             return Ok(Step::Worked(0));
@@ -367,24 +380,43 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         Ok(Step::Worked(count))
     }
 
-    /// Tells what the log has now; [`step`](Self::step) does it whenever there is nothing to do.
+    /// Tells what the log has now, as far as it has changed; [`step`](Self::step) does it whenever there is nothing to do.
     ///
     /// # Errors
     /// [`ConsumeError`].
     pub fn refresh(&self, now: Time) -> Result<(), ConsumeError> {
-        self.read_claims(now)?;
         {
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let (mark, spans) = self.log.spans_since(*heard)?;
+            self.read_claims(&spans, now)?;
             let mut inner = self.lock();
             let again = std::mem::take(&mut inner.unasked);
             inner.waiting.extend(again);
-        }
-        for span in self.log.spans()? {
-            let Span { feed, first, next } = span;
-            self.lock()
-                .core
-                .handle(Input::Head { feed, first, next }, now)?;
+            for Span { feed, first, next } in spans {
+                inner.core.handle(Input::Head { feed, first, next }, now)?;
+            }
+            *heard = mark;
         }
         self.drive(now)
+    }
+
+    /// Which of these workers would be given something if they claimed now, as places in the list: those who read on, and of the others as many as there
+    /// are feeds with work. For drivers whose workers wait: they look when the log has changed, after every call of another worker, and at the
+    /// [`deadline`](Self::deadline).
+    ///
+    /// # Errors
+    /// [`ConsumeError`]; the workers would be told of it, too.
+    pub fn look(&self, waiting: &[Worker], now: Time) -> Result<Vec<usize>, ConsumeError> {
+        self.lock().core.expire(now);
+        self.refresh(now)?;
+        let inner = self.lock();
+        let is_granted = |worker: &Worker| inner.grants.iter().any(|g| g.worker == *worker);
+        Ok(inner.core.ready(waiting, is_granted, now))
+    }
+
+    /// When there may be something to do although nobody calls and the log does not change: a lease runs out, or a pause ends.
+    pub fn deadline(&self) -> Option<Time> {
+        self.lock().core.deadline()
     }
 
     /// Goes on at the first event that is not before this wall-clock time, in every feed.
@@ -541,30 +573,29 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         {
             let mut inner = self.lock();
             inner.core.expire(now);
+            // What its last claim waited for was written down by another thread.
+            if let Some(grant) = inner.granted(worker) {
+                return Ok(Some(grant));
+            }
             inner.core.handle(Input::Claim { worker }, now)?;
         }
         self.drive(now)?;
-        if let Some(grant) = self.granted(worker) {
+        if let Some(grant) = self.lock().granted(worker) {
             return Ok(Some(grant));
         }
         self.refresh(now)?;
-        if let Some(grant) = self.granted(worker) {
-            return Ok(Some(grant));
+        {
+            let mut inner = self.lock();
+            if let Some(grant) = inner.granted(worker) {
+                return Ok(Some(grant));
+            }
+            // What was heard meanwhile may have ended us, and what it waits for may be in another thread's hands.
+            inner.core.handle(Input::Claim { worker }, now)?;
+            // It asks again; until then nobody holds a place for it, and nobody gives it something between these two.
+            inner.core.handle(Input::Leave { worker }, now)?;
         }
-        // What was heard meanwhile may have ended us.
-        self.lock().core.handle(Input::Claim { worker }, now)?;
-        // It asks again; until then nobody holds a place for it.
-        self.tell(Input::Leave { worker }, now)?;
+        self.drive(now)?;
         Ok(None)
-    }
-
-    fn granted(&self, worker: Worker) -> Option<Grant> {
-        let mut inner = self.lock();
-        let at = inner
-            .grants
-            .iter()
-            .position(|grant| grant.worker == worker)?;
-        inner.grants.remove(at)
     }
 
     /// Does what the core wants done outside a worker's transaction.
@@ -605,10 +636,8 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
                     self.bury_all(output, now)?;
                     continue;
                 }
-                Output::Grant(grant) => {
-                    self.lock().grants.push_back(grant);
-                    continue;
-                }
+                // Kept as it came: see `Inner::next`.
+                Output::Grant(_) => continue,
                 Output::Event(event) => {
                     self.on_told(event)?;
                     continue;
@@ -622,7 +651,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         let mut inner = self.lock();
         match inner.waiting.pop_front() {
             Some(output) => Some(output),
-            None => inner.core.poll(),
+            None => inner.poll(),
         }
     }
 
@@ -673,7 +702,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         {
             let mut inner = self.lock();
             while outputs.len() < MAX_LETTERS
-                && let Some(output) = inner.core.poll()
+                && let Some(output) = inner.poll()
             {
                 match output {
                     Output::Bury { .. } => outputs.push(output),
@@ -947,7 +976,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         let inner = &mut *guard;
         inner.core.handle(Input::Ack { token, ack }, now)?;
         let mut found = None;
-        while let Some(output) = inner.core.poll() {
+        while let Some(output) = inner.poll() {
             match output {
                 Output::Persist {
                     ticket,
@@ -1035,9 +1064,9 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         }
     }
 
-    /// Reads who claims the consumer elsewhere.
-    fn read_claims(&self, now: Time) -> Result<(), ConsumeError> {
-        if let Some(claim) = newest_claim(&self.log, &self.keys)? {
+    /// Reads who claims the consumer elsewhere, in what is new.
+    fn read_claims(&self, spans: &[Span], now: Time) -> Result<(), ConsumeError> {
+        if let Some(claim) = newest_claim(&self.log, spans, &self.keys)? {
             let ours = Claim {
                 generation: self.generation(),
                 node: self.node,
@@ -1157,9 +1186,13 @@ impl Claim {
 }
 
 /// The highest claim in `$consumer/<name>`: one small feed a node that ever ran it, of which the last event counts.
-fn newest_claim(log: &impl LogSource, keys: &Keys) -> Result<Option<Claim>, SourceError> {
+fn newest_claim(
+    log: &impl LogSource,
+    spans: &[Span],
+    keys: &Keys,
+) -> Result<Option<Claim>, SourceError> {
     let mut newest = None;
-    for span in log.spans()? {
+    for span in spans {
         if span.feed.stream != keys.claims || span.next == span.first {
             continue;
         }

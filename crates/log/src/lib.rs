@@ -52,7 +52,7 @@ pub use feed::{
 pub use headers::{
     Headers, HeadersError, MAX_HEADERS, MAX_LABEL, MAX_USER_PAIRS, Origin, Producer, Trace,
 };
-pub use log::{Head, Log, Stat, StreamInfo};
+pub use log::{Extent, Head, Log, Stat, StreamInfo};
 pub use open::{OpenReport, SegmentGap, unused_epoch};
 pub use read::{Chunk, Cursor, Merge, Part};
 pub use retain::{LowWater, Retained, Retention};

@@ -3,8 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use cid::Cid;
 use gemba_segment::{Disk, GroupCommit, LockGuard, Mode, Reader, Step};
@@ -18,7 +20,8 @@ use crate::feed::{Author, FeedId, MAX_NUMBER, Seq, Signer};
 use crate::format::{BATCH, Layout, Tag, identity};
 use crate::index::{Index, Resident, Segment};
 use crate::open::{OpenReport, Parts};
-use crate::state::State;
+use crate::read::Part;
+use crate::state::{Feed, State};
 use crate::stream::{Pattern, StreamName};
 use crate::writer::{Appended, Op, Pen};
 
@@ -44,6 +47,7 @@ pub struct Log {
     pub(crate) counters: Counters,
     report: OpenReport,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
+    bell: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Why nothing is written any more.
@@ -64,6 +68,7 @@ pub(crate) struct Counters {
     pub(crate) failures: AtomicU64,
     pub(crate) forks: AtomicU64,
     pub(crate) returned: AtomicU64,
+    pub(crate) returned_time: AtomicI64,
     pub(crate) fast: AtomicU64,
 }
 
@@ -83,6 +88,9 @@ pub struct Stat {
     pub new_forks: u64,
     /// Batches of our own author that came from others and were not here: this log is a copy, or another one has our key.
     pub returned: u64,
+    /// The newest event in them, by the wall clock of whoever wrote it, in milliseconds since 1970; 0 without one. If it was written since this log was opened,
+    /// somebody writes with our key now.
+    pub returned_time: i64,
     /// Bytes that the log may take.
     pub limit: u64,
     /// Writes, each with one flush.
@@ -127,6 +135,17 @@ pub struct Head {
     pub branch: Option<Cid>,
     /// Whether its author forked this feed: [`Head::branch`] of this or another one is there.
     pub forked: bool,
+}
+
+/// What is here of a feed or branch.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// Which one.
+    pub part: Part,
+    /// First place that is here.
+    pub low: Seq,
+    /// Place behind the last event.
+    pub next: Seq,
 }
 
 /// What a catalogue shows of a stream.
@@ -194,12 +213,25 @@ impl Log {
             counters: Counters::default(),
             report: report.clone(),
             lock: Mutex::new(lock),
+            bell: OnceLock::new(),
         };
         if log.pen().note {
             // If it cannot be written now, it is with the first append, or that fails too.
             let _ = log.flush_fast();
         }
         Ok((log, report))
+    }
+
+    /// Calls `bell` whenever feeds have changed, by appends, by batches of others and by retention: with the change to be seen, and before whoever made it
+    /// goes on. It is called by the one who writes, so it only tells somebody, and calls nothing of this log. One bell a log; a second one is not taken.
+    pub fn on_change(&self, bell: impl Fn() + Send + Sync + 'static) {
+        let _the_first_stays = self.bell.set(Box::new(bell));
+    }
+
+    pub(crate) fn has_changed(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell();
+        }
     }
 
     /// Who writes here.
@@ -241,7 +273,7 @@ impl Log {
     /// that stands where ours is damaged repairs it; one that contradicts what is here begins a branch, and the feed counts as forked.
     ///
     /// A batch of our own author that is not here means that this log was shortened, or that somebody writes with our key: the next events
-    /// of ours go into new epochs.
+    /// of ours go into new epochs, which are drawn. Feeds that this log has begun in such epochs since it was opened go on: nobody else writes to them.
     ///
     /// # Errors
     /// [`LogError::Gap`] if batches between are missing; see [`LogError`].
@@ -322,6 +354,25 @@ impl Log {
     #[must_use]
     pub fn heads_of(&self, pattern: &Pattern) -> Vec<Head> {
         self.heads_where(|feed| pattern.matches(&feed.stream))
+    }
+
+    /// The feeds and branches that changed behind a mark, of streams that a pattern matches, and the mark behind which the next changes stand: 0 at first, and
+    /// then what the last call gave. A mark is one of this log as it was opened.
+    #[must_use]
+    pub fn parts_since(&self, mark: u64, pattern: &Pattern) -> (u64, Vec<Extent>) {
+        let state = self.state();
+        let (mark, changed) = state.changed_since(mark);
+        let known = changed.filter(|feed| feed.tip.head.is_some());
+        let named = known.filter(|feed| pattern.matches(&feed.tip.id.stream));
+        let extent = |feed: &Feed| Extent {
+            part: Part {
+                feed: feed.tip.id.clone(),
+                branch: feed.tip.branch.as_ref().map(cid_of),
+            },
+            low: feed.low,
+            next: feed.tip.next,
+        };
+        (mark, named.map(extent).collect())
     }
 
     fn heads_where(&self, takes: impl Fn(&FeedId) -> bool) -> Vec<Head> {
@@ -428,6 +479,7 @@ impl Log {
             forks: branches.count() as u64,
             new_forks: count(&self.counters.forks),
             returned: count(&self.counters.returned),
+            returned_time: self.counters.returned_time.load(Ordering::Relaxed),
             limit: self.config.max_bytes,
             flushes: count(&self.counters.groups),
             batches: count(&self.counters.batches),

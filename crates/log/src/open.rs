@@ -23,7 +23,7 @@ use crate::format::{
 };
 use crate::index::{Index, Paged, Resident, Segment};
 use crate::reserve::Reserve;
-use crate::state::{State, Tip, branch_key};
+use crate::state::{Closed, State, Tip, branch_key};
 use crate::writer::Pen;
 
 /// What opening found besides events. All empty after an orderly stop on a healthy disk.
@@ -111,6 +111,8 @@ pub(crate) fn open(
         ..
     } = opening;
     state.recount();
+    // Whoever copied the files has these, too.
+    state.sole.clear();
     report.new_epochs = in_doubt && state.feeds.values().any(|feed| feed.tip.id.author == me);
     // A number whose creation never finished is used again.
     let last = numbers.last().copied().unwrap_or(0);
@@ -361,7 +363,7 @@ impl Opening<'_> {
             Seen::Batch(tag, at, len) => (tag, at, len),
             Seen::Close => {
                 if counts {
-                    self.state.close_own();
+                    self.state.close_own(Closed::All);
                 }
                 return;
             }
@@ -452,11 +454,13 @@ impl Opening<'_> {
     }
 }
 
+/// Epochs that are drawn begin here.
+pub(crate) const DRAWN: u64 = 1 << 50;
+
 /// An epoch that was not used, as far as chance goes: one of 2^50, beyond those that count up from 0.
 #[must_use]
 pub fn unused_epoch() -> u64 {
-    const RANGE: u64 = 1 << 50;
-    RANGE + RandomState::new().build_hasher().finish() % RANGE
+    DRAWN + RandomState::new().build_hasher().finish() % DRAWN
 }
 
 fn see(entry: &Entry) -> Option<Seen> {

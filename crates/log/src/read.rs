@@ -531,6 +531,41 @@ impl Log {
             |(part, from): &(Part, Seq)| Cursor::new(self, part.feed.clone(), part.key(), *from);
         Merge::of(starts.iter().map(cursor).collect())
     }
+
+    /// As [`Self::merge_parts`], for a reader who takes a page now and then of very many feeds: of each part it is told where the batch of its place stands in
+    /// the order, by [`Self::order_at`] or by [`Merge::orders`] of the page before, and opens those whose turn comes.
+    #[must_use]
+    pub fn merge_known(&self, starts: &[(Part, Seq, OrderKey)]) -> Merge<'_> {
+        let cursor =
+            |(part, from, _): &_| Cursor::new(self, Part::clone(part).feed, part.key(), *from);
+        let mut merge = Merge::unopened(starts.iter().map(cursor).collect());
+        let known = starts.iter().enumerate();
+        merge.heap = known
+            .map(|(cursor, (.., order))| {
+                Reverse(Next {
+                    order: order.clone(),
+                    batch: None,
+                    cursor,
+                })
+            })
+            .collect();
+        merge
+    }
+
+    /// Where the batch that holds a place stands in the order over all feeds. `None`: the part ends before, or the batch cannot be read.
+    ///
+    /// # Errors
+    /// What the disk answers.
+    pub fn order_at(&self, part: &Part, seq: Seq) -> Result<Option<OrderKey>, LogError> {
+        let state = self.state();
+        let tag = self.tag_of_place(&state, part.key(), seq)?;
+        Ok(tag.map(|tag| OrderKey {
+            lamport: tag.lamport,
+            feed: part.feed.clone(),
+            batch: tag.digest,
+            seq: tag.first,
+        }))
+    }
 }
 
 /// A feed, or a branch that its author forked off: what has places of its own.
@@ -651,7 +686,8 @@ pub struct Merge<'a> {
 #[derive(Debug)]
 struct Next {
     order: OrderKey,
-    batch: Batch,
+    /// Nothing where it was not read yet.
+    batch: Option<Batch>,
     cursor: usize,
 }
 
@@ -676,20 +712,30 @@ impl Ord for Next {
 }
 
 impl<'a> Merge<'a> {
-    fn of(mut cursors: Vec<Cursor<'a>>) -> Self {
-        let ahead = (4 * AHEAD / cursors.len().max(1) as u64).clamp(LEAST_AHEAD, AHEAD);
-        for cursor in &mut cursors {
-            cursor.ahead = ahead;
-        }
-        let mut merge = Self {
-            cursors,
-            heap: BinaryHeap::new(),
-            failed: VecDeque::new(),
-        };
+    fn of(cursors: Vec<Cursor<'a>>) -> Self {
+        let mut merge = Self::unopened(cursors);
         for at in 0..merge.cursors.len() {
             merge.advance_or_note(at);
         }
         merge
+    }
+
+    fn unopened(mut cursors: Vec<Cursor<'a>>) -> Self {
+        let ahead = (4 * AHEAD / cursors.len().max(1) as u64).clamp(LEAST_AHEAD, AHEAD);
+        for cursor in &mut cursors {
+            cursor.ahead = ahead;
+        }
+        Self {
+            cursors,
+            heap: BinaryHeap::new(),
+            failed: VecDeque::new(),
+        }
+    }
+
+    /// Where the next batch of each part stands in the order, of those that have one which can be read: by places in the list that the merge was given.
+    pub fn orders(&self) -> impl Iterator<Item = (usize, &OrderKey)> {
+        let next = self.heap.iter();
+        next.map(|Reverse(next)| (next.cursor, &next.order))
     }
 
     /// The next batch. The first of each feed may hold events before the place that was asked for.
@@ -707,23 +753,32 @@ impl<'a> Merge<'a> {
     /// # Errors
     /// As [`Self::next_batch`], with the same place.
     pub fn next_of(&mut self) -> Result<Option<(usize, Batch)>, (usize, LogError)> {
-        if let Some((at, error)) = self.failed.pop_front() {
-            let behind = match &error {
-                LogError::Damaged { to, .. } => Some(*to),
-                LogError::Trimmed { low, .. } => Some(*low),
-                _ => None,
-            };
-            if let Some(behind) = behind.filter(|behind| *behind > self.cursors[at].position()) {
-                self.cursors[at].seek(behind);
-                self.advance_or_note(at);
+        loop {
+            if let Some(failed) = self.failed.pop_front() {
+                return Err(self.pass_over(failed));
             }
-            return Err((at, error));
+            let Some(Reverse(next)) = self.heap.pop() else {
+                return Ok(None);
+            };
+            self.advance_or_note(next.cursor);
+            if let Some(batch) = next.batch {
+                return Ok(Some((next.cursor, batch)));
+            }
         }
-        let Some(Reverse(next)) = self.heap.pop() else {
-            return Ok(None);
+    }
+
+    /// Goes on behind what could not be read.
+    fn pass_over(&mut self, (at, error): (usize, LogError)) -> (usize, LogError) {
+        let behind = match &error {
+            LogError::Damaged { to, .. } => Some(*to),
+            LogError::Trimmed { low, .. } => Some(*low),
+            _ => None,
         };
-        self.advance_or_note(next.cursor);
-        Ok(Some((next.cursor, next.batch)))
+        if let Some(behind) = behind.filter(|behind| *behind > self.cursors[at].position()) {
+            self.cursors[at].seek(behind);
+            self.advance_or_note(at);
+        }
+        (at, error)
     }
 
     fn advance_or_note(&mut self, cursor: usize) {
@@ -736,7 +791,7 @@ impl<'a> Merge<'a> {
         if let Some(batch) = self.cursors[cursor].next_batch()? {
             self.heap.push(Reverse(Next {
                 order: batch.order(batch.first()),
-                batch,
+                batch: Some(batch),
                 cursor,
             }));
         }

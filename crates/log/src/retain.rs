@@ -79,6 +79,9 @@ impl Log {
             self.forget_file(number);
         }
         drop(pen);
+        if done.segments > 0 {
+            self.has_changed();
+        }
         Ok(done)
     }
 

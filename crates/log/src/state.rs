@@ -9,6 +9,7 @@ use ring::digest::{SHA256, digest};
 use crate::feed::{Author, Epoch, FeedId, FeedKey, MAX_NUMBER, Seq};
 use crate::format::{Place, Tag, Take, put_feed, take_feed};
 use crate::index::{Index, Resident, Segment, frame_bytes};
+use crate::open::{DRAWN, unused_epoch};
 use crate::producers::Producers;
 use crate::skip::Spine;
 use crate::stream::StreamName;
@@ -17,6 +18,20 @@ use crate::stream::StreamName;
 const MAX_LEAP: u64 = 1 << 32;
 /// Damaged batches that are remembered until they are repaired; a scrub finds the others again.
 const MAX_BAD: usize = 65_536;
+
+/// Beside an epoch that was drawn, the next one is drawn from so many.
+pub(crate) const STEP: u64 = 1 << 32;
+
+/// Which feeds of ours are closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Closed {
+    /// None.
+    None,
+    /// Those to which somebody else may write, too: [`State::sole`] says which are not.
+    Shared,
+    /// All.
+    All,
+}
 
 /// The end of a feed, as the next batch must know it.
 #[derive(Clone, Debug)]
@@ -45,6 +60,8 @@ pub(crate) struct Feed {
     pub(crate) low: Seq,
     /// Bytes of its batches on disk.
     pub(crate) bytes: u64,
+    /// When it changed last: see [`State::changes`].
+    pub(crate) changed: u64,
 }
 
 impl Tip {
@@ -95,9 +112,16 @@ pub(crate) fn branch_key(id: &FeedId, first: &[u8; 32]) -> FeedKey {
 pub(crate) struct State {
     pub(crate) me: Author,
     pub(crate) feeds: BTreeMap<FeedKey, Feed>,
+    /// Feeds in the order in which they changed last, each once: who asks again is told of those behind the last that it was told of.
+    changes: BTreeMap<u64, FeedKey>,
+    /// The number of the next change.
+    next_change: u64,
     /// The feed that is written to, of each stream.
     pub(crate) own: BTreeMap<StreamName, FeedKey>,
     pub(crate) producers: Producers,
+    /// Feeds of ours that were begun since the opening, in epochs that were drawn: nobody but this log writes to them, and who writes with our key elsewhere
+    /// is no reason to leave them.
+    pub(crate) sole: BTreeSet<FeedKey>,
     /// The logical clock: no batch that was seen has a later time, within the limit of leaps.
     pub(crate) clock: u64,
     pub(crate) segments: BTreeMap<u32, Arc<Segment>>,
@@ -114,8 +138,11 @@ impl State {
         Self {
             me,
             feeds: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            next_change: 1,
             own: BTreeMap::new(),
             producers: Producers::new(max_producers),
+            sole: BTreeSet::new(),
             clock: 0,
             segments: BTreeMap::new(),
             sizes: BTreeMap::new(),
@@ -128,32 +155,63 @@ impl State {
         self.sizes.values().sum()
     }
 
-    /// The tip of the feed that the next events of a stream go to; a new epoch where the last one is closed.
-    pub(crate) fn own_tip(&self, stream: &StreamName) -> (FeedKey, Tip) {
-        if let Some(key) = self.own.get(stream)
-            && let Some(feed) = self.feeds.get(key)
-            && !feed.tip.closed
-        {
-            return (*key, feed.tip.clone());
-        }
-        self.next_epoch(stream, std::iter::empty())
+    /// The tip of the feed that the next events of a stream go to, if that is open after `closed`.
+    pub(crate) fn own_tip(&self, stream: &StreamName, closed: Closed) -> Option<(FeedKey, Tip)> {
+        let key = self.own.get(stream)?;
+        let is_open = match closed {
+            Closed::None => true,
+            Closed::Shared => self.sole.contains(key),
+            Closed::All => false,
+        };
+        let feed = self.feeds.get(key).filter(|feed| !feed.tip.closed)?;
+        is_open.then(|| (*key, feed.tip.clone()))
     }
 
-    /// A feed of ours that nobody has written to, in this stream; `others` are feeds that are not in the state yet.
+    /// A feed of ours that nobody has written to, in this stream, and of no epoch below `least`; `others` are feeds that are not in the state yet.
+    ///
+    /// Epochs count up. Once one was drawn, since somebody else may write with our key, so is each that follows: he would count up as well.
     pub(crate) fn next_epoch<'a>(
         &'a self,
         stream: &StreamName,
         others: impl Iterator<Item = &'a FeedId>,
+        least: u64,
     ) -> (FeedKey, Tip) {
         let known = self.feeds.values().map(|feed| &feed.tip.id).chain(others);
-        let mine = known.filter(|id| id.author == self.me && id.stream == *stream);
-        let next = mine.map(|id| id.epoch.0 + 1).max().unwrap_or(0);
+        let (mut next, mut is_drawn) = (0, false);
+        for id in known.filter(|id| id.author == self.me) {
+            is_drawn |= id.epoch.0 >= DRAWN;
+            if id.stream == *stream {
+                next = next.max(id.epoch.0 + 1);
+            }
+        }
+        let next = match next {
+            drawn @ DRAWN.. => drawn + unused_epoch() % STEP,
+            // That one was drawn for this log.
+            _ if least >= DRAWN || !is_drawn => next,
+            _ => unused_epoch(),
+        };
         let id = FeedId {
             author: self.me,
             stream: stream.clone(),
-            epoch: Epoch(next.max(self.least_epoch)),
+            epoch: Epoch(next.max(least)),
         };
         (id.key(), Tip::new(id, true))
+    }
+
+    fn has_changed(&mut self, key: FeedKey) {
+        if let Some(feed) = self.feeds.get_mut(&key) {
+            self.changes.remove(&feed.changed);
+            feed.changed = self.next_change;
+            self.changes.insert(self.next_change, key);
+            self.next_change += 1;
+        }
+    }
+
+    /// The feeds that changed behind a mark, all behind 0, and the mark behind which those stand that change from now on.
+    pub(crate) fn changed_since(&self, mark: u64) -> (u64, impl Iterator<Item = &Feed>) {
+        let changed = self.changes.range(mark.saturating_add(1)..);
+        let feeds = changed.filter_map(|(_, key)| self.feeds.get(key));
+        (self.next_change - 1, feeds)
     }
 
     /// Moves the clock so that what is written next is later than what was seen.
@@ -167,11 +225,17 @@ impl State {
         let feed = match self.feeds.entry(tag.key) {
             Entry::Occupied(feed) => feed.into_mut(),
             Entry::Vacant(place) => match new {
-                Some(tip) => place.insert(Feed {
-                    tip: tip.clone(),
-                    low: tag.first,
-                    bytes: 0,
-                }),
+                Some(tip) => {
+                    if tip.spine.is_some() && tip.id.epoch.0 >= DRAWN {
+                        self.sole.insert(tag.key);
+                    }
+                    place.insert(Feed {
+                        tip: tip.clone(),
+                        low: tag.first,
+                        bytes: 0,
+                        changed: 0,
+                    })
+                }
                 None => return false,
             },
         };
@@ -188,6 +252,7 @@ impl State {
             }
         }
         Self::observe(&mut self.clock, tag.lamport);
+        self.has_changed(tag.key);
         true
     }
 
@@ -201,16 +266,19 @@ impl State {
         }
     }
 
-    /// The next events of every stream go into new epochs.
-    pub(crate) fn close_own(&mut self) {
-        let me = self.me;
-        for feed in self.feeds.values_mut() {
-            if feed.tip.id.author == me {
+    /// The next events of every stream go into new epochs, but for those in feeds that stay open.
+    pub(crate) fn close_own(&mut self, closed: Closed) {
+        if closed == Closed::All {
+            self.sole.clear();
+        }
+        let (me, sole) = (self.me, &self.sole);
+        for (key, feed) in &mut self.feeds {
+            if feed.tip.id.author == me && !sole.contains(key) {
                 feed.tip.closed = true;
                 feed.tip.spine = None;
             }
         }
-        self.own.clear();
+        self.own.retain(|_, key| sole.contains(key));
     }
 
     pub(crate) fn mark_bad(&mut self, segment: u32, at: u32) {
@@ -241,10 +309,17 @@ impl State {
                 entry.1 += span.bytes;
             }
         }
+        let mut changed = Vec::new();
         for (key, feed) in &mut self.feeds {
             let (low, bytes) = found.get(key).copied().unwrap_or((feed.tip.next, 0));
+            if feed.low != low {
+                changed.push(*key);
+            }
             feed.low = low;
             feed.bytes = bytes;
+        }
+        for key in changed {
+            self.has_changed(key);
         }
     }
 
@@ -331,6 +406,7 @@ impl State {
                     tip,
                     low: next,
                     bytes: 0,
+                    changed: 0,
                 },
             );
         }
@@ -342,8 +418,10 @@ impl State {
         self.clock = clock;
         self.producers = producers;
         self.own.clear();
+        self.changes.clear();
         let keys: Vec<_> = self.feeds.keys().copied().collect();
         for key in keys {
+            self.has_changed(key);
             let tip = &self.feeds[&key].tip;
             // A log whose node has a new key goes on: what was its own is another author's now.
             if tip.id.author == self.me && me == self.me && tip.branch.is_none() && !tip.closed {

@@ -17,10 +17,11 @@ use crate::format::{
 };
 use crate::index::{Index, Paged, Resident, Segment, frame_bytes};
 use crate::log::Log;
+use crate::open::{DRAWN, unused_epoch};
 use crate::producers::{Known, Numbers, ProducerKey};
 use crate::read::Found;
 use crate::reserve::Reserve;
-use crate::state::{State, Tip, branch_key};
+use crate::state::{Closed, STEP, State, Tip, branch_key};
 use crate::stream::StreamName;
 
 /// Batches after which a segment is full, however few bytes they have: what its index costs in memory until then, 4 MiB.
@@ -108,8 +109,8 @@ enum Effect {
         len: u32,
         new: Option<Box<Tip>>,
     },
-    /// Own feeds are closed.
-    Close,
+    /// Own feeds are closed, and none of an epoch below this one is begun.
+    Close(Closed, u64),
 }
 
 /// Events of one stream that become a batch.
@@ -146,8 +147,9 @@ struct Plan<'a> {
     effects: Vec<Effect>,
     /// Bytes of the frames, and an estimate of those to come.
     bytes: u64,
-    /// Own feeds were closed in this group.
-    closed: bool,
+    /// Own feeds that were closed in this group.
+    closed: Closed,
+    least_epoch: u64,
 }
 
 impl Log {
@@ -169,7 +171,7 @@ impl Log {
         let mut sealer = std::mem::take(&mut pen.sealer);
         let mut plan = Plan::new(self, &state, &mut sealer);
         if pen.note {
-            plan.close();
+            plan.close(Closed::All);
         }
         let mut answers: Vec<Vec<Answer>> = Vec::with_capacity(groups.len());
         for group in groups {
@@ -202,6 +204,7 @@ impl Log {
             written.map(|(segment, offsets)| {
                 pen.noted(self);
                 self.show(segment, &offsets, effects, producers, clock);
+                self.has_changed();
             })
         };
         if written.is_err() {
@@ -240,7 +243,10 @@ impl Log {
                         .bytes
                         .fetch_add(frame_bytes(len), Ordering::Relaxed);
                 }
-                Effect::Close => state.close_own(),
+                Effect::Close(closed, least) => {
+                    state.close_own(closed);
+                    state.least_epoch = state.least_epoch.max(least);
+                }
             }
         }
         for (key, numbers) in producers {
@@ -291,7 +297,8 @@ impl<'a> Plan<'a> {
             frames: Vec::new(),
             effects: Vec::new(),
             bytes: 0,
-            closed: false,
+            closed: Closed::None,
+            least_epoch: state.least_epoch,
         }
     }
 
@@ -431,12 +438,11 @@ impl<'a> Plan<'a> {
         if let Some(key) = self.own.get(stream) {
             return Ok(*key);
         }
-        let (key, tip) = if self.closed {
+        let known = self.state.own_tip(stream, self.closed);
+        let (key, tip) = known.unwrap_or_else(|| {
             let others = self.tips.values().map(|tip| &tip.id);
-            self.state.next_epoch(stream, others)
-        } else {
-            self.state.own_tip(stream)
-        };
+            self.state.next_epoch(stream, others, self.least_epoch)
+        });
         if !self.state.feeds.contains_key(&key) && !self.tips.contains_key(&key) {
             self.add_feed(&tip.id)?;
             self.fresh.insert(key);
@@ -539,15 +545,46 @@ impl<'a> Plan<'a> {
     }
 
     /// Writes down that own feeds go on in new epochs.
-    fn close(&mut self) {
+    fn close(&mut self, closed: Closed) {
         self.seal_all();
-        self.own.clear();
-        self.closed = true;
+        let own = std::mem::take(&mut self.own).into_iter();
+        self.own = own
+            .filter(|(_, key)| closed == Closed::Shared && self.is_sole(key))
+            .collect();
+        self.closed = self.closed.max(closed);
         let Ok(frame) = Frame::new(DOUBT, Vec::new(), Bytes::new()) else {
             unreachable!("it is empty");
         };
         self.frames.push(frame);
-        self.effects.push(Effect::Close);
+        self.effects.push(Effect::Close(closed, self.least_epoch));
+    }
+
+    /// Whether nobody but this log writes to a feed of ours; it may be one of this group.
+    fn is_sole(&self, key: &FeedKey) -> bool {
+        let is_new = |tip: &Tip| tip.spine.is_some() && tip.id.epoch.0 >= DRAWN;
+        match self.state.feeds.contains_key(key) {
+            true => self.state.sole.contains(key),
+            false => self.tips.get(key).is_some_and(is_new),
+        }
+    }
+
+    /// A batch of ours came from elsewhere.
+    fn on_returned(&mut self, was_closed: bool, all: bool, is_repair: bool) {
+        let mut open = self.own.values().chain(self.state.own.values());
+        if was_closed && open.all(|key| self.is_sole(key)) {
+            return;
+        }
+        // Who has our key counts epochs up as we do, so that the next one is drawn, once; what he writes there from then on is no reason for another one.
+        if !is_repair {
+            self.least_epoch = match self.least_epoch {
+                drawn @ DRAWN.. => drawn + 1 + unused_epoch() % STEP,
+                _ => unused_epoch(),
+            };
+        }
+        self.close(match all {
+            true => Closed::All,
+            false => Closed::Shared,
+        });
     }
 
     fn tip(&self, key: FeedKey) -> Option<Tip> {
@@ -570,9 +607,12 @@ impl<'a> Plan<'a> {
             // It may follow what this very group appends.
             self.seal_all();
         }
-        let Some((key, tip, is_new)) = self.where_to(batch, may_begin)? else {
+        let Some((key, mut tip, is_new)) = self.where_to(batch, may_begin)? else {
             return Ok(Answer::Then(done(true)));
         };
+        let (was_closed, was_sole) = (tip.closed, is_mine && self.is_sole(&id.key()));
+        // Nobody here writes on behind what another one wrote.
+        tip.closed |= is_mine && !was_sole;
         let is_repair = tip.branch.is_none() && batch.first() < tip.next;
         let size = frame_bytes(batch.bytes().len() as u32);
         self.room(size as usize)?;
@@ -607,10 +647,13 @@ impl<'a> Plan<'a> {
         let time = batch.events().last().map_or(0, |event| event.time);
         self.push(batch, tag_of(batch, key, time));
         if is_mine {
-            self.close();
+            self.on_returned(was_closed, was_sole || is_repair, is_repair);
             let returned = u64::from(!is_repair);
             let counters = &self.log.counters;
             counters.returned.fetch_add(returned, Ordering::Relaxed);
+            if !is_repair {
+                counters.returned_time.fetch_max(time, Ordering::Relaxed);
+            }
         }
         Ok(Answer::Then(done(false)))
     }

@@ -1095,3 +1095,114 @@ fn l11_a_consumer_is_forgotten_and_one_of_its_name_begins_anew() {
     assert_eq!(forget(&mut tx, &name("counter")).unwrap(), [plant.feed()]);
     assert_eq!(forget(&mut tx, &name("nobody")).unwrap(), []);
 }
+
+/// Of many who wait those are chosen who would be given something, and nobody for what is leased, acknowledged or resting; time that passes is a deadline.
+#[test]
+fn s3_29_who_waits_is_told_when_there_is_something_for_him_and_only_he() {
+    let plant = Plant::new();
+    let mut config = config();
+    (config.batch, config.lease) = (4, ms(1_000));
+    config.backoff = ms(200);
+    let consumer = plant.open(config, ms(0));
+    let workers: Vec<Worker> = (1..=96).map(Worker).collect();
+    let look = |now| consumer.look(&workers, now).unwrap();
+    assert_eq!(look(ms(0)), [0; 0]);
+    assert_eq!(consumer.deadline(), None);
+
+    // One feed with work is work for one.
+    plant.pieces(6);
+    assert_eq!(look(ms(1)), [0]);
+    let taken = consumer.take(Worker(3), ms(2)).unwrap().unwrap();
+    // Who has it may read on, nobody else is given anything before the lease ends.
+    assert_eq!(look(ms(3)), [2]);
+    let more = consumer.take(Worker(3), ms(4)).unwrap().unwrap();
+    assert_eq!(more.deliveries.len(), 2);
+    assert_eq!(look(ms(5)), [0; 0]);
+    assert_eq!(consumer.deadline(), Some(ms(1_004)));
+    plant.pieces(1);
+    assert_eq!(look(ms(6)), [2]);
+
+    // Its lease runs out: anybody. What a dead worker had rests for a while first, if it was alone with it.
+    let now = consumer.deadline().unwrap();
+    let lost = consumer.acknowledge(&taken.receipt, 3, now);
+    assert!(lost.is_ok() && look(now) == [2], "it acknowledged in time");
+    let now = consumer.deadline().unwrap();
+    assert_eq!(look(now), [0]);
+    let again = consumer.take(Worker(9), now).unwrap().unwrap();
+    assert_eq!(again.deliveries[0].id.seq, 4);
+
+    // One that is refused comes again when its pause is over; what is given back at once.
+    let refused = consumer.refuse_event(&again.receipt, 4, "no".into(), now);
+    refused.unwrap();
+    consumer.leave(Worker(9), now).unwrap();
+    let (mut now, mut given) = (now, Vec::new());
+    while consumer.behind() > 0 {
+        match look(now)[..] {
+            [] => now = consumer.deadline().unwrap(),
+            [first] => {
+                let taken = consumer.take(workers[first], now).unwrap().unwrap();
+                let last = taken.deliveries.last().unwrap().id.seq;
+                given.extend(taken.deliveries.iter().map(|delivery| delivery.id.seq));
+                consumer.acknowledge(&taken.receipt, last, now).unwrap();
+            }
+            _ => panic!("one feed is given to one"),
+        }
+    }
+    given.sort_unstable();
+    assert_eq!(given, [4, 5, 6]);
+    // Nothing is left but the lease of the last one, with nothing in it.
+    assert_eq!(look(now), [0; 0]);
+    assert_eq!(look(consumer.deadline().unwrap()), [0; 0]);
+    assert_eq!(consumer.deadline(), None);
+}
+
+/// A worker that another thread's look serves between its claim and its leave neither loses a portion nor is handed a dead one: what is given is
+/// acknowledged, whoever looks meanwhile.
+#[test]
+fn s3_27_looks_beside_claims_leave_no_dead_grant_behind() {
+    let plant = Plant::new();
+    let mut config = config();
+    config.batch = 3;
+    let consumer = plant.open(config, ms(0));
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..300 {
+                plant.pieces(1);
+                std::thread::yield_now();
+            }
+        });
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                consumer.look(&[Worker(1), Worker(2)], ms(1)).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let work = |worker: Worker| {
+            let mut done = 0;
+            while consumer.lag().iter().map(|lag| lag.next).sum::<u64>() < 300 {
+                let taken = match consumer.take(worker, ms(1)) {
+                    Ok(Some(taken)) => taken,
+                    Ok(None) | Err(ConsumeError::Refused(Refused::Busy)) => {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                let last = taken.deliveries.last().unwrap().id.seq;
+                while let Err(error) = consumer.acknowledge(&taken.receipt, last, ms(1)) {
+                    let is_busy = matches!(error, ConsumeError::Refused(Refused::Busy));
+                    assert!(is_busy, "{error}");
+                }
+                done += taken.deliveries.len();
+            }
+            done
+        };
+        let one = scope.spawn(move || work(Worker(1)));
+        let two = scope.spawn(move || work(Worker(2)));
+        let done = one.join().unwrap() + two.join().unwrap();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(done, 300);
+    });
+    assert_eq!(consumer.counters().lost, 0);
+}

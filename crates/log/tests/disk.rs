@@ -282,3 +282,38 @@ fn l5_both_branches_of_a_fork_reach_the_other_disk() {
     assert_eq!(nodes[0].log.all_tips(), nodes[1].log.all_tips());
     assert_eq!(nodes[1].log.heads().len(), 2);
 }
+
+/// Who asks what has changed is told of each change once, of a feed as it is now, and the bell rings for every change.
+#[test]
+fn s3_29_changes_are_told_once_each_and_a_bell_rings_for_them() {
+    let log = try_open(&SimDisk::new(3), 1).unwrap();
+    let rung = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let bell = Arc::clone(&rung);
+    log.on_change(move || {
+        bell.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    });
+    let append = |name: &str| {
+        let event = NewEvent::new(1, b"17".to_vec());
+        log.append(&stream(name), &[event]).unwrap();
+    };
+    let since = |mark| {
+        let (mark, spans) = log.spans_since(mark).unwrap();
+        let of = |span: &gemba_log::consume::Span| (span.feed.stream.to_string(), span.next);
+        (mark, spans.iter().map(of).collect::<Vec<_>>())
+    };
+    let named = |name: &str, next| (name.to_owned(), next);
+    assert_eq!(since(0), (0, vec![]));
+    for name in ["a", "b", "c", "a"] {
+        append(name);
+    }
+    assert_eq!(rung.load(std::sync::atomic::Ordering::Relaxed), 4);
+    let (mark, all) = since(0);
+    assert_eq!(all, [named("b", 1), named("c", 1), named("a", 2)]);
+    assert_eq!(since(mark), (mark, vec![]));
+    append("b");
+    let (later, changed) = since(mark);
+    assert_eq!(changed, [named("b", 2)]);
+    // A mark is nobody's own.
+    assert_eq!(since(mark), (later, vec![named("b", 2)]));
+    assert_eq!(log.spans().unwrap().len(), 3);
+}

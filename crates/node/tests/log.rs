@@ -677,6 +677,59 @@ fn l5_a_restored_repository_gives_no_number_twice() {
     assert_eq!(ack["seq"].as_u64(), Some(0));
 }
 
+/// L5: two devices run on one repository, an image of a disk, so that nothing tells that it was copied. They hear of each other by others and both write on: no
+/// event is lost, none has the number of another, each says what is wrong, and it does not cost an epoch each time they hear of each other.
+#[test]
+fn l5_two_devices_with_one_repository_are_told_and_cost_one_epoch_each() {
+    let swarm = Swarm::of(2);
+    let key = swarm.node(0).repo.join("swarm.key");
+    let (one, two) = (Node::bare(), Node::bare());
+    one.ok(&["init", "--swarm-key", key.to_str().unwrap()]);
+    one.ok(&["config", "set", "network.dht", "off"]);
+    one.ok(&["log", "append", STREAM, "before"]);
+    copy_folder(&one.repo, &two.repo);
+    std::fs::remove_file(two.repo.join("log/events.born")).unwrap();
+    // They have one peer id, so nobody is connected to both.
+    let start = |node: &Node, at: usize| {
+        let known = common::address(swarm.node(at));
+        Daemon::start(node, &["--bootstrap", &known])
+    };
+    let _daemons = [start(&one, 0), start(&two, 1)];
+    let mut expected = vec!["before".to_owned()];
+    for n in 0..16 {
+        let (from, to) = if n % 2 == 0 {
+            (&one, &two)
+        } else {
+            (&two, &one)
+        };
+        from.ok(&["log", "append", STREAM, &n.to_string()]);
+        expected.push(n.to_string());
+        until("the other one has it", || {
+            payloads_so_far(to, STREAM).contains(&n.to_string())
+        });
+    }
+    expected.sort();
+    for node in [&one, &two] {
+        until("all have all", || {
+            let mut texts = payloads_so_far(node, STREAM);
+            texts.sort();
+            texts == expected
+        });
+        let events = node.lines(&["log", "read", STREAM]);
+        let epochs: std::collections::BTreeSet<_> =
+            events.iter().map(|event| event["epoch"].as_u64()).collect();
+        // The first, and one of each.
+        assert_eq!(epochs.len(), 3, "{epochs:?}");
+        let listed = &node.lines(&["log", "ls", STREAM])[0];
+        assert_eq!(listed["forked"], false);
+        let status = common::status(node);
+        let troubles = status["troubles"].as_array().unwrap();
+        let cloned = troubles.iter().find(|one| one["kind"] == "events_cloned");
+        let cause = cloned.unwrap_or_else(|| panic!("{status}"))["cause"].as_str();
+        assert!(cause.unwrap().contains("gemba init"), "{cause:?}");
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

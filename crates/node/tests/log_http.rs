@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{Daemon, Node, id, noise, until};
+use common::{Daemon, Node, id, noise, until, within};
 use data_encoding::BASE64;
 use futures::StreamExt as _;
 use gemba_node::client::Client;
@@ -730,6 +730,66 @@ fn readers_that_follow_are_bounded_and_give_back_when_they_end() {
             is_there
         });
     }
+    // All of them go at once, and as many come again.
+    open.clear();
+    until("all places are given back", || {
+        open.extend(begin(open.len()));
+        open.len() == 64
+    });
+    assert_eq!(get(&node, &follow).status, 409);
+}
+
+/// specs/log-http.md §5: claims that wait are bounded in number, and refused in words at once beyond it; whoever goes away while he waits gives his place back, and
+/// an event goes to one of those who stay. A claim that waits sends nothing before it is over, not even a status.
+#[test]
+fn s3_29_claims_that_wait_are_bounded_and_give_back_when_their_clients_go() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let wait = |worker: u64| {
+        let request = json!({"worker": worker, "streams": ["hall-1/#"], "wait_ms": 60_000});
+        let kind = "Content-Type: application/json\r\n";
+        let body = request.to_string();
+        let path = "/v1/consumers/many/claim";
+        send(&node, "POST", path, kind, body.as_bytes())
+    };
+    let all = |from: u64| -> Vec<_> { (from..from + 96).map(wait).collect() };
+    // It needs a place, too, and is over at once either way.
+    let probe = || claim(&node, "many", 1_000, &json!({"wait_ms": 1}));
+    let is_full = || probe().status == 409;
+    let soon = Duration::from_secs(30);
+
+    let mut open = all(1);
+    assert!(within(soon, is_full), "all 96 wait");
+    let refused = probe();
+    assert!(refused.cause(409).contains("96 workers wait"));
+    let refused: Value = serde_json::from_str(&refused.body).unwrap();
+    let hint = refused["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("wait_ms"), "{hint}");
+    // Whoever does not wait needs no place.
+    let polled = claim(&node, "many", 1_000, &json!({}));
+    assert_eq!(polled.object()["events"], json!([]));
+
+    // One goes, and then all at once.
+    open.pop();
+    assert!(within(soon, || !is_full()), "one place is given back");
+    drop(open);
+    assert!(within(soon, || !is_full()), "places are given back");
+    let open = all(101);
+    assert!(within(soon, is_full), "all 96 places were given back");
+
+    // One event is one answer. Who has it holds its feed: the others wait on.
+    append(&node, "", "17\n");
+    let answered = |stream: &BufReader<TcpStream>| {
+        let stream = stream.get_ref();
+        stream.set_nonblocking(true).unwrap();
+        let came = matches!(stream.peek(&mut [0]), Ok(1..));
+        stream.set_nonblocking(false).unwrap();
+        came
+    };
+    let count = || open.iter().filter(|stream| answered(stream)).count();
+    assert!(within(soon, || count() > 0), "nobody is told of an event");
+    assert!(within(soon, || !is_full()), "who is answered waits no more");
+    assert_eq!(count(), 1);
 }
 
 /// specs/log-http.md §5: a consumer is forgotten; not while somebody works for it, unless that is said, and who waits for its events learns of it.

@@ -79,9 +79,21 @@ impl Broker {
         state.has_session && state.waiting.is_empty() && state.open.is_empty()
     }
 
+    /// Whether the reader is connected, as far as is known here.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn is_linked(&self) -> bool {
+        self.state().link.is_some()
+    }
+
     fn serve(&self, mut link: TcpStream) -> Option<()> {
+        let mut is_reader = false;
         loop {
-            let (kind, body) = packet(&mut link)?;
+            let Some((kind, body)) = packet(&mut link) else {
+                if is_reader {
+                    self.state().link = None;
+                }
+                return None;
+            };
             let mut state = self.state();
             match kind >> 4 {
                 // CONNECT of somebody who keeps no session, and is sent nothing.
@@ -92,6 +104,7 @@ impl Broker {
                     link.write_all(&[0x20, 3, u8::from(has_session), 0, 0])
                         .ok()?;
                     state.link = link.try_clone().ok();
+                    is_reader = true;
                     state.again += state.open.len();
                     for (id, message) in state.open.clone() {
                         link.write_all(&publish(id, &message, true)).ok()?;

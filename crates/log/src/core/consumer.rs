@@ -151,6 +151,19 @@ enum Owed {
     Asides(Vec<Seq>),
 }
 
+/// What a worker that claims under its lease finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// A write is under way, by which it is decided.
+    Busy,
+    /// All that it was given is done: it goes back into the queue.
+    Done,
+    /// There is more behind what it was given.
+    ReadsOn,
+    /// There is not, or it may not have it before it has acknowledged.
+    Unfinished,
+}
+
 /// Most events that were set aside and are given together.
 const MAX_ASIDES_GIVEN: usize = 64;
 
@@ -303,6 +316,47 @@ impl Consumer {
             }
             self.settle(&id, now);
         }
+    }
+
+    /// Which of these workers would be given something if they claimed now, as places in the list: those who read on under their lease, or have a grant that
+    /// they have not come for, and of the others as many as there are free feeds with work.
+    pub fn ready(
+        &self,
+        waiting: &[Worker],
+        is_granted: impl Fn(&Worker) -> bool,
+        now: Time,
+    ) -> Vec<usize> {
+        if self.may_work().is_err() {
+            return Vec::new();
+        }
+        let mut free = self
+            .queue
+            .iter()
+            .filter(|id| self.work_of(id, now).is_some());
+        let mut is_ready = |worker: &Worker| {
+            let token = self.holders.get(worker);
+            let held = token.and_then(|token| self.leases.get(token));
+            match held.map(|id| (id, self.hold(id))) {
+                _ if is_granted(worker) => true,
+                Some((_, Some(Hold::ReadsOn))) => true,
+                Some((_, Some(Hold::Busy | Hold::Unfinished))) => false,
+                // It is free with the claim, and so is its feed.
+                Some((id, Some(Hold::Done))) => {
+                    self.work_in(id, now).is_some() || free.next().is_some()
+                }
+                Some((_, None)) | None => free.next().is_some(),
+            }
+        };
+        let places = waiting.iter().enumerate();
+        let ready = places.filter_map(|(at, worker)| is_ready(worker).then_some(at));
+        ready.collect()
+    }
+
+    /// Whether a lease of this token is there.
+    pub fn is_held(&self, token: Token) -> bool {
+        let feed = self.leases.get(&token).and_then(|id| self.feeds.get(id));
+        let lease = feed.and_then(|feed| feed.lease.as_ref());
+        lease.is_some_and(|lease| lease.token == token)
     }
 
     /// How far each feed is.
@@ -560,31 +614,26 @@ impl Consumer {
         else {
             return Ok(false);
         };
-        let (lease, is_strict) = (self.config.lease, self.config.order == Order::Strict);
+        match self.hold(&id) {
+            None => return Ok(false),
+            Some(Hold::Busy) => return Err(Refused::Busy),
+            Some(Hold::Unfinished) => return Err(Refused::Unfinished),
+            Some(Hold::Done) => {
+                self.end_lease(&id);
+                // Letters that became durable meanwhile.
+                self.write_down(&id);
+                self.settle(&id, now);
+                return Ok(false);
+            }
+            Some(Hold::ReadsOn) => {}
+        }
+        let lease = self.config.lease;
         let Some(feed) = self.feeds.get_mut(&id) else {
             return Ok(false);
         };
         let Some(held) = feed.lease.as_mut() else {
             return Ok(false);
         };
-        if feed.flight.is_some() || held.owed.is_some() {
-            return Err(Refused::Busy);
-        }
-        let all_done = held.given_to <= feed.wish.next && held.asides.is_empty();
-        let may_read_on = held.given_to < feed.span.1
-            && held.asides.is_empty()
-            && feed.wish.window >= 2
-            && !(is_strict && feed.wish.attempts > 0);
-        if all_done {
-            self.end_lease(&id);
-            // Letters that became durable meanwhile.
-            self.write_down(&id);
-            self.settle(&id, now);
-            return Ok(false);
-        }
-        if !may_read_on {
-            return Err(Refused::Unfinished);
-        }
         held.until = now + lease;
         let from = held.given_to;
         let most = portion(feed.wish.window, from, feed.span.1);
@@ -604,6 +653,27 @@ impl Consumer {
         self.give(grant);
         self.arm(&id, now);
         Ok(true)
+    }
+
+    /// What a claim of the worker who has this feed would find.
+    fn hold(&self, id: &FeedId) -> Option<Hold> {
+        let is_strict = self.config.order == Order::Strict;
+        let feed = self.feeds.get(id)?;
+        let held = feed.lease.as_ref()?;
+        if feed.flight.is_some() || held.owed.is_some() {
+            return Some(Hold::Busy);
+        }
+        if held.given_to <= feed.wish.next && held.asides.is_empty() {
+            return Some(Hold::Done);
+        }
+        let may_read_on = held.given_to < feed.span.1
+            && held.asides.is_empty()
+            && feed.wish.window >= 2
+            && !(is_strict && feed.wish.attempts > 0);
+        Some(match may_read_on {
+            true => Hold::ReadsOn,
+            false => Hold::Unfinished,
+        })
     }
 
     fn on_renew(&mut self, token: Token, now: Time) -> Result<(), Refused> {
@@ -657,8 +727,14 @@ impl Consumer {
 
     /// What a free feed has to do now.
     fn work_of(&self, id: &FeedId, now: Time) -> Option<Owed> {
+        let is_free = self.feeds.get(id)?.lease.is_none();
+        is_free.then(|| self.work_in(id, now)).flatten()
+    }
+
+    /// What there is to do in a feed, whoever has it.
+    fn work_in(&self, id: &FeedId, now: Time) -> Option<Owed> {
         let feed = self.feeds.get(id)?;
-        if feed.lease.is_some() || feed.flight.is_some() || feed.fit != Fit::Fits {
+        if feed.flight.is_some() || feed.fit != Fit::Fits {
             return None;
         }
         let hopeless = self

@@ -53,8 +53,7 @@ const LOCAL: usize = 4;
 const SUBSCRIPTIONS: usize = 64;
 /// Readers of events that go on with what comes. Each holds a page of 2 MiB at most, as lines, and one that waits for its client.
 const FOLLOWERS: usize = 64;
-/// Workers that wait for events of consumers. Each looks a few times a second, and with all readers and subscriptions they leave some of the
-/// connections that the API has to others.
+/// Workers that wait for events of consumers. With all readers and subscriptions they leave some of the connections that the API has to others.
 const WAITERS: usize = 96;
 /// A request that finds all of them taken is refused after so long.
 const THREAD_DEADLINE: Duration = Duration::from_secs(5);

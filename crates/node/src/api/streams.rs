@@ -664,12 +664,7 @@ pub(super) async fn forget(
     Path(name): Path<String>,
     Query(query): Query<ForgetQuery>,
 ) -> Result<Json<Done>, Fail> {
-    let forgotten = state.with_log(move |events| {
-        events.consumers().forget(&name, query.force)?;
-        // Workers that wait learn of it.
-        events.has_changed();
-        Ok(())
-    });
+    let forgotten = state.with_log(move |events| events.consumers().forget(&name, query.force));
     forgotten.await?;
     Ok(Json(Done { ok: true }))
 }
@@ -683,34 +678,28 @@ pub(super) async fn claim(
 ) -> Result<Json<Claimed>, Fail> {
     let wait = Duration::from_millis(request.wait_ms.unwrap_or(0)).min(MOST_WAIT);
     let until = Instant::now() + wait;
-    let mut changes = state.events.changes();
     let mut request = request;
-    // Whoever polls is at work, from its first look on.
-    let _waits = (!wait.is_zero()).then(|| state.events.consumers().waits(&name));
-    let mut waiting = None;
+    // Whoever waits is at work, from its first look on.
+    let consumers = state.events.consumers();
+    let mut waiting = (!wait.is_zero()).then(|| consumers.waits(&name, request.worker));
+    let mut place = None;
     loop {
-        changes.borrow_and_update();
         let (of, wish) = (name.clone(), request.clone());
         let claimed = state.with_log(move |events| events.consumers().claim(&of, &wish));
         if let Some(claimed) = call.within(claimed).await? {
             return Ok(Json(claimed));
         }
-        if Instant::now() >= until {
+        let Some(waiting) = waiting.as_mut().filter(|_| Instant::now() < until) else {
             return Ok(Json(Claimed::default()));
-        }
-        if waiting.is_none() {
-            waiting = Some(state.waiter()?);
+        };
+        if place.is_none() {
+            place = Some(state.waiter()?);
             // The consumer is there now. One that is forgotten while its worker waits is not made anew, and none is taken over a second time.
             request.streams.clear();
             request.take_over = false;
         }
-        // Refused events come again without a change of the log, so it looks once a while, too.
-        let look = until.min(Instant::now() + Duration::from_millis(200));
         let more = async {
-            tokio::select! {
-                _changed = changes.changed() => {}
-                () = tokio::time::sleep_until(look) => {}
-            }
+            let _in_time = tokio::time::timeout_at(until, waiting.woken()).await;
             Ok(())
         };
         call.within(more).await?;
@@ -819,11 +808,7 @@ pub(super) async fn retry(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
-    let retried = state.with_log(move |events| {
-        events.consumers().retry(&name, &request.id)?;
-        events.has_changed();
-        Ok(())
-    });
+    let retried = state.with_log(move |events| events.consumers().retry(&name, &request.id));
     retried.await?;
     Ok(Json(Done { ok: true }))
 }

@@ -164,6 +164,9 @@ pub struct EventCounts {
     pub new_forks: u64,
     /// Batches of this node that came back from others and were not here, since the daemon started.
     pub returned: u64,
+    /// Some of them were written since this node was started: another device has its identity.
+    #[serde(default)]
+    pub cloned: bool,
     /// The files were copied since they were written last: events go on in new epochs.
     pub copied: bool,
     /// Events.

@@ -36,7 +36,7 @@ pub use turn::{Turn, Turns};
 use crate::api::{self, Published, State, Token};
 use crate::error::{Code, Fail};
 use crate::handover::{self, Desk};
-use crate::log::Events;
+use crate::log::{Events, waiting};
 use crate::meta::{Meta, PinState as _};
 use crate::repo::{AWAY, Access, Repo, packs_to_note};
 use keeper::{Figures, Keeper};
@@ -135,6 +135,7 @@ pub async fn run(
         ),
         ending.clone(),
     );
+    let waking = tokio::spawn(waiting::wake(events.clone(), ending.clone()));
     let serving = tokio::spawn(api::serve(listener, api::router(state), ending.clone()));
     let published = Published::write(
         &repo.layout.api(),
@@ -178,6 +179,7 @@ pub async fn run(
     let drained = tokio::time::timeout(END, async {
         let _panicked = serving.await;
         let _panicked = replicating.await;
+        let _panicked = waking.await;
         let _panicked = tokio::task::spawn_blocking(move || events.close()).await;
         let finished = tokio::task::spawn_blocking(move || keeper.finish());
         rest.finish().await;

@@ -411,10 +411,7 @@ impl Replicator {
                     }
                 }
             }
-            Fact::Done(input) => {
-                self.core.handle(input, now);
-                self.events.has_changed();
-            }
+            Fact::Done(input) => self.core.handle(input, now),
         }
     }
 

@@ -18,7 +18,7 @@ use gemba_log::store::{
 use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
 use serde::{Deserialize, Serialize};
 
-use super::telling::{Changes, Telling};
+use super::waiting::{Waiters, Waiting};
 use super::wire::{
     AckRequest, ClaimRequest, Claimed, ClaimedEvent, ConsumerFeed, ConsumerView, DeadLetter,
 };
@@ -39,7 +39,7 @@ const MOST_STATE: usize = 64 << 10;
 const SETTINGS: &[u8] = b"node/consumers";
 
 /// A consumer of this node.
-type Open = Consumer<Arc<Telling>, Arc<RedbStore>>;
+type Open = Consumer<Arc<Log>, Arc<RedbStore>>;
 
 /// What a consumer was opened with the first time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,8 +58,6 @@ struct Settings {
 /// All of them.
 pub struct Consumers {
     log: Arc<Log>,
-    /// The same, as consumers have it.
-    telling: Arc<Telling>,
     store: Arc<RedbStore>,
     started: Instant,
     known: Mutex<BTreeMap<String, Settings>>,
@@ -69,26 +67,8 @@ pub struct Consumers {
     /// By token, which rise: the first is the oldest.
     claims: Mutex<BTreeMap<u64, Claim>>,
     next_token: AtomicU64,
-    /// Workers that wait for events, of each consumer.
-    waiting: Mutex<BTreeMap<String, usize>>,
-}
-
-/// A worker waits for events, until this is dropped.
-pub struct Waiting {
-    consumers: Arc<Consumers>,
-    name: String,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut waiting = lock(&self.consumers.waiting);
-        if let Some(count) = waiting.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(&self.name);
-            }
-        }
-    }
+    /// Workers that wait for events.
+    waiters: Waiters,
 }
 
 /// What a worker has not acknowledged. Its token is no number of the consumer's own: these begin anew when it is opened again, and a worker from
@@ -113,7 +93,7 @@ impl Consumers {
     ///
     /// # Errors
     /// The disk's.
-    pub(super) fn open(log: Arc<Log>, changes: Changes, path: PathBuf) -> Result<Self, Fail> {
+    pub(super) fn open(log: Arc<Log>, path: PathBuf) -> Result<Self, Fail> {
         let store = RedbStore::open(&path).map_err(|e| state_fail(&e))?;
         let known = {
             let mut tx = store.begin().map_err(|e| state_fail(&e))?;
@@ -132,7 +112,6 @@ impl Consumers {
             None => BTreeMap::new(),
         };
         Ok(Self {
-            telling: Arc::new(Telling::new(Arc::clone(&log), changes)),
             log,
             store: Arc::new(store),
             started: Instant::now(),
@@ -141,7 +120,7 @@ impl Consumers {
             opening: Mutex::default(),
             claims: Mutex::default(),
             next_token: AtomicU64::new(first_token()?),
-            waiting: Mutex::default(),
+            waiters: Waiters::default(),
         })
     }
 
@@ -155,6 +134,13 @@ impl Consumers {
     /// # Errors
     /// A consumer of other streams has this name; it runs on another node; the log's or the disk's.
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
+        let claimed = self.claim_now(name, request);
+        // With its claim a worker may have given back what it had, or written down what another one waits for.
+        self.waiters.ring();
+        claimed
+    }
+
+    fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
         let worker = Worker(request.worker);
         if let Some(token) = request.read_on {
@@ -284,6 +270,7 @@ impl Consumers {
         if consumer.is_done(taken) {
             lock(&self.claims).remove(&request.token);
         }
+        self.waiters.ring();
         Ok(())
     }
 
@@ -317,9 +304,9 @@ impl Consumers {
     pub fn leave(&self, name: &str, worker: u64) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
         self.drop_claims(name, worker);
-        consumer
-            .leave(Worker(worker), self.now())
-            .map_err(|e| self.failed(name, &consumer, &e))
+        let left = consumer.leave(Worker(worker), self.now());
+        self.waiters.ring();
+        left.map_err(|e| self.failed(name, &consumer, &e))
     }
 
     /// Goes on elsewhere in all feeds, or in those of one author.
@@ -335,6 +322,7 @@ impl Consumers {
             Goal::Time(ms) => consumer.seek_time(ms, now),
             Goal::Event(id) => consumer.seek(id.feed, id.seq, now),
         };
+        self.waiters.ring();
         sought.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -432,9 +420,9 @@ impl Consumers {
     pub fn retry(&self, name: &str, id: &str) -> Result<(), Fail> {
         let id = self.find_letter(name, id)?;
         let consumer = self.consumer(name, None)?;
-        consumer
-            .retry(id, self.now())
-            .map_err(|e| self.failed(name, &consumer, &e))
+        let retried = consumer.retry(id, self.now());
+        self.waiters.ring();
+        retried.map_err(|e| self.failed(name, &consumer, &e))
     }
 
     /// Closes a dead letter.
@@ -556,7 +544,7 @@ impl Consumers {
         } else {
             Takeover::Continue
         };
-        let (log, store) = (Arc::clone(&self.telling), Arc::clone(&self.store));
+        let (log, store) = (Arc::clone(&self.log), Arc::clone(&self.store));
         let consumer = Consumer::open(log, store, self.log.author(), config, takeover, self.now());
         let consumer = Arc::new(consumer.map_err(|e| consume_fail(name, &e))?);
         self.remember(name, settings)?;
@@ -600,12 +588,33 @@ impl Consumers {
 
     /// Notes that a worker waits for events.
     #[must_use]
-    pub fn waits(self: &Arc<Self>, name: &str) -> Waiting {
-        *lock(&self.waiting).entry(name.to_owned()).or_default() += 1;
-        Waiting {
-            consumers: Arc::clone(self),
-            name: name.to_owned(),
+    pub fn waits(self: &Arc<Self>, name: &str, worker: u64) -> Waiting {
+        Waiting::new(Arc::clone(self), name, Worker(worker))
+    }
+
+    pub(super) fn waiters(&self) -> &Waiters {
+        &self.waiters
+    }
+
+    /// Which of these workers would be given something if they claimed now, as places in the list.
+    pub(super) fn ready(&self, name: &str, workers: &[Worker]) -> Result<Vec<usize>, Fail> {
+        let consumer = lock(&self.open).get(name).cloned();
+        // One that is not open is opened by whoever claims, or refused him with the cause.
+        let Some(consumer) = consumer else {
+            return Ok((0..workers.len()).collect());
+        };
+        let ready = consumer.look(workers, self.now());
+        let ready = ready.map_err(|e| self.failed(name, &consumer, &e))?;
+        match consumer.is_running() {
+            true => Ok(ready),
+            false => Ok((0..workers.len()).collect()),
         }
+    }
+
+    /// When a consumer may have something to do although nothing happens.
+    pub(super) fn deadline(&self, name: &str) -> Option<Instant> {
+        let consumer = lock(&self.open).get(name).cloned()?;
+        Some(self.started + consumer.deadline()?)
     }
 
     /// Forgets a consumer: its places, and what its workers kept with them. It holds back no event any more, and one of its name begins anew. Its dead
@@ -618,7 +627,7 @@ impl Consumers {
         // Nobody opens it meanwhile.
         let _one = lock(&self.opening);
         self.settings(&checked, None)?;
-        let waiting = lock(&self.waiting).get(name).copied().unwrap_or(0);
+        let waiting = self.waiters.count(name);
         if waiting > 0 && !force {
             let what = format!("{waiting} of its workers wait for events");
             return Err(in_use(name, what));
@@ -645,6 +654,8 @@ impl Consumers {
         *lock(&self.known) = known;
         lock(&self.open).remove(name);
         lock(&self.claims).retain(|_, claim| claim.name != name);
+        // Workers that wait learn of it.
+        self.waiters.ring();
         Ok(())
     }
 

@@ -6,18 +6,19 @@
 pub mod about;
 mod born;
 pub mod consumers;
-mod telling;
+pub mod waiting;
 pub mod wire;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gemba_log::{
-    Author, Config as LogConfig, Event, EventList, FeedId, Head, Log, LogError, MAX_BATCH_BYTES,
-    NameError, NewEvent, OpenError, OpenReport, Part, Pattern, Retention, Seq, Signer, StreamName,
-    unused_epoch,
+    Author, Config as LogConfig, Event, EventList, Extent, FeedId, Head, Log, LogError,
+    MAX_BATCH_BYTES, NameError, NewEvent, OpenError, OpenReport, OrderKey, Part, Pattern,
+    Retention, Seq, Signer, StreamName, unused_epoch,
 };
 use gemba_segment::{Disk, RealDisk};
 use libp2p_identity::{Keypair, PeerId, PublicKey};
@@ -28,7 +29,6 @@ use crate::error::{Code, Fail};
 use crate::repo::Repo;
 use born::Born;
 use consumers::Consumers;
-use telling::Changes;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
@@ -41,10 +41,12 @@ pub struct Events {
     log: Arc<Log>,
     consumers: Arc<Consumers>,
     /// Counts changes, for those who wait for more.
-    changed: Changes,
+    changed: watch::Sender<u64>,
     dir: Arc<std::path::Path>,
     /// The files were copied since they were written last.
     is_copy: bool,
+    /// By the wall clock, in milliseconds since 1970.
+    opened_ms: i64,
 }
 
 /// The identity of the node signs its batches.
@@ -102,15 +104,17 @@ impl Events {
         tell_what_was_found(&report);
         let is_copy = begin_epochs_of_a_copy(&log, dir);
         let log = Arc::new(log);
-        let changed = Changes::new();
-        let path = dir.join("consumers.redb");
-        let consumers = Consumers::open(Arc::clone(&log), changed.clone(), path)?;
+        let changed = watch::Sender::new(0_u64);
+        let bell = changed.clone();
+        log.on_change(move || bell.send_modify(|count| *count = count.wrapping_add(1)));
+        let consumers = Consumers::open(Arc::clone(&log), dir.join("consumers.redb"))?;
         Ok(Self {
             log,
             consumers: Arc::new(consumers),
             changed,
             dir: dir.into(),
             is_copy,
+            opened_ms: crate::names::wall_ms(),
         })
     }
 
@@ -149,9 +153,7 @@ impl Events {
                 .map(|appended| wire::ack(&appended))
                 .map_err(|e| fail(&e))
         });
-        let acks = acks.collect();
-        self.has_changed();
-        acks
+        acks.collect()
     }
 
     /// Takes events of the fast class: they are written soon, and lost in a crash. How many older ones gave way.
@@ -171,21 +173,15 @@ impl Events {
         if self.log.stat().fast_waiting == 0 {
             return;
         }
-        match self.log.flush_fast() {
-            Ok(()) => self.has_changed(),
-            Err(error) => tracing::warn!(%error, "events of the fast class could not be written"),
+        if let Err(error) = self.log.flush_fast() {
+            tracing::warn!(%error, "events of the fast class could not be written");
         }
-    }
-
-    /// Whoever waits for more looks again.
-    pub fn has_changed(&self) {
-        self.changed.tell();
     }
 
     /// Tells when there may be more.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.watch()
+        self.changed.subscribe()
     }
 
     /// The next events go into new epochs: this repository is a copy, or came back from a backup, and others may know more of it than it does.
@@ -220,6 +216,7 @@ impl Events {
             forks: stat.forks,
             new_forks: stat.new_forks,
             returned: stat.returned,
+            cloned: stat.returned_time > self.opened_ms,
             copied: self.is_copy,
             events: streams.iter().map(|info| info.events).sum(),
             bytes: stat.disk_bytes,
@@ -264,7 +261,12 @@ impl Events {
             let cause = format!("events take {} bytes, which is all that events.max_size allows: appends are refused, and nothing comes from others; raise it, or keep less (events.keep)", counts.bytes);
             trouble("events_over_limit", 1, cause)
         });
-        let returned = (counts.returned > 0).then(|| {
+        let cloned = counts.cloned.then(|| {
+            let batches = crate::text::count(counts.returned, "batch", "batches");
+            let cause = format!("another device writes events with the identity of this node now: {batches} came that were not written here, some since this start. It runs on a copy of this repository. Both go on in epochs of their own, so that no event is lost or given another's number, but who reads cannot tell them apart: stop one of the two and give it a repository of its own (`gemba init`). If this device's clock was behind when it started, a backup that came back looks so, too");
+            trouble("events_cloned", counts.returned, cause)
+        });
+        let returned = (counts.returned > 0 && !counts.cloned).then(|| {
             let batches = crate::text::count(counts.returned, "batch", "batches");
             let cause = format!("{batches} of events of this node came back from others, not having been here: the repository was restored from a backup, or another device runs on a copy of it; events go on in new epochs, so that none is lost. If that device still runs, give one of the two a repository of its own");
             trouble("events_returned", counts.returned, cause)
@@ -278,7 +280,9 @@ impl Events {
             let cause = format!("{times} an author wrote a second history of a feed, on a cloned device or after a backup came back: both are kept and read (`gemba log ls --json` names them); give one of the devices a repository of its own");
             trouble("events_forked", counts.new_forks, cause)
         });
-        let all = [stopped, failing, full, damaged, returned, copied, forked];
+        let all = [
+            stopped, failing, full, damaged, cloned, returned, copied, forked,
+        ];
         all.into_iter().flatten().collect()
     }
 }
@@ -310,8 +314,21 @@ fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
     /// The next event of each; those that are not named begin at `from`.
-    next: std::collections::BTreeMap<Part, Seq>,
+    next: BTreeMap<Part, Seq>,
     from: Seq,
+    /// Of which changes of the log this place knows, as [`Log::parts_since`] counts them.
+    heard: u64,
+    /// The feeds and branches of which there are events behind this place.
+    more: BTreeMap<Part, More>,
+}
+
+/// What is behind a place in a feed.
+#[derive(Clone, Debug, Default)]
+struct More {
+    /// One behind the last event.
+    end: Seq,
+    /// Where the batch of the next event stands in the order over all feeds, once that was looked up: a page opens the feeds whose turn comes, not all of them.
+    order: Option<OrderKey>,
 }
 
 impl Cursor {
@@ -445,43 +462,141 @@ impl Events {
         limit: usize,
         mut each: impl FnMut(&Part, &Event) -> Result<(), Fail>,
     ) -> Result<bool, Fail> {
-        let mut starts = Vec::new();
-        for head in self.heads(query) {
-            let part = part_of(&head);
-            let next = cursor.next.entry(part.clone()).or_insert(cursor.from);
-            *next = (*next).max(head.low);
-            if *next < head.next {
-                starts.push((part, *next));
-            }
-        }
-        if starts.is_empty() {
+        self.hear(query, cursor);
+        if cursor.more.is_empty() {
             return Ok(false);
         }
-        let mut merge = self.log.merge_parts(&starts);
-        let (mut count, mut bytes) = (0, 0);
-        while count < limit && bytes < PAGE_BYTES {
+        let starts = self.turns(cursor, limit)?;
+        let is_all = starts.len() == cursor.more.len();
+        let mut merge = self.log.merge_known(&starts);
+        let (mut count, mut bytes, mut passed) = (0, 0, 0);
+        let mut half_read = None;
+        // Each step gives an event at least, or passes something over; so what is beyond the feeds chosen does not come to its turn.
+        let outcome = loop {
+            if count + passed >= limit || bytes >= PAGE_BYTES {
+                break Ok(true);
+            }
             let (at, batch) = match merge.next_of() {
                 Ok(Some(next)) => next,
-                Ok(None) => return Ok(false),
+                Ok(None) => break Ok(!is_all),
                 Err((at, error)) => {
-                    pass_over(cursor, &starts[at].0, error)?;
-                    continue;
+                    passed += 1;
+                    match pass_over(cursor, &starts[at].0, error) {
+                        Ok(()) => continue,
+                        Err(fail) => break Err(fail),
+                    }
                 }
             };
             let part = &starts[at].0;
             let next = cursor.next.entry(part.clone()).or_insert(starts[at].1);
             let from = *next;
-            for event in batch.events().filter(|event| event.seq >= from) {
+            let mut events = batch.events().filter(|event| event.seq >= from);
+            let taken = loop {
                 if count == limit || bytes >= PAGE_BYTES {
-                    break;
+                    break Ok(());
                 }
+                let Some(event) = events.next() else {
+                    break Ok(());
+                };
                 bytes += event.payload.len();
-                each(part, &batch.own(&event))?;
+                if let Err(fail) = each(part, &batch.own(&event)) {
+                    break Err(fail);
+                }
                 *next = event.seq + 1;
                 count += 1;
+            };
+            if *next < batch.end() {
+                half_read = Some((at, batch.order(batch.first())));
+            }
+            if let Err(fail) = taken {
+                break Err(fail);
+            }
+        };
+        let orders = merge.orders().map(|(at, order)| (at, order.clone()));
+        cursor.keep(&starts, orders.chain(half_read));
+        outcome
+    }
+
+    /// Takes in what the log has of a query that the cursor does not know of.
+    fn hear(&self, query: &Query, cursor: &mut Cursor) {
+        let (heard, changed) = self.log.parts_since(cursor.heard, &query.pattern);
+        cursor.heard = heard;
+        for extent in changed {
+            let Extent {
+                part,
+                low,
+                next: end,
+            } = extent;
+            if !query.takes(&part.feed) {
+                continue;
+            }
+            let next = cursor.next.entry(part.clone()).or_insert(cursor.from);
+            let is_gone = *next < low;
+            *next = (*next).max(low);
+            if *next >= end {
+                cursor.more.remove(&part);
+                continue;
+            }
+            let more = cursor.more.entry(part).or_default();
+            more.end = end;
+            if is_gone {
+                more.order = None;
             }
         }
-        Ok(true)
+    }
+
+    /// The feeds that may have a turn among the next `limit` steps: those whose next batches come first.
+    fn turns(&self, cursor: &mut Cursor, limit: usize) -> Result<Vec<(Part, Seq, OrderKey)>, Fail> {
+        for (part, more) in &mut cursor.more {
+            if more.order.is_none() {
+                let next = cursor.next.get(part).copied().unwrap_or(cursor.from);
+                more.order = self.log.order_at(part, next).map_err(|e| fail(&e))?;
+            }
+        }
+        let mut turns: Vec<_> = cursor.more.iter().collect();
+        if turns.len() > limit && limit > 0 {
+            // What cannot be read is before all others, and is told at once.
+            turns.select_nth_unstable_by(limit - 1, |a, b| a.1.order.cmp(&b.1.order));
+            turns.truncate(limit);
+        }
+        let turn = |(part, more): (&Part, &More)| {
+            let next = cursor.next.get(part).copied().unwrap_or(cursor.from);
+            let order = more.order.clone().unwrap_or_else(|| before_all(part));
+            (part.clone(), next, order)
+        };
+        Ok(turns.into_iter().map(turn).collect())
+    }
+}
+
+impl Cursor {
+    /// Notes where the feeds of a page have their next batches, or that they are at their end.
+    fn keep(
+        &mut self,
+        starts: &[(Part, Seq, OrderKey)],
+        orders: impl Iterator<Item = (usize, OrderKey)>,
+    ) {
+        for (part, ..) in starts {
+            let next = self.next.get(part).copied().unwrap_or(self.from);
+            match self.more.get_mut(part) {
+                Some(more) if next < more.end => more.order = None,
+                _ => drop(self.more.remove(part)),
+            }
+        }
+        for (at, order) in orders {
+            if let Some(more) = self.more.get_mut(&starts[at].0) {
+                more.order = (order.lamport > 0).then_some(order);
+            }
+        }
+    }
+}
+
+/// A place in the order that is before all others, for what cannot be read.
+fn before_all(part: &Part) -> OrderKey {
+    OrderKey {
+        lamport: 0,
+        feed: part.feed.clone(),
+        batch: [0; 32],
+        seq: 0,
     }
 }
 
@@ -677,7 +792,6 @@ impl Events {
         let now = self.about(stream)?.unwrap_or_default().changed(newer);
         let described = self.log.describe(stream, now_ms, &now.description()?);
         described.map_err(|e| about::describe_fail(&e))?;
-        self.has_changed();
         Ok(now)
     }
 

@@ -392,7 +392,7 @@ fn l11_a_consumer_that_is_forgotten_holds_back_nothing() {
         assert!(held.hint.contains("--force"), "{held}");
         events.consumers().leave("c", 1).unwrap();
         // So it does while one waits for some.
-        let waits = events.consumers().waits("c");
+        let waits = events.consumers().waits("c", 1);
         let held = events.consumers().forget("c", false).unwrap_err();
         assert!(held.cause.contains("wait"), "{held}");
         drop(waits);
@@ -723,4 +723,160 @@ fn l11_a_consumer_that_was_taken_over_holds_back_nothing() {
 fn claim_fails(events: &Events) -> Code {
     let claimed = events.consumers().claim("c", &request(1));
     claimed.unwrap_err().code
+}
+
+/// Claims until it is given something, as the API does; how often it was woken for it.
+async fn wait_for_events(events: Events, worker: u64) -> (u64, Claimed, usize) {
+    let mut waiting = events.consumers().waits("c", worker);
+    for woken in 0.. {
+        if let Some(claimed) = events.consumers().claim("c", &request(worker)).unwrap() {
+            return (worker, claimed, woken);
+        }
+        waiting.woken().await;
+    }
+    unreachable!()
+}
+
+/// 96 workers wait. An event wakes one of them, and so does whatever else gives one of them something: an acknowledgement behind which there is more, what is
+/// given back, a lease that runs out, a pause that ends. The others sleep on.
+#[test]
+fn s3_29_of_those_who_wait_as_many_are_woken_as_are_given_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    let mut first = request(1);
+    (first.batch, first.lease_ms) = (Some(1), Some(500));
+    assert!(events.consumers().claim("c", &first).unwrap().is_none());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let ending = tokio_util::sync::CancellationToken::new();
+        let waking = tokio::spawn(waiting::wake(events.clone(), ending.clone()));
+        let mut waiting = tokio::task::JoinSet::new();
+        for worker in 1..=96 {
+            waiting.spawn(wait_for_events(events.clone(), worker));
+        }
+        let mut woken = 0;
+        let mut next = async |what: &str| {
+            let next =
+                tokio::time::timeout(std::time::Duration::from_secs(60), waiting.join_next());
+            let next = next
+                .await
+                .unwrap_or_else(|_| panic!("nobody was woken: {what}"));
+            let (worker, claimed, times) = next.unwrap().unwrap();
+            woken += times;
+            (worker, claimed)
+        };
+        let leave = |worker| events.consumers().leave("c", worker).unwrap();
+        append(&events, "hall/a", small(3));
+        let (worker, claimed) = next("an event").await;
+        assert_eq!(seqs(&claimed), [0]);
+        ack(&events, claimed.token, 0).unwrap();
+        leave(worker);
+        let (worker, claimed) = next("what comes behind what was acknowledged").await;
+        assert_eq!(seqs(&claimed), [1]);
+        leave(worker);
+        assert_eq!(seqs(&next("what was given back").await.1), [1]);
+        let (worker, claimed) = next("what a lease that ran out was about").await;
+        assert_eq!(seqs(&claimed), [1]);
+        refuse(&events, claimed.token, 1);
+        leave(worker);
+        let mut came = Vec::new();
+        while came.len() < 2 {
+            let (worker, claimed) = next("what was refused, and what is behind it").await;
+            let seq = claimed.events[0].event.seq;
+            // On a machine that is busy a lease may be over by now.
+            if ack(&events, claimed.token, seq).is_ok() {
+                came.push(seq);
+            }
+            leave(worker);
+        }
+        came.sort_unstable();
+        assert_eq!(came, [1, 2]);
+        let given = 96 - waiting.len();
+        waiting.shutdown().await;
+        // Now and then one is woken for what somebody has taken meanwhile: as many as it takes, not all of them each time.
+        assert!(
+            (given..given + 24).contains(&(woken + 1)),
+            "{woken} were woken to give {given} something"
+        );
+        assert_eq!(events.consumers().waiters().count("c"), 0);
+        ending.cancel();
+        waking.await.unwrap();
+    });
+}
+
+/// Very many feeds, read in small pages: a page opens the feeds whose turn comes, not all of them again. What comes is the one order, whatever the pages.
+#[test]
+fn s3_48_pages_over_many_feeds_open_each_feed_when_its_turn_comes() {
+    const FEEDS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let sim = SimDisk::new(5);
+    let signer = Arc::new(MemorySigner::from_seed(&[7; 32]));
+    let disk = Arc::new(sim.clone());
+    let events = Events::open_in(dir.path(), disk, Config::default(), signer).unwrap();
+    let mut rng = gemba_testkit::Rng::new(48);
+    let mut written = Vec::new();
+    let mut write = |count: u64, written: &mut Vec<String>| {
+        for _ in 0..count {
+            let stream = format!("hall/{}", rng.below(FEEDS));
+            append(&events, &stream, small(1));
+            written.push(stream);
+        }
+    };
+    write(6 * FEEDS, &mut written);
+    let query = Query {
+        pattern: parse_pattern("hall/#").unwrap(),
+        author: None,
+        from: 0,
+        since: None,
+    };
+    let page = |cursor: &mut Cursor, limit| {
+        let mut page = Vec::new();
+        let more = events.read(&query, cursor, limit, |part, _| {
+            page.push(part.feed.stream.to_string());
+            Ok(())
+        });
+        (page, more.unwrap())
+    };
+    let before = sim.calls(Call::Read);
+    let (mut read, mut cursor, mut more) = (Vec::new(), Cursor::default(), true);
+    while more {
+        let (page, is_more) = page(&mut cursor, 7);
+        assert!(page.len() == 7 || !is_more);
+        read.extend(page);
+        more = is_more;
+    }
+    assert_eq!(read, written);
+    let reads = sim.calls(Call::Read) - before;
+    assert!(
+        reads < 4 * written.len() as u64,
+        "{reads} reads for {} events",
+        written.len()
+    );
+    // At its end it reads nothing, and behind it only what came.
+    let before = sim.calls(Call::Read);
+    assert_eq!(page(&mut cursor, 7), (vec![], false));
+    assert_eq!(sim.calls(Call::Read), before);
+    write(20, &mut written);
+    for _ in 0..4 {
+        read.extend(page(&mut cursor, 5).0);
+    }
+    assert_eq!(read, written);
+
+    // One page for all, and pages that end in the middle of batches.
+    assert_eq!(page(&mut Cursor::default(), usize::MAX).0, written);
+    for n in 0..5 {
+        append(&events, &format!("hall/{n}"), small(9));
+    }
+    let expected = page(&mut Cursor::default(), usize::MAX).0;
+    for limit in [1, 2, 5, 300] {
+        let (mut read, mut cursor) = (Vec::new(), Cursor::default());
+        while read.len() < expected.len() {
+            read.extend(page(&mut cursor, limit).0);
+        }
+        assert!(read == expected, "pages of {limit}");
+    }
 }
