@@ -558,7 +558,11 @@ fn pins(said: &mut Scene) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    said.command("kubo-silent", &node, &["pin", "import", "--kubo", &url]);
+    said.command("kubo-away", &node, &["pin", "import", "--kubo", &url]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let silent = ["pin", "import", "--kubo", &url, "--timeout", "200ms"];
+    said.command("kubo-silent", &node, &silent);
     let kubo = fake_kubo::Kubo::start();
     let pinned = node.put("raw", b"pinned here");
     node.ok(&["pin", "add", &pinned]);
@@ -569,6 +573,14 @@ fn pins(said: &mut Scene) {
         &["pin", "export", "--kubo", &kubo.url, "--timeout", "200ms"],
     );
     let daemon = Daemon::start(&node, &[]);
+    let api: Value =
+        serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
+    let guarded = format!("http://{}", api["address"].as_str().unwrap());
+    said.command(
+        "kubo-guarded",
+        &node,
+        &["pin", "import", "--kubo", &guarded],
+    );
     said.command("pin-no-operation", &node, &["pin", "cancel", OTHER]);
     drop(daemon);
 }
@@ -588,6 +600,9 @@ fn names(said: &mut Scene) {
         &["name", "resolve", "--complete", OTHER],
     );
     said.command("not-followed", &node, &["name", "follow", "rm", OTHER]);
+    let wait = ["name", "follow", "add", OTHER, "--wait"];
+    said.command("follow-without-daemon", &node, &wait);
+    node.ok(&["name", "follow", "rm", OTHER]);
     let root = node.add(&node.write("app", "1"), &[]);
     let published = node.json(&["name", "publish", &root]);
     let name = published["name"].as_str().unwrap();

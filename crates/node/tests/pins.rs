@@ -604,7 +604,7 @@ fn s4_21_an_export_takes_nothing_away_at_the_kubo_and_tells_what_it_could_not_ma
     let expected = [
         (roots[0].clone(), pin(true, "theirs")),
         (roots[1].clone(), pin(true, "ours")),
-        (roots[2].clone(), pin(true, "ours")),
+        (roots[2].clone(), pin(true, "theirs")),
         (roots[4].clone(), pin(true, "theirs")),
         (absent(1), pin(true, "only there")),
     ];
@@ -615,6 +615,50 @@ fn s4_21_an_export_takes_nothing_away_at_the_kubo_and_tells_what_it_could_not_ma
     assert_eq!((&report["added"], &report["kept"]), (&json!(1), &json!(4)));
     let refused = node.fails(&["pin", "export", "--kubo", "ftp://x"], 2);
     assert!(refused.hint.contains("5001"), "{refused:?}");
+}
+
+/// A Kubo that says nothing, and what is none, end an import and an export within the patience that was asked for, with the cause.
+#[test]
+fn a_kubo_that_is_silent_or_none_ends_the_command() {
+    let node = Node::new();
+    let root = node.put("raw", b"here");
+    node.ok(&["pin", "add", &root]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let other = Daemon::start(&node, &[]);
+    let api = std::fs::read(node.repo.join("api")).unwrap();
+    let api: Value = serde_json::from_slice(&api).unwrap();
+    let guarded = format!("http://{}", api["address"].as_str().unwrap());
+    for way in ["import", "export"] {
+        let fail = node.fails(&["pin", way, "--kubo", &url, "--timeout", "300ms"], 4);
+        assert!(
+            fail.cause.contains("sent nothing for 0.3 s"),
+            "{}",
+            fail.cause
+        );
+        let fail = node.fails(&["pin", way, "--kubo", &guarded], 6);
+        assert!(
+            fail.cause.contains("wants an authorization"),
+            "{}",
+            fail.cause
+        );
+    }
+    drop(other);
+}
+
+/// What was removed is told, though a later one of the command is refused.
+#[test]
+fn each_removal_is_told() {
+    let node = Node::new();
+    for running in [false, true] {
+        let daemon = running.then(|| Daemon::start(&node, &[]));
+        let root = node.put("raw", &noise(u64::from(running), 100));
+        node.ok(&["pin", "add", &root]);
+        let done = node.run(&["pin", "rm", &root, &absent(1)]);
+        assert!(done.text().contains(&root), "{}", done.text());
+        done.fails(3);
+        drop(daemon);
+    }
 }
 
 /// A caller's patience beyond what any clock shows is his alone: he waits, and the daemon goes on.

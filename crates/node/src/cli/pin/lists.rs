@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use gemba_pins::Add;
@@ -141,6 +142,7 @@ pub(super) fn import(
     let source = Source {
         file: file.map(Path::to_owned),
         kubo: kubo.map(str::to_owned),
+        patience: context.timeout,
     };
     let report = match context.daemon()? {
         Some(daemon) => through(context, daemon, source)?,
@@ -171,7 +173,9 @@ fn report_text(report: &Report) -> String {
 }
 
 fn through(context: &Context, daemon: Daemon, source: Source) -> Result<Report, Fail> {
-    context.talk(daemon, async |client| {
+    // How long a Kubo may be silent is kept by whoever asks it, and says which of the two it was.
+    let limit = context.timeout.filter(|_| source.kubo.is_none());
+    session::talk_within(limit, daemon, async |client| {
         let mut answer = client
             .upload::<Report, _>("/v1/pins/import", move |out| source.copy(out))
             .await?;
@@ -207,6 +211,8 @@ fn here(context: &Context, source: &Source) -> Result<Report, Fail> {
 struct Source {
     file: Option<PathBuf>,
     kubo: Option<String>,
+    /// With a Kubo that is silent.
+    patience: Option<Duration>,
 }
 
 impl Source {
@@ -221,7 +227,9 @@ impl Source {
     fn copy(&self, out: &mut dyn Write) -> Result<(), Fail> {
         if let Some(url) = &self.kubo {
             let mut list = Writer::new(out)?;
-            return kubo_pins::read(url, &mut |cid, kind, name| list.pin(cid, kind, name));
+            return kubo_pins::read(url, self.patience, &mut |cid, kind, name| {
+                list.pin(cid, kind, name)
+            });
         }
         std::io::copy(&mut self.open()?, out)
             .map(drop)
