@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{Daemon, Node, Swarm, http, noise, status, until};
 use fake_kubo::Kubo;
+use gemba_testkit::sim_scale;
 use serde_json::{Value, json};
 
 /// Blocks that nobody has.
@@ -159,6 +160,53 @@ fn s1_7_a_cancel_ends_what_is_being_done_and_leaves_nothing() {
     // Without a daemon nothing is being done.
     drop(daemon);
     node.fails(&["pin", "cancel", &root], 5);
+}
+
+/// P8, S1.7: 10,000 pins in full that are cancelled through the API while they are fetched, a twentieth of them in cargo test: no file, no thread, no operation and no
+/// want is left, here and at the peer that was asked, and what had come of them is collected.
+#[test]
+fn p8_s1_7_ten_thousand_cancels_leave_nothing() {
+    let swarm = Swarm::of(2);
+    let (peer, node) = (swarm.node(0), swarm.node(1));
+    let daemon = swarm.nodes[1].1.as_ref().unwrap();
+    // Of every other root one block can be had and another is nowhere.
+    let there = peer.put("raw", b"a leaf that is there");
+    let parts: Vec<String> = (0..10)
+        .map(|n| {
+            let links = json!([{ "/": there }, { "/": absent(1_000 + n) }]);
+            let put = peer.run_with_input(&["dag", "put"], links.to_string().as_bytes());
+            put.ok().trim().to_owned()
+        })
+        .collect();
+    let root = |n: u64| match n % 2 {
+        0 => absent(n % 20),
+        _ => parts[(n / 2) as usize % parts.len()].clone(),
+    };
+    let headers =
+        "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\nContent-Type: application/json\r\n";
+    let round = |n: u64| {
+        let wish = json!({ "cid": root(n), "timeout_s": 0.01 }).to_string();
+        until("the wish", || {
+            common::http_with_body(node, "POST", "/v1/pins", headers, wish.as_bytes());
+            let (code, _) = api(node, "POST", &format!("/v1/pins/{}/cancel", root(n)));
+            code == 200
+        });
+    };
+    // What is made once for all of them is there by then.
+    (0..20).for_each(round);
+    let threads = || {
+        let folder = format!("/proc/{}/task", daemon.child.id());
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    let (files, before) = (open_files(daemon), threads());
+    (0..sim_scale(10_000) as u64).for_each(round);
+    assert!(node.lines(&["pin", "ops"]).is_empty() && node.lines(&["pin", "ls"]).is_empty());
+    until("files, threads and wants to be gone", || {
+        let wanted = |n| node.json(&["why", &root(n)])["wanted"] == true;
+        open_files(daemon) <= files + 2 && threads() <= before + 8 && !(0..4).any(wanted)
+    });
+    node.ok(&["gc"]);
+    assert_eq!(status(node)["repo"]["blocks"], 0);
 }
 
 #[test]
