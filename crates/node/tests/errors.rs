@@ -636,6 +636,8 @@ fn names(said: &mut Scene) {
     said.command("key-here", &node, &["key", "import", "again", file]);
 
     let _daemon = Daemon::start(&node, &[]);
+    let watch = ["name", "watch", "--timeout", "100ms"];
+    said.command("watch-nothing-came", &node, &watch);
     said.command("name-nobody-has-it", &node, &["name", "resolve", OTHER]);
     node.ok(&["name", "publish", "--key", "app", &root]);
     node.ok(&["name", "follow", "add", "app", "--wait"]);
@@ -673,11 +675,7 @@ fn repository(said: &mut Scene) {
 
     let other = Node::new();
     other.put("raw", b"elsewhere");
-    let foreign = std::fs::read_dir(other.repo.join("blocks"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "pack"))
-        .unwrap();
+    let foreign = common::packs(&other.repo).remove(0);
     let name = foreign
         .file_name()
         .unwrap()

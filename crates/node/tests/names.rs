@@ -585,6 +585,28 @@ fn s0_26_n11_what_is_followed_is_kept_without_a_daemon() {
     node.ok(&["pin", "rm", &roots[0]]);
 }
 
+/// A cursor that this book never gave, as one from before a backup was put back, hides nothing: everything is told anew.
+#[test]
+fn s0_23_a_cursor_of_another_book_hides_no_change() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let root = version_of(&node, 0);
+    publish(&node, &[&root]);
+    for after in ["0", "99999"] {
+        let told = node.lines(&["name", "watch", "--after", after, "--count", "2"]);
+        assert_eq!(
+            (&told[0]["event"], &told[1]["event"]),
+            (&"changed".into(), &"complete".into())
+        );
+    }
+    let fail = node.fails(&["name", "watch", "--timeout", "300ms"], 4);
+    assert!(
+        fail.cause.contains("waiting for a change"),
+        "{}",
+        fail.cause
+    );
+}
+
 /// Whoever waits is told why it does not end; the versions that a rollback can go to are listed.
 #[test]
 fn a_follow_says_what_it_waits_for_and_where_it_can_go_back() {
@@ -612,7 +634,7 @@ fn a_follow_says_what_it_waits_for_and_where_it_can_go_back() {
     for sequence in 0..2 {
         let root = version_of(&node, sequence);
         publish(&node, &[&root, "--key", "app", "--lifetime", "30d"]);
-        until_complete(&node, name, sequence as u64);
+        until_complete(&node, name, sequence);
     }
     let listed = node.ok(&["name", "follow", "ls"]);
     assert!(listed.contains("also here: version 0 (/ipfs/"), "{listed}");

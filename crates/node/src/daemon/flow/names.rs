@@ -235,6 +235,8 @@ impl Names {
     fn watch(&mut self, name: Option<Name>, after: Option<u64>, now: Duration) -> Watch {
         let receiver = self.told.subscribe();
         let revision = self.core.revision();
+        // A cursor of another book, such as the one before a backup was put back, would hide all changes up to it: everything is told anew.
+        let after = after.map(|after| if after > revision { 0 } else { after });
         Watch {
             _interest: name.map(|name| self.interest_in(name, now)),
             missed: after.map_or(Vec::new(), |after| self.core.changes_after(after, now)),
