@@ -1229,8 +1229,10 @@ impl Node {
         let stat = self.store.stat();
         let (rss_bytes, rss_max_bytes) = resident_memory();
         let pins = self.pins.counts();
-        let is_hurt =
-            self.disk.refuses().is_some() || self.repair.open() > 0 || stat.unreadable_packs > 0;
+        let is_hurt = self.disk.refuses().is_some()
+            || self.repair.open() > 0
+            || stat.unreadable_packs > 0
+            || !self.names.is_writable();
         let health = match (self.peers.connected(), pins.error) {
             _ if is_hurt => "degraded",
             (0, _) => "alone",
