@@ -22,7 +22,7 @@ use crate::config::Names as Settings;
 use crate::daemon::command::Reply;
 use crate::error::{Code, Fail};
 use crate::keystore::Keystore;
-use crate::meta::{Meta, Row, Table};
+use crate::meta::{Meta, Row, Stored, Table};
 use crate::metrics::Figures;
 use crate::names::{self, Marks};
 use crate::repo::Layout;
@@ -49,7 +49,7 @@ pub enum Fact {
     /// Rows are durable, or the disk refused them.
     Written(Vec<After>, Result<(), Fail>),
     /// The disk takes writes again, and this is the book on it; or it does not.
-    Reread(Result<Vec<(Vec<u8>, Vec<u8>)>, Fail>),
+    Reread(Result<Vec<Stored>, Fail>),
 }
 
 /// Who waits for a row to be durable.
@@ -326,7 +326,7 @@ impl Names {
                 match outcome {
                     Ok(rows) => self.on_reread(rows, now),
                     Err(fail) => {
-                        tracing::debug!(error = %fail, "the book of names cannot be written yet")
+                        tracing::debug!(error = %fail, "the book of names cannot be written yet");
                     }
                 }
             }
@@ -345,7 +345,7 @@ impl Names {
         self.on_thread(move || Fact::Reread(reread(&meta)));
     }
 
-    fn on_reread(&mut self, rows: Vec<(Vec<u8>, Vec<u8>)>, now: Duration) {
+    fn on_reread(&mut self, rows: Vec<Stored>, now: Duration) {
         self.feed(Input::Reread(rows), now);
         if self.core.disk_failure().is_some() {
             return tracing::error!(
@@ -852,7 +852,7 @@ impl Names {
 }
 
 /// Writes some of what the disk holds of the book, and reads all of it: after a failure the database is opened anew for that.
-fn reread(meta: &Meta) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Fail> {
+fn reread(meta: &Meta) -> Result<Vec<Stored>, Fail> {
     let rows = meta.rows(Table::Names)?;
     let some = rows.iter().take(PROBE).map(|(key, value)| Row {
         table: Table::Names,
