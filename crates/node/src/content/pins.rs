@@ -12,6 +12,7 @@ use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
 use crate::meta::{Meta, PinEdit, PinRows, PinState as _};
+use crate::names::follows;
 use crate::repo::store_fail;
 
 /// Missing blocks that are counted before a walk gives up.
@@ -243,12 +244,13 @@ pub fn updated(older: &Pin, name: Option<String>) -> Result<(Kind, Option<String
     Ok((older.kind, own.map(str::to_owned)))
 }
 
-/// Removes a pin. The blocks stay until they are collected.
+/// Removes a pin, but for what a followed name needs. The blocks stay until they are collected.
 ///
 /// # Errors
-/// [`Code::NotFound`].
+/// [`Code::NotFound`]; [`Code::Conflict`] for what is kept because a name is followed.
 pub fn remove(meta: &Meta, root: &Cid) -> Result<(), Fail> {
-    meta.edit_one(PinEdit::Release(*root, None)).map(drop)
+    let holder = follows::holder(meta, root)?;
+    meta.edit_one(PinEdit::Release(*root, holder)).map(drop)
 }
 
 /// The pins that say that they are whole and miss a block, or have one that cannot be read.
