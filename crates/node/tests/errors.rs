@@ -389,7 +389,7 @@ fn crowds(said: &mut Scene, node: &Node) {
     node.ok(&["log", "append", "x", "1"]);
     let follow = "/v1/streams/x/events?follow=true";
     let mut readers: Vec<_> = (0..64).map(|_| request(node, "GET", follow, "")).collect();
-    // It ends by itself while there is room. On a busy machine one of the readers may have been refused itself, for want of a thread: others take its place.
+    // It ends by itself while there is room. A reader may have been refused while this one had the last place, so more of them come.
     let one = format!("{follow}&limit=1");
     let ask = || {
         if readers.len() < 128 {
