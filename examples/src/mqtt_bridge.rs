@@ -210,6 +210,7 @@ fn take_in(
     current: &AtomicU64,
     receiver: &Receiver<Came>,
 ) -> Result<(), Failure> {
+    let is_manual = matches!(ack_mode(), AckMode::Manual);
     while let Ok(first) = receiver.recv() {
         let came: Vec<Came> = std::iter::once(first).chain(receiver.try_iter()).collect();
         let from_elsewhere = came
@@ -219,7 +220,7 @@ fn take_in(
         append(log, from_elsewhere.map(event_of).collect())?;
         for (connection, publish) in &came {
             // What another connection brought comes again, and by then its number at the broker may be another message's.
-            if *connection == current.load(Ordering::Acquire) {
+            if is_manual && *connection == current.load(Ordering::Acquire) {
                 client.try_ack(publish)?;
             }
         }

@@ -45,6 +45,10 @@ fn words(dir: &Path) -> File {
     file.unwrap()
 }
 
+fn said(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("words")).unwrap_or_default()
+}
+
 impl Drop for Bridge {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -124,7 +128,7 @@ fn s3_33_a_killed_bridge_loses_nothing_doubles_nothing_and_makes_no_loop() {
     }
     until_nothing_lacks("everything is taken in and carried on", || {
         let lacks = lacking(&broker, dir, sent);
-        let words = std::fs::read_to_string(dir.join("words"));
+        let words = said(dir);
         match bridge.0.try_wait().unwrap() {
             Some(end) => panic!("it ended with {end}, {lacks}: {words:?}"),
             None if lacks.is_empty() => lacks,
@@ -327,7 +331,10 @@ fn acknowledged_and_not_written(planted: &str, rounds: usize) -> usize {
     if too_early == 0 {
         // And nothing is lost: the broker has it all, and sends it again.
         let _bridge = Bridge::start_with(dir, &broker, planted);
-        until("everything is in the sink", || len(dir, COUNT) >= sent);
+        until_nothing_lacks("everything is in the sink", || match len(dir, COUNT) {
+            len if len >= sent => String::new(),
+            len => format!("{len} of {sent}; it said {:?}", said(dir)),
+        });
         let numbers = records(dir)[COUNT]
             .iter()
             .map(|text| text.parse().unwrap())
