@@ -184,22 +184,34 @@ fn p8_s1_7_ten_thousand_cancels_leave_nothing() {
     };
     let headers =
         "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\nContent-Type: application/json\r\n";
-    let round = |n: u64| {
+    let mut took = Vec::new();
+    let mut round = |n: u64| {
         let wish = json!({ "cid": root(n), "timeout_s": 0.01 }).to_string();
         until("the wish", || {
             common::http_with_body(node, "POST", "/v1/pins", headers, wish.as_bytes());
+            let begun = Instant::now();
             let (code, _) = api(node, "POST", &format!("/v1/pins/{}/cancel", root(n)));
+            took.push(begun.elapsed());
             code == 200
         });
     };
     // What is made once for all of them is there by then.
-    (0..20).for_each(round);
+    (0..20).for_each(&mut round);
     let threads = || {
         let folder = format!("/proc/{}/task", daemon.child.id());
         std::fs::read_dir(folder).unwrap().count()
     };
     let (files, before) = (open_files(daemon), threads());
-    (0..sim_scale(10_000) as u64).for_each(round);
+    (0..sim_scale(10_000) as u64).for_each(&mut round);
+    took.sort_unstable();
+    let (count, p99, most) = (
+        took.len(),
+        took[took.len() * 99 / 100],
+        took[took.len() - 1],
+    );
+    println!(
+        "figure: p8 {count} cancels through the API, connection included: p99 {p99:.2?}, at most {most:.2?}"
+    );
     assert!(node.lines(&["pin", "ops"]).is_empty() && node.lines(&["pin", "ls"]).is_empty());
     until("files, threads and wants to be gone", || {
         let wanted = |n| node.json(&["why", &root(n)])["wanted"] == true;
