@@ -41,9 +41,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::{Deref, DerefMut},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-/// Most bytes of payloads read for one portion.
+/// Most bytes of events read for one portion, and one event.
 const MAX_PORTION_BYTES: usize = 4 << 20;
 /// Events told and not asked for; older ones give way.
 const MAX_TOLD: usize = 1_024;
@@ -295,9 +296,12 @@ impl Inner {
 
     /// What a worker was granted and still holds.
     fn granted(&mut self, worker: Worker) -> Option<Grant> {
+        self.grant_of(|grant| grant.worker == worker)
+    }
+
+    fn grant_of(&mut self, is_it: impl Fn(&Grant) -> bool) -> Option<Grant> {
         self.grants.retain(|grant| self.core.is_held(grant.token));
-        let is_its = |grant: &Grant| grant.worker == worker;
-        let at = self.grants.iter().position(is_its)?;
+        let at = self.grants.iter().position(is_it)?;
         self.grants.remove(at)
     }
 }
@@ -538,6 +542,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.lock().core.is_running()
     }
 
+    /// How long a worker may be silent.
+    pub fn lease(&self) -> Duration {
+        self.lock().core.config().lease
+    }
+
     /// What was done, dropped and repaired.
     pub fn counters(&self) -> Counters {
         self.lock().core.counters().clone()
@@ -760,7 +769,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         &self,
         id: EventId,
         attempts: u32,
-        held: std::time::Duration,
+        held: Duration,
         cause: String,
     ) -> Result<(EventHash, NewEvent), ConsumeError> {
         let portion = self.log.read(&id.feed, id.seq, 1, 1)?;

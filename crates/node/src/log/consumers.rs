@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover, forget};
+use gemba_log::consume::{
+    ConsumeError, Consumer, Receipt, Taken, Takeover, forget,
+};
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{
@@ -142,43 +144,12 @@ impl Consumers {
 
     fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
-        let worker = Worker(request.worker);
-        if let Some(token) = request.read_on {
-            if self.claimed(name, token)?.worker != request.worker {
-                return Err(claim_over());
-            }
-            // Whoever holds something is told of no more than it knew when it claimed.
-            let looked = consumer.refresh(self.now());
-            looked.map_err(|e| self.failed(name, &consumer, &e))?;
-        } else if self.drop_claims(name, request.worker) {
-            let left = consumer.leave(worker, self.now());
-            left.map_err(|e| self.failed(name, &consumer, &e))?;
-        }
-        let mut unreadable = None;
-        let taken = loop {
-            match consumer.take(worker, self.now()) {
-                Ok(Some(taken)) => break taken,
-                // A write is under way, of which the worker's next feed depends: it asks again.
-                Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
-                // There is nothing behind what it holds, or what it holds is to be acknowledged first.
-                Err(ConsumeError::Refused(Refused::Unfinished)) if request.read_on.is_some() => {
-                    return Ok(None);
-                }
-                // Others go on; who has nothing else is told.
-                Err(error @ ConsumeError::Log(_)) => {
-                    let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
-                    tracing::error!(consumer = name, %error, "events that a consumer needs cannot be read");
-                    if tried >= UNREADABLE {
-                        return Err(consume_fail(name, &error));
-                    }
-                    unreadable = Some((tried, error));
-                }
-                Ok(None) => match unreadable {
-                    Some((_, error)) => return Err(consume_fail(name, &error)),
-                    None => return Ok(None),
-                },
-                Err(error) => return Err(self.failed(name, &consumer, &error)),
-            }
+        let taken = match request.read_on {
+            Some(token) => self.read_on(name, request.worker, token)?,
+            None => self.take(name, request.worker, &consumer)?,
+        };
+        let Some(taken) = taken else {
+            return Ok(None);
         };
         let events = taken.deliveries.iter().map(|delivery| ClaimedEvent {
             attempts: delivery.attempts,
@@ -197,6 +168,55 @@ impl Consumers {
             state: self.state(name, &feed)?,
             events,
         }))
+    }
+
+    /// What is behind the events that a worker has in hands by this token, which goes on living.
+    fn read_on(&self, name: &str, worker: u64, token: u64) -> Result<Option<Taken>, Fail> {
+        let claim = self.claimed(name, token)?;
+        if claim.worker != worker {
+            return Err(claim_over());
+        }
+        match claim.consumer.read_on(&claim.receipt, self.now()) {
+            // A write is under way, of which it depends: the worker asks again.
+            Err(ConsumeError::Refused(Refused::Busy)) => Ok(None),
+            Err(error) => {
+                if matches!(error, ConsumeError::Refused(Refused::Lease)) {
+                    lock(&self.claims).remove(&token);
+                }
+                Err(self.failed(name, &claim.consumer, &error))
+            }
+            Ok(taken) => Ok(taken),
+        }
+    }
+
+    /// The next portion for a worker that gives up what it had.
+    fn take(&self, name: &str, worker: u64, consumer: &Arc<Open>) -> Result<Option<Taken>, Fail> {
+        if self.drop_claims(name, worker) {
+            let left = consumer.leave(Worker(worker), self.now());
+            left.map_err(|e| self.failed(name, consumer, &e))?;
+        }
+        let mut unreadable = None;
+        loop {
+            match consumer.take(Worker(worker), self.now()) {
+                Ok(Some(taken)) => return Ok(Some(taken)),
+                // A write is under way, of which the worker's next feed depends: it asks again.
+                Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
+                // Others go on; who has nothing else is told.
+                Err(error @ ConsumeError::Log(_)) => {
+                    let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
+                    tracing::error!(consumer = name, %error, "events that a consumer needs cannot be read");
+                    if tried >= UNREADABLE {
+                        return Err(consume_fail(name, &error));
+                    }
+                    unreadable = Some((tried, error));
+                }
+                Ok(None) => match unreadable {
+                    Some((_, error)) => return Err(consume_fail(name, &error)),
+                    None => return Ok(None),
+                },
+                Err(error) => return Err(self.failed(name, consumer, &error)),
+            }
+        }
     }
 
     fn keep(&self, claim: Claim) -> u64 {
@@ -609,6 +629,12 @@ impl Consumers {
             true => Ok(ready),
             false => Ok((0..workers.len()).collect()),
         }
+    }
+
+    /// How long a worker of a consumer may be silent.
+    pub fn lease(&self, name: &str) -> Option<Duration> {
+        let consumer = lock(&self.open).get(name).cloned()?;
+        Some(consumer.lease())
     }
 
     /// When a consumer may have something to do although nothing happens.

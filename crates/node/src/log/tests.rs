@@ -456,6 +456,33 @@ fn s3_29_a_worker_reads_on_and_acknowledges_once() {
     assert_eq!(events.consumers().view("c").unwrap().lag, 0);
 }
 
+/// S3.29, LH-42: whoever reads on by a token that is over is told so. It gets neither what it was given before nor another feed, as if that stood behind.
+#[test]
+fn s3_29_nobody_reads_on_when_its_lease_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    append(&events, "hall/a", small(2));
+    append(&events, "hall/b", small(2));
+    let wish = |worker, read_on| ClaimRequest {
+        lease_ms: Some(100),
+        read_on,
+        ..request(worker)
+    };
+    let claim = |worker, read_on| events.consumers().claim("c", &wish(worker, read_on));
+    let held = claim(1, None).unwrap().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    // Another one's claim finds that it has run out.
+    let other = claim(2, None).unwrap().unwrap();
+    assert_eq!(other.events[0].event.seq, 0);
+    let over = claim(1, Some(held.token)).unwrap_err();
+    assert_eq!(over.code, Code::Conflict);
+    assert!(over.cause.contains("over"), "{over:?}");
+    assert_eq!(
+        ack(&events, held.token, 1).unwrap_err().code,
+        Code::Conflict
+    );
+}
+
 /// Batches of all feeds of the author, from one log to another.
 fn copy(from: &Events, to: &Events) {
     for head in from.log().heads() {

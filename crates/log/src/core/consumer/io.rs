@@ -56,6 +56,12 @@ pub enum Input {
         /// The worker.
         worker: Worker,
     },
+    /// A worker wants what is behind the events that it has under its lease, before it acknowledges them. It gets one [`Output::Grant`] under the same token, now,
+    /// or is refused: nothing of another lease is ever given for it.
+    ReadOn {
+        /// Its lease.
+        token: Token,
+    },
     /// A worker ends in order: what it did not acknowledge goes to others, and no failure is counted.
     Leave {
         /// The worker.
