@@ -189,10 +189,11 @@ impl Events {
     /// # Errors
     /// The disk's.
     pub fn begin_epochs(&self) -> Result<(), Fail> {
-        let least = unused_epoch();
+        let born = Born::read(&self.dir);
+        let least = unused_epoch(born.least_epoch());
         let begun = self.log.begin_epochs_at(least);
         begun.map_err(|e| fail(&e))?;
-        Born::read(&self.dir).note(least)
+        born.note(least)
     }
 
     /// Ends it in order.
@@ -293,7 +294,7 @@ fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
     let own = log.author();
     let is_copy = born.is_copy() && log.heads().iter().any(|head| head.feed.author == own);
     // The first one may have begun the epochs that come next by number.
-    let least = if is_copy { unused_epoch() } else { 0 };
+    let least = if is_copy { unused_epoch(born.least_epoch()) } else { 0 };
     if is_copy {
         tracing::warn!(
             "the event log was copied since it was written last: events go on in new epochs"
