@@ -293,16 +293,19 @@ fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
     let born = Born::read(dir);
     let own = log.author();
     let is_copy = born.is_copy() && log.heads().iter().any(|head| head.feed.author == own);
-    // The first one may have begun the epochs that come next by number.
-    let least = if is_copy { unused_epoch(born.least_epoch()) } else { 0 };
     if is_copy {
         tracing::warn!(
             "the event log was copied since it was written last: events go on in new epochs"
         );
+    }
+    let mut least = 0;
+    if born.is_copy() {
+        // The first one may have begun the epochs that come next by number, and another copy knows the least one of this.
+        least = unused_epoch(born.least_epoch());
         if let Err(error) = log.begin_epochs_at(least) {
             // It is so for this opening all the same, and the next one finds it out again.
-            tracing::warn!(%error, "that they do could not be written down");
-            return true;
+            tracing::warn!(%error, "that events go on in new epochs could not be written down");
+            return is_copy;
         }
     }
     if let Err(error) = born.note(least) {

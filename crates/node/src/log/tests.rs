@@ -666,6 +666,47 @@ fn l5_a_log_that_was_copied_goes_on_in_a_new_epoch() {
     assert!(by_hand > epoch && seq == 0, "{by_hand} {seq}");
 }
 
+/// LOG-5: the epochs of copies are drawn, of a copy of a copy, too, and of one that had no event of its own when it was copied. No two begin the same.
+#[test]
+fn l5_no_two_copies_of_a_repository_begin_the_same_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let first = open(&at("first"), Config::default());
+    first.close();
+    drop(first);
+    copy_folder(&at("first"), &at("copy"));
+    let place = |events: &Events, name: &str| {
+        let mut acks = events.append(&parse_stream(name).unwrap(), &[NewEvent::new(1, "x")]);
+        let ack = acks.remove(0).unwrap();
+        (name.to_owned(), ack.epoch, ack.seq)
+    };
+    let mut given = std::collections::BTreeSet::new();
+    for name in ["first", "copy"] {
+        let events = open(&at(name), Config::default());
+        // It has written nothing that others could have more of.
+        assert!(events.troubles(&events.counts()).is_empty());
+        let place = place(&events, "hall/a");
+        assert!(given.insert(place.clone()), "{place:?} is given twice");
+        events.close();
+    }
+    // As high as any that is drawn first.
+    let born = at("copy").join("events.born");
+    let noted = std::fs::read_to_string(&born).unwrap();
+    let made = noted.lines().next().unwrap();
+    std::fs::write(&born, format!("{made}\n{}\n", (1_u64 << 51) - 1)).unwrap();
+    for n in 0..8 {
+        let name = at(&format!("copy-{n}"));
+        copy_folder(&at("copy"), &name);
+        let events = open(&name, Config::default());
+        assert_eq!(events.troubles(&events.counts())[0].kind, "events_copied");
+        for stream in ["hall/a", "hall/new"] {
+            let place = place(&events, stream);
+            assert!(given.insert(place.clone()), "{place:?} is given twice");
+        }
+        events.close();
+    }
+}
+
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
