@@ -1123,7 +1123,9 @@ impl Consumer {
     }
 
     fn on_forget(&mut self, held: bool) -> Result<(), Refused> {
-        let workers = self.holders.len();
+        // A lease of which all is acknowledged holds nothing: its worker may be gone.
+        let holds = |id: &&FeedId| !matches!(self.hold(id), None | Some(Hold::Done));
+        let workers = self.leases.values().filter(holds).count();
         if workers > 0 && !held {
             return Err(Refused::Held { workers });
         }

@@ -108,7 +108,7 @@ pub enum Input {
     Generation(u64),
     /// The consumer is to be forgotten: it gives and writes nothing any more.
     Forget {
-        /// Also while workers hold leases; they are over then.
+        /// Also while workers hold events; their leases are over then.
         held: bool,
     },
 }
@@ -298,10 +298,10 @@ pub enum Refused {
         "the lease is over: roll back, and claim again; renew it while work takes longer than the lease"
     )]
     Lease,
-    /// Workers hold leases of a consumer that is to be forgotten.
+    /// Workers hold events of a consumer that is to be forgotten: not all of them are acknowledged.
     #[error("{workers} of its workers hold events: stop them, or wait until their leases are over")]
     Held {
-        /// How many.
+        /// How many do.
         workers: usize,
     },
     /// The consumer was forgotten.
