@@ -537,7 +537,8 @@ impl Log {
         drop(pen);
         self.flush_fast()?;
         if self.pen().note {
-            return Err(self.refusal().unwrap_or(LogError::WriterDied));
+            let why = self.refusal().or_else(|| self.failing());
+            return Err(why.unwrap_or(LogError::WriterDied));
         }
         Ok(())
     }

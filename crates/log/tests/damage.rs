@@ -322,6 +322,22 @@ fn l13_a_full_disk_at_any_write_refuses_reads_on_and_recovers() {
     }
 }
 
+/// Row L13: that new epochs begin cannot be written down on a full disk: that is the cause that is told, and they begin when there is room.
+#[test]
+fn l13_log_5_a_full_disk_is_told_to_whoever_begins_epochs() {
+    let sim = SimDisk::new(1);
+    let log = open(&sim, config());
+    let events = [NewEvent::new(0, "x")];
+    let before = log.append(&stream("a"), &events).unwrap().feed;
+    sim.fail(Call::WriteFull, 1, 3);
+    let refused = log.begin_epochs();
+    assert!(matches!(refused, Err(LogError::Full(_))), "{refused:?}");
+    sim.heal();
+    let feed = log.append(&stream("a"), &events).unwrap().feed;
+    assert!(feed.epoch > before.epoch);
+    log.begin_epochs().unwrap();
+}
+
 /// Row L13: the log's own limit is an error of its own, reads go on, and retention makes room.
 #[test]
 fn l13_s3_34_the_limit_of_the_log_is_told() {
