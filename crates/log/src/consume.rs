@@ -92,7 +92,7 @@ pub trait LogSource: Send + Sync {
         Ok((mark, self.spans()?))
     }
 
-    /// Events from `from` on: at least one if the log holds it, at most `most`, and no more once `bytes` of payloads are reached.
+    /// Events from `from` on: at least one if the log holds it, at most `most`, and no more once they have `bytes` ([`Event::weight`]).
     ///
     /// # Errors
     /// [`SourceError`].

@@ -32,8 +32,10 @@ use consumers::Consumers;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
-/// Bytes of payloads after which it is full, too: an event may have half a mebibyte.
+/// Bytes after which it is full, too: an event may have half a mebibyte of payload, and 16 KiB of headers.
 const PAGE_BYTES: usize = 1 << 20;
+/// What a page holds of an event beside the event: its place, its names as texts.
+const LINE: usize = 512;
 
 /// The log of this device. Cheap to clone.
 #[derive(Clone)]
@@ -288,7 +290,8 @@ impl Events {
     }
 }
 
-/// A copy of a log may be older than what others have of it: it goes on in new epochs. Whether it is one.
+/// A copy of a log may be older than what others have of it: it goes on in new epochs, also where it has no event of its own yet. Whether it is one whose events
+/// go on elsewhere than they would have.
 fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
     let born = Born::read(dir);
     let own = log.author();
@@ -502,8 +505,9 @@ impl Events {
                 let Some(event) = events.next() else {
                     break Ok(());
                 };
-                bytes += event.payload.len();
-                if let Err(fail) = each(part, &batch.own(&event)) {
+                let event = batch.own(&event);
+                bytes += event.weight() + LINE;
+                if let Err(fail) = each(part, &event) {
                     break Err(fail);
                 }
                 *next = event.seq + 1;

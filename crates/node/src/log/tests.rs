@@ -57,6 +57,56 @@ fn a_reader_of_large_events_holds_a_page_of_a_mebibyte_and_one_event() {
     assert_eq!(seen, (0..20).collect::<Vec<_>>());
 }
 
+/// A page is bounded whatever its events are made of: nothing but headers, of few large texts or of many small ones. Each author chooses that.
+#[test]
+fn a_reader_of_large_headers_holds_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    let headers = |pairs: usize, bytes: usize| {
+        (0..pairs).fold(gemba_log::Headers::default(), |headers, n| {
+            headers.pair(format!("{n:02}"), "v".repeat(bytes))
+        })
+    };
+    for (pairs, bytes) in [(1, 6_000), (64, 200), (64, 1)] {
+        let event = NewEvent::new(1, "").with(headers(pairs, bytes));
+        let stream = parse_stream(&format!("hall/{pairs}-{bytes}")).unwrap();
+        for ack in events.append(&stream, &vec![event; 1_024]) {
+            ack.unwrap();
+        }
+        let query = Query {
+            pattern: parse_pattern(&stream.to_string()).unwrap(),
+            author: None,
+            from: 0,
+            since: None,
+        };
+        let (mut cursor, mut seen, mut more) = (Cursor::default(), 0, true);
+        while more {
+            let mut page = Vec::new();
+            let read = events.read(&query, &mut cursor, PAGE, |part, event| {
+                page.push(wire::line(part, event));
+                Ok(())
+            });
+            more = read.unwrap();
+            let held = page.iter().map(|line| {
+                let user = &line.headers.as_ref().unwrap().user;
+                let texts = user.iter().map(|(key, value)| key.len() + value.len() + 64);
+                size_of::<wire::EventLine>() + texts.sum::<usize>()
+            });
+            assert!(held.sum::<usize>() <= 2 << 20, "{pairs} pairs of {bytes}");
+            seen += page.len();
+        }
+        assert_eq!(seen, 1_024);
+        // So is a portion of a consumer.
+        let mut wish = request(1);
+        wish.streams = vec![stream.to_string()];
+        wish.batch = Some(1_024);
+        let name = format!("c-{pairs}-{bytes}");
+        let claimed = events.consumers().claim(&name, &wish).unwrap().unwrap();
+        assert!(claimed.events.len() * (pairs * bytes) <= 5 << 20);
+        events.consumers().leave(&name, 1).unwrap();
+    }
+}
+
 fn request(worker: u64) -> ClaimRequest {
     ClaimRequest {
         worker,
@@ -934,12 +984,21 @@ fn s3_48_pages_over_many_feeds_open_each_feed_when_its_turn_comes() {
     }
     assert_eq!(read, written);
 
-    // One page for all, and pages that end in the middle of batches.
-    assert_eq!(page(&mut Cursor::default(), usize::MAX).0, written);
+    // Pages that are as large as they may be, and pages that end in the middle of batches.
+    let all = || {
+        let (mut read, mut cursor, mut more) = (Vec::new(), Cursor::default(), true);
+        while more {
+            let (page, is_more) = page(&mut cursor, usize::MAX);
+            read.extend(page);
+            more = is_more;
+        }
+        read
+    };
+    assert!(all() == written);
     for n in 0..5 {
         append(&events, &format!("hall/{n}"), small(9));
     }
-    let expected = page(&mut Cursor::default(), usize::MAX).0;
+    let expected = all();
     for limit in [1, 2, 5, 300] {
         let (mut read, mut cursor) = (Vec::new(), Cursor::default());
         while read.len() < expected.len() {
