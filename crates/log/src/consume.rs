@@ -517,9 +517,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.lock().core.lag().collect()
     }
 
-    /// Whether it reads the streams of a feed.
-    pub fn is_reader_of(&self, feed: &FeedId) -> bool {
-        self.reads(feed)
+    /// Whether a change in one of these feeds concerns it: it reads the stream, or other nodes say in it that they run the consumer. For drivers that
+    /// [`look`](Self::look) at many consumers.
+    pub fn hears(&self, feeds: &[FeedId]) -> bool {
+        let mut feeds = feeds.iter();
+        feeds.any(|feed| feed.stream == self.keys.claims || self.reads(feed))
     }
 
     /// Events that are not acknowledged yet.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{
-    ConsumeError, Consumer, Receipt, Taken, Takeover, forget,
+    ConsumeError, Consumer, LogSource as _, Receipt, Taken, Takeover, forget,
 };
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
@@ -138,7 +138,7 @@ impl Consumers {
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let claimed = self.claim_now(name, request);
         // With its claim a worker may have given back what it had, or written down what another one waits for.
-        self.waiters.ring();
+        self.waiters.ring(name);
         claimed
     }
 
@@ -290,7 +290,7 @@ impl Consumers {
         if consumer.is_done(taken) {
             lock(&self.claims).remove(&request.token);
         }
-        self.waiters.ring();
+        self.waiters.ring(name);
         Ok(())
     }
 
@@ -325,7 +325,7 @@ impl Consumers {
         let consumer = self.consumer(name, None)?;
         self.drop_claims(name, worker);
         let left = consumer.leave(Worker(worker), self.now());
-        self.waiters.ring();
+        self.waiters.ring(name);
         left.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -342,7 +342,7 @@ impl Consumers {
             Goal::Time(ms) => consumer.seek_time(ms, now),
             Goal::Event(id) => consumer.seek(id.feed, id.seq, now),
         };
-        self.waiters.ring();
+        self.waiters.ring(name);
         sought.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -441,7 +441,7 @@ impl Consumers {
         let id = self.find_letter(name, id)?;
         let consumer = self.consumer(name, None)?;
         let retried = consumer.retry(id, self.now());
-        self.waiters.ring();
+        self.waiters.ring(name);
         retried.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -637,6 +637,19 @@ impl Consumers {
         Some(consumer.lease())
     }
 
+    /// The feeds that changed behind a mark of the log, and the mark behind which the next ones stand.
+    pub(super) fn feeds_since(&self, mark: u64) -> (u64, Vec<FeedId>) {
+        // An open log tells that of itself; nothing is read.
+        let (mark, changed) = self.log.spans_since(mark).unwrap_or_default();
+        (mark, changed.into_iter().map(|span| span.feed).collect())
+    }
+
+    /// Whether one of these feeds concerns a consumer. One that is not open is opened by whoever claims, or refused him with the cause.
+    pub(super) fn hears(&self, name: &str, feeds: &[FeedId]) -> bool {
+        let consumer = lock(&self.open).get(name).cloned();
+        consumer.is_none_or(|consumer| consumer.hears(feeds))
+    }
+
     /// When a consumer may have something to do although nothing happens.
     pub(super) fn deadline(&self, name: &str) -> Option<Instant> {
         let consumer = lock(&self.open).get(name).cloned()?;
@@ -681,7 +694,7 @@ impl Consumers {
         lock(&self.open).remove(name);
         lock(&self.claims).retain(|_, claim| claim.name != name);
         // Workers that wait learn of it.
-        self.waiters.ring();
+        self.waiters.ring(name);
         Ok(())
     }
 
@@ -729,6 +742,9 @@ impl Consumers {
         if open.get(name).is_some_and(is_it) {
             open.remove(name);
         }
+        drop(open);
+        // Those who wait for it are to be told why.
+        self.waiters.ring(name);
     }
 }
 

@@ -10,7 +10,7 @@ use super::consumers::Goal;
 use super::wire::{AckRequest, ClaimRequest, Claimed};
 use super::*;
 
-fn open(dir: &std::path::Path, config: Config) -> Events {
+pub(super) fn open(dir: &std::path::Path, config: Config) -> Events {
     open_as(7, dir, config)
 }
 
@@ -20,7 +20,7 @@ fn open_as(author: u8, dir: &std::path::Path, config: Config) -> Events {
     Events::open_in(dir, Arc::new(RealDisk), config, signer).unwrap()
 }
 
-fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<u8>>) {
+pub(super) fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<u8>>) {
     let list: Vec<NewEvent> = payloads
         .into_iter()
         .map(|payload| NewEvent::new(1_000, payload))
@@ -114,6 +114,16 @@ fn request(worker: u64) -> ClaimRequest {
         batch: Some(8),
         ..ClaimRequest::default()
     }
+}
+
+/// What a worker of a consumer of this name gets.
+pub(super) fn claim_of(events: &Events, name: &str, stream: &str) -> Claimed {
+    let wish = ClaimRequest {
+        streams: vec![stream.to_owned()],
+        ..request(1)
+    };
+    let claimed = events.consumers().claim(name, &wish).unwrap();
+    claimed.unwrap_or_default()
 }
 
 fn claim(events: &Events, worker: u64) -> Claimed {
