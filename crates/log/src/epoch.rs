@@ -42,7 +42,7 @@ mod tests {
         let mut known = 0;
         for _ in 0..20_000 {
             let (one, other) = (unused_epoch(known), unused_epoch(known));
-            assert!(one > known && one >= DRAWN && one < MAX_NUMBER, "{one}");
+            assert!(one > known && (DRAWN..MAX_NUMBER).contains(&one), "{one}");
             assert!(one != other, "two logs that know {known} drew {one}");
             known = one;
         }
