@@ -805,13 +805,14 @@ fn l11_a_consumer_is_forgotten_over_http() {
     assert!(delete("").cause(404).contains("no consumer pieces"));
     let held = claim(&node, "pieces", 1, &json!({"wait_ms": 0})).object();
     assert!(delete("").cause(409).contains("in use"));
-    let ack = json!({"token": held["token"], "seq": 1});
-    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| claim(&node, "pieces", 1, &json!({"wait_ms": 60_000})));
+        let waiting = scope.spawn(|| claim(&node, "pieces", 2, &json!({"wait_ms": 60_000})));
         until("a worker waits", || {
             delete("").cause(409).contains("wait for events")
         });
+        let ack = json!({"token": held["token"], "seq": 1});
+        assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+        assert!(delete("").cause(409).contains("wait for events"));
         assert_eq!(delete("?force=true").object()["ok"], true);
         assert!(waiting.join().unwrap().cause(404).contains("no consumer"));
     });
@@ -819,6 +820,10 @@ fn l11_a_consumer_is_forgotten_over_http() {
     // One of its name begins anew.
     let anew = claim(&node, "pieces", 1, &json!({})).object();
     assert_eq!(seqs(anew["events"].as_array().unwrap()), [0, 1]);
+    // A worker that has acknowledged all holds nothing, although its lease lasts on.
+    let ack = json!({"token": anew["token"], "seq": 1});
+    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+    assert_eq!(delete("").object()["ok"], true);
 }
 
 /// S3.29: a worker elsewhere reads on without acknowledging what it has, and one acknowledgement is for all.
