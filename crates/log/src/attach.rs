@@ -261,8 +261,9 @@ impl LogSource for Log {
                 if events.len() >= most || size >= bytes && !events.is_empty() {
                     break;
                 }
-                size += event.payload.len();
-                events.push(batch.own(&event));
+                let event = batch.own(&event);
+                size += event.weight();
+                events.push(event);
             }
             hash = events
                 .last()

@@ -30,7 +30,7 @@ pub struct Config {
     pub check: ReadCheck,
     /// Files that are kept open for reading. Default 16.
     pub open_files: usize,
-    /// The least epoch that a feed of ours begins. Default 0; of a copy, what [`crate::Log::begin_epochs_at`] was given.
+    /// The least epoch that a feed of ours begins. Default 0; of a copy, what [`crate::Log::begin_epochs_at`] was given. If it was drawn, those that begin are, too.
     pub least_epoch: u64,
 }
 

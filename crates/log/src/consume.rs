@@ -41,9 +41,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     ops::{Deref, DerefMut},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-/// Most bytes of payloads read for one portion.
+/// Most bytes of events read for one portion, and one event.
 const MAX_PORTION_BYTES: usize = 4 << 20;
 /// Events told and not asked for; older ones give way.
 const MAX_TOLD: usize = 1_024;
@@ -91,7 +92,7 @@ pub trait LogSource: Send + Sync {
         Ok((mark, self.spans()?))
     }
 
-    /// Events from `from` on: at least one if the log holds it, at most `most`, and no more once `bytes` of payloads are reached.
+    /// Events from `from` on: at least one if the log holds it, at most `most`, and no more once they have `bytes` ([`Event::weight`]).
     ///
     /// # Errors
     /// [`SourceError`].
@@ -295,9 +296,12 @@ impl Inner {
 
     /// What a worker was granted and still holds.
     fn granted(&mut self, worker: Worker) -> Option<Grant> {
+        self.grant_of(|grant| grant.worker == worker)
+    }
+
+    fn grant_of(&mut self, is_it: impl Fn(&Grant) -> bool) -> Option<Grant> {
         self.grants.retain(|grant| self.core.is_held(grant.token));
-        let is_its = |grant: &Grant| grant.worker == worker;
-        let at = self.grants.iter().position(is_its)?;
+        let at = self.grants.iter().position(is_it)?;
         self.grants.remove(at)
     }
 }
@@ -513,9 +517,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         self.lock().core.lag().collect()
     }
 
-    /// Whether it reads the streams of a feed.
-    pub fn is_reader_of(&self, feed: &FeedId) -> bool {
-        self.reads(feed)
+    /// Whether a change in one of these feeds concerns it: it reads the stream, or other nodes say in it that they run the consumer. For drivers that
+    /// [`look`](Self::look) at many consumers.
+    pub fn hears(&self, feeds: &[FeedId]) -> bool {
+        let mut feeds = feeds.iter();
+        feeds.any(|feed| feed.stream == self.keys.claims || self.reads(feed))
     }
 
     /// Events that are not acknowledged yet.
@@ -536,6 +542,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// Whether it still works: it was not taken over, as far as it has heard, nor forgotten, and no write failed.
     pub fn is_running(&self) -> bool {
         self.lock().core.is_running()
+    }
+
+    /// How long a worker may be silent.
+    pub fn lease(&self) -> Duration {
+        self.lock().core.config().lease
     }
 
     /// What was done, dropped and repaired.
@@ -760,7 +771,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         &self,
         id: EventId,
         attempts: u32,
-        held: std::time::Duration,
+        held: Duration,
         cause: String,
     ) -> Result<(EventHash, NewEvent), ConsumeError> {
         let portion = self.log.read(&id.feed, id.seq, 1, 1)?;

@@ -60,6 +60,14 @@ pub struct Event {
     pub payload: Bytes,
 }
 
+impl Event {
+    /// Bytes that it takes in memory, about, headers and all: for whoever bounds how many he holds. Its author chooses where they are.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        size_of::<Self>() + self.payload.len() + self.headers.weight()
+    }
+}
+
 /// An event where it stands in its batch: nothing is copied or counted.
 #[derive(Clone, Copy, Debug)]
 pub struct EventRef<'a> {

@@ -24,6 +24,15 @@ pub(crate) const STATE: Kind = Kind(21);
 /// Where the four others stand; the last frame of a full segment but for the mark of an orderly end.
 pub(crate) const TRAILER: Kind = Kind(22);
 
+/// The tag of a doubt: no epoch below this one begins.
+pub(crate) fn put_doubt(least_epoch: u64) -> Vec<u8> {
+    least_epoch.to_le_bytes().to_vec()
+}
+
+pub(crate) fn take_doubt(tag: &[u8]) -> u64 {
+    tag.try_into().map_or(0, u64::from_le_bytes)
+}
+
 /// Bytes of a batch's tag.
 pub(crate) const TAG: usize = 85;
 /// Entries of one page of the index by place.

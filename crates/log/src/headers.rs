@@ -91,6 +91,25 @@ impl Headers {
             && self.producer.is_none()
     }
 
+    /// Bytes that they take beside themselves, about.
+    pub(crate) fn weight(&self) -> usize {
+        // Two texts, each somewhere of its own.
+        const PAIR: usize = 128;
+        let pairs = self.user.iter();
+        let pairs: usize = pairs
+            .map(|(key, value)| PAIR + key.len() + value.len())
+            .sum();
+        let origin = self.origin.as_ref().map_or(0, |origin| {
+            origin.site.len() + origin.device.len() + origin.service.len()
+        });
+        let content_type = self.content_type.as_ref().map_or(0, String::len);
+        let producer = self
+            .producer
+            .as_ref()
+            .map_or(0, |producer| producer.id.len());
+        pairs + origin + content_type + producer
+    }
+
     /// Sets a pair of the user's own, in its place.
     #[must_use]
     pub fn pair(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {

@@ -7,6 +7,7 @@ mod config;
 pub mod consume;
 pub mod core;
 mod description;
+mod epoch;
 mod error;
 mod event;
 mod fast;
@@ -41,6 +42,7 @@ pub use cbor::Malformed;
 pub use cid::Cid;
 pub use config::{Config, ReadCheck};
 pub use description::{ABOUT, Class, DescribeError, Description};
+pub use epoch::unused_epoch;
 pub use error::{LogError, OpenError};
 pub use event::{
     Event, EventError, EventList, EventRef, Events, MAX_EVENTS, MAX_EVENTS_BYTES, MAX_PAYLOAD,
@@ -53,7 +55,7 @@ pub use headers::{
     Headers, HeadersError, MAX_HEADERS, MAX_LABEL, MAX_USER_PAIRS, Origin, Producer, Trace,
 };
 pub use log::{Extent, Head, Log, Stat, StreamInfo};
-pub use open::{OpenReport, SegmentGap, unused_epoch};
+pub use open::{OpenReport, SegmentGap};
 pub use read::{Chunk, Cursor, Merge, Part};
 pub use retain::{LowWater, Retained, Retention};
 pub use stream::{MAX_LEVEL, MAX_LEVELS, MAX_NAME, NameError, Pattern, StreamName};

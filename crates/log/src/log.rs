@@ -519,8 +519,8 @@ impl Log {
     }
 
     /// As [`Self::begin_epochs`], with none below `least`: for a log that is a copy. The first one may have gone on, into the epochs that come next by
-    /// number; see [`unused_epoch`](crate::unused_epoch). That they begin anew is durable, `least` is not: it is to be given to each opening from now on
-    /// ([`Config::least_epoch`]).
+    /// number; so `least` is an [`unused_epoch`](crate::unused_epoch), and all that follow are drawn above it. That is durable when it returns; after an error it
+    /// holds until the log is closed, and `least` is to be given to the next opening ([`Config::least_epoch`]).
     ///
     /// # Errors
     /// See [`LogError`].
@@ -537,7 +537,8 @@ impl Log {
         drop(pen);
         self.flush_fast()?;
         if self.pen().note {
-            return Err(self.refusal().unwrap_or(LogError::WriterDied));
+            let why = self.refusal().or_else(|| self.failing());
+            return Err(why.unwrap_or(LogError::WriterDied));
         }
         Ok(())
     }

@@ -15,11 +15,12 @@ use gemba_segment::{
 
 use crate::batch::{Batch, Sealer};
 use crate::config::Config;
+use crate::epoch::unused_epoch;
 use crate::error::OpenError;
 use crate::feed::{Author, FeedKey, Seq};
 use crate::format::{
     self, BATCH, DOUBT, FILES, Layout, SPANS, STATE, Span, TAG, TRAILER, TRAILER_LEN, Tag, Take,
-    Trailer, Version,
+    Trailer, Version, take_doubt,
 };
 use crate::index::{Index, Paged, Resident, Segment};
 use crate::reserve::Reserve;
@@ -152,10 +153,10 @@ struct Opening<'a> {
     in_doubt: bool,
 }
 
-/// A batch that a walk has found, or the note that own feeds are closed.
+/// A batch that a walk has found, or the note that own feeds are closed, with the least epoch that may begin.
 enum Seen {
     Batch(Tag, u32, u32),
-    Close,
+    Close(u64),
 }
 
 impl Opening<'_> {
@@ -263,8 +264,8 @@ impl Opening<'_> {
                 self.report.unreadable.push(path);
                 if counts {
                     self.in_doubt = true;
-                    let least = self.state.least_epoch;
-                    self.state.least_epoch = unused_epoch().max(least);
+                    // It may hold the last one that was drawn.
+                    self.state.least_epoch = unused_epoch(self.state.least_epoch);
                 }
                 return Ok(None);
             }
@@ -361,9 +362,10 @@ impl Opening<'_> {
     fn enter(&mut self, number: u32, reader: &Reader, seen: Seen, doubt_from: u64, counts: bool) {
         let (tag, at, len) = match seen {
             Seen::Batch(tag, at, len) => (tag, at, len),
-            Seen::Close => {
+            Seen::Close(least) => {
                 if counts {
                     self.state.close_own(Closed::All);
+                    self.state.least_epoch = self.state.least_epoch.max(least);
                 }
                 return;
             }
@@ -454,22 +456,13 @@ impl Opening<'_> {
     }
 }
 
-/// Epochs that are drawn begin here.
-pub(crate) const DRAWN: u64 = 1 << 50;
-
-/// An epoch that was not used, as far as chance goes: one of 2^50, beyond those that count up from 0.
-#[must_use]
-pub fn unused_epoch() -> u64 {
-    DRAWN + RandomState::new().build_hasher().finish() % DRAWN
-}
-
 fn see(entry: &Entry) -> Option<Seen> {
     match entry.kind {
         BATCH => {
             let at = u32::try_from(entry.at).ok()?;
             Some(Seen::Batch(Tag::decode(&entry.tag)?, at, entry.len))
         }
-        DOUBT => Some(Seen::Close),
+        DOUBT => Some(Seen::Close(take_doubt(&entry.tag))),
         _ => None,
     }
 }

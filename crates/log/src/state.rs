@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
+use crate::epoch::{is_drawn, unused_epoch};
 use crate::feed::{Author, Epoch, FeedId, FeedKey, MAX_NUMBER, Seq};
 use crate::format::{Place, Tag, Take, put_feed, take_feed};
 use crate::index::{Index, Resident, Segment, frame_bytes};
-use crate::open::{DRAWN, unused_epoch};
 use crate::producers::Producers;
 use crate::skip::Spine;
 use crate::stream::StreamName;
@@ -18,9 +18,6 @@ use crate::stream::StreamName;
 const MAX_LEAP: u64 = 1 << 32;
 /// Damaged batches that are remembered until they are repaired; a scrub finds the others again.
 const MAX_BAD: usize = 65_536;
-
-/// Beside an epoch that was drawn, the next one is drawn from so many.
-pub(crate) const STEP: u64 = 1 << 32;
 
 /// Which feeds of ours are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +126,7 @@ pub(crate) struct State {
     pub(crate) sizes: BTreeMap<u32, u64>,
     /// Batches that were found damaged: segment and offset.
     pub(crate) bad: BTreeSet<(u32, u32)>,
-    /// The least epoch that a new feed of ours may have. More than 0 while a segment cannot be read: nobody knows then which ones were used (LOG-5).
+    /// No new feed of ours has an epoch below this one. Where it is one that was drawn, each that follows is (LOG-5).
     pub(crate) least_epoch: u64,
 }
 
@@ -169,7 +166,8 @@ impl State {
 
     /// A feed of ours that nobody has written to, in this stream, and of no epoch below `least`; `others` are feeds that are not in the state yet.
     ///
-    /// Epochs count up. Once one was drawn, since somebody else may write with our key, so is each that follows: he would count up as well.
+    /// Epochs count up. Once one was drawn, in any stream, or `least` was, so is each that follows, anew: whoever else writes with our key would count up as
+    /// well, and knows `least` if he has a copy of this log.
     pub(crate) fn next_epoch<'a>(
         &'a self,
         stream: &StreamName,
@@ -177,23 +175,21 @@ impl State {
         least: u64,
     ) -> (FeedKey, Tip) {
         let known = self.feeds.values().map(|feed| &feed.tip.id).chain(others);
-        let (mut next, mut is_drawn) = (0, false);
+        let (mut last, mut draws) = (None, is_drawn(least));
         for id in known.filter(|id| id.author == self.me) {
-            is_drawn |= id.epoch.0 >= DRAWN;
+            draws |= is_drawn(id.epoch.0);
             if id.stream == *stream {
-                next = next.max(id.epoch.0 + 1);
+                last = last.max(Some(id.epoch.0));
             }
         }
-        let next = match next {
-            drawn @ DRAWN.. => drawn + unused_epoch() % STEP,
-            // That one was drawn for this log.
-            _ if least >= DRAWN || !is_drawn => next,
-            _ => unused_epoch(),
+        let epoch = match draws {
+            true => unused_epoch(least.max(last.unwrap_or(0))),
+            false => least.max(last.map_or(0, |last| last + 1)),
         };
         let id = FeedId {
             author: self.me,
             stream: stream.clone(),
-            epoch: Epoch(next.max(least)),
+            epoch: Epoch(epoch),
         };
         (id.key(), Tip::new(id, true))
     }
@@ -226,7 +222,7 @@ impl State {
             Entry::Occupied(feed) => feed.into_mut(),
             Entry::Vacant(place) => match new {
                 Some(tip) => {
-                    if tip.spine.is_some() && tip.id.epoch.0 >= DRAWN {
+                    if tip.spine.is_some() && is_drawn(tip.id.epoch.0) {
                         self.sole.insert(tag.key);
                     }
                     place.insert(Feed {
@@ -363,6 +359,7 @@ impl State {
                 .for_each(|digest| out.extend_from_slice(digest));
         }
         self.producers.encode(&mut out);
+        out.extend_from_slice(&self.least_epoch.to_le_bytes());
         out
     }
 
@@ -411,10 +408,12 @@ impl State {
             );
         }
         let producers = Producers::decode(&mut from, max_producers)?;
+        let least_epoch = from.u64()?;
         if !from.0.is_empty() {
             return None;
         }
         self.feeds = feeds;
+        self.least_epoch = self.least_epoch.max(least_epoch);
         self.clock = clock;
         self.producers = producers;
         self.own.clear();

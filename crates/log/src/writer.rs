@@ -9,19 +9,20 @@ use cid::Cid;
 use gemba_segment::{FILE_HEADER, Frame, Mode, WriteError, Writer};
 
 use crate::batch::{Batch, Draft, Sealer, cid_of};
+use crate::epoch::{is_drawn, unused_epoch};
 use crate::error::LogError;
 use crate::event::EventList;
 use crate::feed::{Epoch, FeedId, FeedKey, MAX_NUMBER, Seq};
 use crate::format::{
     BATCH, DOUBT, MAX_SEGMENT, NAMES, PAGE, SPANS, STATE, TRAILER, Tag, Trailer, identity,
+    put_doubt,
 };
 use crate::index::{Index, Paged, Resident, Segment, frame_bytes};
 use crate::log::Log;
-use crate::open::{DRAWN, unused_epoch};
 use crate::producers::{Known, Numbers, ProducerKey};
 use crate::read::Found;
 use crate::reserve::Reserve;
-use crate::state::{Closed, STEP, State, Tip, branch_key};
+use crate::state::{Closed, State, Tip, branch_key};
 use crate::stream::StreamName;
 
 /// Batches after which a segment is full, however few bytes they have: what its index costs in memory until then, 4 MiB.
@@ -443,6 +444,9 @@ impl<'a> Plan<'a> {
             let others = self.tips.values().map(|tip| &tip.id);
             self.state.next_epoch(stream, others, self.least_epoch)
         });
+        if tip.id.epoch.0 > MAX_NUMBER {
+            return Err(LogError::Exhausted);
+        }
         if !self.state.feeds.contains_key(&key) && !self.tips.contains_key(&key) {
             self.add_feed(&tip.id)?;
             self.fresh.insert(key);
@@ -552,8 +556,8 @@ impl<'a> Plan<'a> {
             .filter(|(_, key)| closed == Closed::Shared && self.is_sole(key))
             .collect();
         self.closed = self.closed.max(closed);
-        let Ok(frame) = Frame::new(DOUBT, Vec::new(), Bytes::new()) else {
-            unreachable!("it is empty");
+        let Ok(frame) = Frame::new(DOUBT, put_doubt(self.least_epoch), Bytes::new()) else {
+            unreachable!("a frame may have a tag of eight bytes");
         };
         self.frames.push(frame);
         self.effects.push(Effect::Close(closed, self.least_epoch));
@@ -561,7 +565,7 @@ impl<'a> Plan<'a> {
 
     /// Whether nobody but this log writes to a feed of ours; it may be one of this group.
     fn is_sole(&self, key: &FeedKey) -> bool {
-        let is_new = |tip: &Tip| tip.spine.is_some() && tip.id.epoch.0 >= DRAWN;
+        let is_new = |tip: &Tip| tip.spine.is_some() && is_drawn(tip.id.epoch.0);
         match self.state.feeds.contains_key(key) {
             true => self.state.sole.contains(key),
             false => self.tips.get(key).is_some_and(is_new),
@@ -570,16 +574,14 @@ impl<'a> Plan<'a> {
 
     /// A batch of ours came from elsewhere.
     fn on_returned(&mut self, was_closed: bool, all: bool, is_repair: bool) {
+        // Who has our key counts epochs up as we do, so that they are drawn from now on, also after a restart.
+        let draws = is_repair || is_drawn(self.least_epoch);
         let mut open = self.own.values().chain(self.state.own.values());
-        if was_closed && open.all(|key| self.is_sole(key)) {
+        if was_closed && draws && open.all(|key| self.is_sole(key)) {
             return;
         }
-        // Who has our key counts epochs up as we do, so that the next one is drawn, once; what he writes there from then on is no reason for another one.
-        if !is_repair {
-            self.least_epoch = match self.least_epoch {
-                drawn @ DRAWN.. => drawn + 1 + unused_epoch() % STEP,
-                _ => unused_epoch(),
-            };
+        if !draws {
+            self.least_epoch = unused_epoch(self.least_epoch);
         }
         self.close(match all {
             true => Closed::All,

@@ -757,6 +757,60 @@ fn leases_run_out_and_are_fenced_by_their_tokens() {
     }
 }
 
+/// S3.29: a worker reads on under its token and under nothing else. When its lease is over it is told so, and gets neither the same events nor another feed.
+#[test]
+fn s3_29_reading_on_is_refused_when_the_lease_is_over() {
+    let plant = Plant::new();
+    plant.pieces(3);
+    let other = "line/2".parse().unwrap();
+    plant
+        .log
+        .append(&other, vec![NewEvent::new(7, "1")])
+        .unwrap();
+    let mut config = config();
+    config.batch = 2;
+    let consumer = plant.open(config, ms(0));
+    let first = consumer.take(W, ms(0)).unwrap().unwrap();
+    assert_eq!(first.receipt.feed, plant.feed());
+    let second = consumer
+        .read_on(&first.receipt, ms(29_000))
+        .unwrap()
+        .unwrap();
+    assert_eq!(second.deliveries[0].id.seq, 2);
+    // There is nothing behind; it lives by asking.
+    for at in [58_000, 87_000] {
+        assert_eq!(consumer.read_on(&second.receipt, ms(at)).unwrap(), None);
+        assert_eq!(consumer.look(&[W], ms(at)).unwrap(), Vec::<usize>::new());
+    }
+    let late = ms(117_001);
+    consumer.look(&[], late).unwrap();
+    let over = consumer.read_on(&second.receipt, late);
+    assert!(
+        matches!(over, Err(ConsumeError::Refused(Refused::Lease))),
+        "{over:?}"
+    );
+    assert!(consumer.take(Worker(2), late).unwrap().is_some());
+}
+
+/// What is behind cannot be read: the worker is told, and what it holds stays its own.
+#[test]
+fn s3_29_who_cannot_read_on_keeps_what_it_has() {
+    let plant = Plant::new();
+    plant.pieces(3);
+    let mut config = config();
+    config.batch = 2;
+    let consumer = plant.open(config, ms(0));
+    let first = consumer.take(W, ms(0)).unwrap().unwrap();
+    plant.store.fuse.set(0);
+    let failed = consumer.read_on(&first.receipt, ms(1));
+    assert!(matches!(failed, Err(ConsumeError::Log(_))), "{failed:?}");
+    plant.store.fuse.mend();
+    let second = consumer.read_on(&first.receipt, ms(2)).unwrap().unwrap();
+    assert_eq!(second.deliveries[0].id.seq, 2);
+    consumer.acknowledge(&second.receipt, 2, ms(3)).unwrap();
+    assert_eq!(consumer.behind(), 0);
+}
+
 /// Failover is explicit: a second node is refused until it says that it replaces the first, and from then on the first commits nothing.
 #[test]
 fn s3_22_a_second_instance_takes_over_with_the_right_total_and_the_first_is_fenced() {
@@ -1037,8 +1091,11 @@ fn l11_a_consumer_is_forgotten_and_one_of_its_name_begins_anew() {
     ));
     // It has changed nothing.
     old.acknowledge(&taken.receipt, 0, ms(0)).unwrap();
-    old.leave(W, ms(0)).unwrap();
+    let held = old.forget(false, ms(0), |_, _| Ok(()));
+    assert!(held.is_err(), "four of five are in its hands");
     assert_eq!(old.needs(&plant.feed()), Some(1));
+    // Whoever has acknowledged all holds nothing, although its lease lasts on.
+    old.acknowledge(&taken.receipt, 4, ms(0)).unwrap();
     old.forget(false, ms(0), |tx, feeds| {
         assert_eq!(feeds, [plant.feed()]);
         tx.put(b"count", &0_u64.to_be_bytes())

@@ -832,13 +832,14 @@ fn l11_a_consumer_is_forgotten_over_http() {
     assert!(delete("").cause(404).contains("no consumer pieces"));
     let held = claim(&node, "pieces", 1, &json!({"wait_ms": 0})).object();
     assert!(delete("").cause(409).contains("in use"));
-    let ack = json!({"token": held["token"], "seq": 1});
-    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| claim(&node, "pieces", 1, &json!({"wait_ms": 60_000})));
+        let waiting = scope.spawn(|| claim(&node, "pieces", 2, &json!({"wait_ms": 60_000})));
         until("a worker waits", || {
             delete("").cause(409).contains("wait for events")
         });
+        let ack = json!({"token": held["token"], "seq": 1});
+        assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+        assert!(delete("").cause(409).contains("wait for events"));
         assert_eq!(delete("?force=true").object()["ok"], true);
         assert!(waiting.join().unwrap().cause(404).contains("no consumer"));
     });
@@ -846,6 +847,10 @@ fn l11_a_consumer_is_forgotten_over_http() {
     // One of its name begins anew.
     let anew = claim(&node, "pieces", 1, &json!({})).object();
     assert_eq!(seqs(anew["events"].as_array().unwrap()), [0, 1]);
+    // A worker that has acknowledged all holds nothing, although its lease lasts on.
+    let ack = json!({"token": anew["token"], "seq": 1});
+    assert_eq!(post(&node, "/v1/consumers/pieces/ack", &ack).status, 200);
+    assert_eq!(delete("").object()["ok"], true);
 }
 
 /// S3.29: a worker elsewhere reads on without acknowledging what it has, and one acknowledgement is for all.
@@ -869,6 +874,40 @@ fn s3_29_a_worker_reads_on_over_http() {
     assert_eq!(lag(), 0);
     let over = json!({"read_on": claimed["token"]});
     assert!(claim(&node, "pieces", 1, &over).cause(409).contains("over"));
+}
+
+/// specs/log-http.md §5: a request that reads on waits longer than the lease lasts. What the worker has in hands stays its own: it is given nothing twice, and
+/// acknowledges it behind the wait.
+#[test]
+fn s3_29_a_worker_that_waits_to_read_on_keeps_what_it_has() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    // A machine that stood still for as long as the lease lasts ends it, which says nothing of the wait: then once more.
+    for round in 0..10 {
+        let name = format!("pieces-{round}");
+        let held = claim(&node, &name, 1, &json!({"lease_ms": 1_000})).object();
+        assert_eq!(seqs(held["events"].as_array().unwrap()), [0, 1]);
+        let on = json!({"read_on": held["token"], "wait_ms": 2_500});
+        let waited = claim(&node, &name, 1, &on);
+        if waited.status == 409 {
+            continue;
+        }
+        let events = waited.object()["events"].clone();
+        assert_eq!(events, json!([]), "they are in its hands");
+        let ack = json!({"token": held["token"], "seq": 1, "state": 2});
+        let acked = post(&node, &format!("/v1/consumers/{name}/ack"), &ack);
+        if acked.status == 409 {
+            continue;
+        }
+        let view = get(&node, &format!("/v1/consumers/{name}")).object();
+        assert_eq!(
+            (&view["lag"], &view["feeds"][0]["state"]),
+            (&json!(0), &json!(2))
+        );
+        return;
+    }
+    panic!("the lease of a worker that waits runs out");
 }
 
 /// S0.41: what connects machines and offices writes and reads events, by HTTP alone and by the client for Rust, each what the other wrote. The example

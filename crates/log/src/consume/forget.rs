@@ -44,7 +44,7 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// that workers may lose what they have in hands. `work` is done in the same transaction, with the feeds that had a place.
     ///
     /// # Errors
-    /// [`Refused::Held`](crate::core::consumer::Refused::Held) while a worker has a lease, unless `held`; then nothing has changed. [`ConsumeError`]:
+    /// [`Refused::Held`](crate::core::consumer::Refused::Held) while a worker holds events, unless `held`; then nothing has changed. [`ConsumeError`]:
     /// after one of the log or the store the consumer has to be opened again.
     pub fn forget(
         &self,

@@ -5,7 +5,7 @@ use super::{ConsumeError, Consumer, Delivery, Emitted, LogSink, LogSource, Task}
 use crate::{
     core::{
         Time,
-        consumer::{Ack, Input, Refused, Token, Worker},
+        consumer::{Ack, Input, Refused, Token, Work, Worker},
     },
     event::Event,
     feed::{EventHash, EventId, FeedId, Seq},
@@ -50,36 +50,42 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             // What cannot be read goes back at once, or its worker would get nothing of any feed until the lease is over.
             self.tell(Input::Leave { worker }, now)?;
         }
-        let Some(task) = loaded? else {
+        Ok(loaded?.map(Taken::of))
+    }
+
+    /// What is behind the events that a worker has in hands, in the same feed and under the same lease, which is renewed. `None` while there is nothing, or
+    /// while it has to acknowledge first. It never gets anything else: what it took before stays its own.
+    ///
+    /// # Errors
+    /// [`Refused::Lease`] when the lease is over, [`Refused::Busy`] while a write decides; [`ConsumeError`]. If what is behind cannot be read, it goes on holding
+    /// what it holds.
+    pub fn read_on(&self, held: &Receipt, now: Time) -> Result<Option<Taken>, ConsumeError> {
+        let token = held.token;
+        self.renew(token, now)?;
+        // Whoever holds something is told of no more than was known when it claimed.
+        self.refresh(now)?;
+        match self.tell(Input::ReadOn { token }, now) {
+            Err(ConsumeError::Refused(Refused::Unfinished)) => return Ok(None),
+            told => told?,
+        }
+        let Some(grant) = self.lock().grant_of(|grant| grant.token == token) else {
             return Ok(None);
         };
-        let Task {
-            token,
-            feed,
-            events,
-            hash,
-            is_aside,
-        } = task;
-        let delivery = |(attempts, event): (u32, Event)| Delivery {
-            id: EventId {
-                feed: feed.clone(),
-                seq: event.seq,
-            },
-            event,
-            attempts,
+        let from = match &grant.work {
+            Work::Main { from, .. } => Some(*from),
+            Work::Asides(_) => None,
         };
-        let seqs = events.iter().map(|(_, event)| event.seq).collect();
-        let deliveries = events.into_iter().map(delivery).collect();
-        Ok(Some(Taken {
-            deliveries,
-            receipt: Receipt {
-                token,
-                feed,
-                seqs,
-                hash,
-                is_aside,
-            },
-        }))
+        match self.load(grant, now) {
+            Ok(Some(task)) => Ok(Some(Taken::of(task))),
+            // The log has another history there now; what was held is void, too.
+            Ok(None) => Err(Refused::Lease.into()),
+            Err(error) => {
+                if let Some(from) = from {
+                    self.lock().core.was_given(token, from);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// The event `seq` of a portion is done, and all of the portion before it that were not refused. Durable when it returns.
@@ -180,6 +186,38 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             _ => self.log.hash(&taken.feed, seq)?,
         };
         Ok(hash.ok_or(Refused::NotGiven { seq })?)
+    }
+}
+
+impl Taken {
+    fn of(task: Task) -> Self {
+        let Task {
+            token,
+            feed,
+            events,
+            hash,
+            is_aside,
+        } = task;
+        let delivery = |(attempts, event): (u32, Event)| Delivery {
+            id: EventId {
+                feed: feed.clone(),
+                seq: event.seq,
+            },
+            event,
+            attempts,
+        };
+        let seqs = events.iter().map(|(_, event)| event.seq).collect();
+        let deliveries = events.into_iter().map(delivery).collect();
+        Self {
+            deliveries,
+            receipt: Receipt {
+                token,
+                feed,
+                seqs,
+                hash,
+                is_aside,
+            },
+        }
     }
 }
 

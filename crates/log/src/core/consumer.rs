@@ -282,6 +282,7 @@ impl Consumer {
             Input::Leave { worker } => self.on_leave(worker, now),
             Input::Forget { held } => return self.on_forget(held),
             Input::Claim { worker } => return self.on_claim(worker, now),
+            Input::ReadOn { token } => return self.on_read_on(token, now),
             Input::Renew { token } => return self.on_renew(token, now),
             Input::Ack { token, ack } => return self.on_ack(token, ack, now),
             Input::Nack { token, seq, cause } => return self.on_nack(token, seq, cause, now),
@@ -625,14 +626,34 @@ impl Consumer {
                 self.settle(&id, now);
                 return Ok(false);
             }
-            Some(Hold::ReadsOn) => {}
+            Some(Hold::ReadsOn) => self.give_more(&id, now),
         }
+        Ok(true)
+    }
+
+    /// A worker who says by its token what it has: it is told so if that is over, and gets nothing else instead.
+    fn on_read_on(&mut self, token: Token, now: Time) -> Result<(), Refused> {
+        self.may_work()?;
+        let id = self.leased(token)?;
+        match self.hold(&id) {
+            None | Some(Hold::Done) => Err(Refused::Lease),
+            Some(Hold::Busy) => Err(Refused::Busy),
+            Some(Hold::Unfinished) => Err(Refused::Unfinished),
+            Some(Hold::ReadsOn) => {
+                self.give_more(&id, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives what is behind the events that were given under a lease.
+    fn give_more(&mut self, id: &FeedId, now: Time) {
         let lease = self.config.lease;
-        let Some(feed) = self.feeds.get_mut(&id) else {
-            return Ok(false);
+        let Some(feed) = self.feeds.get_mut(id) else {
+            return;
         };
         let Some(held) = feed.lease.as_mut() else {
-            return Ok(false);
+            return;
         };
         held.until = now + lease;
         let from = held.given_to;
@@ -643,7 +664,7 @@ impl Consumer {
             attempts: 0,
         };
         let grant = Grant {
-            worker,
+            worker: held.worker,
             token: held.token,
             feed: id.clone(),
             work,
@@ -651,8 +672,7 @@ impl Consumer {
         };
         held.given_to = from + u64::from(most);
         self.give(grant);
-        self.arm(&id, now);
-        Ok(true)
+        self.arm(id, now);
     }
 
     /// What a claim of the worker who has this feed would find.
@@ -1103,7 +1123,9 @@ impl Consumer {
     }
 
     fn on_forget(&mut self, held: bool) -> Result<(), Refused> {
-        let workers = self.holders.len();
+        // A lease of which all is acknowledged holds nothing: its worker may be gone.
+        let holds = |id: &&FeedId| !matches!(self.hold(id), None | Some(Hold::Done));
+        let workers = self.leases.values().filter(holds).count();
         if workers > 0 && !held {
             return Err(Refused::Held { workers });
         }

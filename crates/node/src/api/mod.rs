@@ -51,7 +51,7 @@ const THREADS: usize = 40;
 const LOCAL: usize = 4;
 /// Topics that are read at a time, each by its own request; what waits for a reader who is slow is at most 1 MiB each.
 const SUBSCRIPTIONS: usize = 64;
-/// Readers of events that go on with what comes. Each holds a page of 2 MiB at most, as lines, and one that waits for its client.
+/// Readers of events that go on with what comes. Each holds a page, as lines: 2 MiB at most, whatever its events are made of.
 const FOLLOWERS: usize = 64;
 /// Workers that wait for events of consumers. With all readers and subscriptions they leave some of the connections that the API has to others.
 const WAITERS: usize = 96;

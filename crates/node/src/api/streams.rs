@@ -42,6 +42,8 @@ const GROUP_BYTES: usize = 1 << 20;
 const MOST_LINE: usize = 2 * MAX_PAYLOAD;
 /// The longest that a claim waits.
 const MOST_WAIT: Duration = Duration::from_secs(60);
+/// The lease of a worker that waits is renewed so often while it lasts.
+const RENEWALS: u32 = 4;
 
 impl State {
     /// Runs work on the log on a thread that may block.
@@ -698,8 +700,13 @@ pub(super) async fn claim(
             request.streams.clear();
             request.take_over = false;
         }
+        // Who reads on holds something: as long as its request waits here, it lives.
+        let again = match request.read_on.and_then(|_| consumers.lease(&name)) {
+            Some(lease) => until.min(Instant::now() + lease / RENEWALS),
+            None => until,
+        };
         let more = async {
-            let _in_time = tokio::time::timeout_at(until, waiting.woken()).await;
+            let _in_time = tokio::time::timeout_at(again, waiting.woken()).await;
             Ok(())
         };
         call.within(more).await?;

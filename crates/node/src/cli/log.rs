@@ -852,7 +852,7 @@ async fn consume_there(
     let mut done = 0;
     loop {
         let claimed: Claimed = client.post_json(&path("claim"), &*request).await?;
-        request.take_over = false;
+        goes_on(request);
         if claimed.events.is_empty()
             && args.drain
             && is_drained(
@@ -894,6 +894,12 @@ async fn consume_there(
     }
 }
 
+/// The consumer is there now: one that is forgotten is not made anew by its own workers, and none is taken over a second time.
+fn goes_on(request: &mut ClaimRequest) {
+    request.streams.clear();
+    request.take_over = false;
+}
+
 // Count: the smallest consumer with effect once. What it counted is kept with its place, in one transaction.
 
 /// How many events of a stream were counted.
@@ -905,7 +911,7 @@ struct Counted {
 
 fn count(context: &Context, args: &CountArgs) -> Result<(), Fail> {
     parse_pattern(&args.stream)?;
-    let request = ClaimRequest {
+    let mut request = ClaimRequest {
         worker: worker_number()?,
         streams: vec![args.stream.clone()],
         wait_ms: Some(if args.follow { WAIT_MS } else { 0 }),
@@ -917,6 +923,7 @@ fn count(context: &Context, args: &CountArgs) -> Result<(), Fail> {
             let path = |what: &str| format!("/v1/consumers/{}{what}", encoded(&args.consumer));
             loop {
                 let claimed: Claimed = client.post_json(&path("/claim"), &request).await?;
+                goes_on(&mut request);
                 if let Some(ack) = counted(&claimed)? {
                     let _acked: Done = client.post_json(&path("/ack"), &ack).await?;
                 } else if !args.follow {
@@ -1033,7 +1040,7 @@ fn consume_here(
         let claimed = consumers
             .claim(&args.consumer, &request)?
             .unwrap_or_default();
-        request.take_over = false;
+        goes_on(&mut request);
         if claimed.events.is_empty() {
             // Nobody else can write here while this command has the log.
             if is_drained(&consumers.view(&args.consumer)?) {

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gemba_log::consume::{ConsumeError, Consumer, Receipt, Takeover, forget};
+use gemba_log::consume::{
+    ConsumeError, Consumer, LogSource as _, Receipt, Taken, Takeover, forget,
+};
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{
@@ -136,49 +138,18 @@ impl Consumers {
     pub fn claim(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let claimed = self.claim_now(name, request);
         // With its claim a worker may have given back what it had, or written down what another one waits for.
-        self.waiters.ring();
+        self.waiters.ring(name);
         claimed
     }
 
     fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         let consumer = self.consumer(name, Some(request))?;
-        let worker = Worker(request.worker);
-        if let Some(token) = request.read_on {
-            if self.claimed(name, token)?.worker != request.worker {
-                return Err(claim_over());
-            }
-            // Whoever holds something is told of no more than it knew when it claimed.
-            let looked = consumer.refresh(self.now());
-            looked.map_err(|e| self.failed(name, &consumer, &e))?;
-        } else if self.drop_claims(name, request.worker) {
-            let left = consumer.leave(worker, self.now());
-            left.map_err(|e| self.failed(name, &consumer, &e))?;
-        }
-        let mut unreadable = None;
-        let taken = loop {
-            match consumer.take(worker, self.now()) {
-                Ok(Some(taken)) => break taken,
-                // A write is under way, of which the worker's next feed depends: it asks again.
-                Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
-                // There is nothing behind what it holds, or what it holds is to be acknowledged first.
-                Err(ConsumeError::Refused(Refused::Unfinished)) if request.read_on.is_some() => {
-                    return Ok(None);
-                }
-                // Others go on; who has nothing else is told.
-                Err(error @ ConsumeError::Log(_)) => {
-                    let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
-                    tracing::error!(consumer = name, %error, "events that a consumer needs cannot be read");
-                    if tried >= UNREADABLE {
-                        return Err(consume_fail(name, &error));
-                    }
-                    unreadable = Some((tried, error));
-                }
-                Ok(None) => match unreadable {
-                    Some((_, error)) => return Err(consume_fail(name, &error)),
-                    None => return Ok(None),
-                },
-                Err(error) => return Err(self.failed(name, &consumer, &error)),
-            }
+        let taken = match request.read_on {
+            Some(token) => self.read_on(name, request.worker, token)?,
+            None => self.take(name, request.worker, &consumer)?,
+        };
+        let Some(taken) = taken else {
+            return Ok(None);
         };
         let events = taken.deliveries.iter().map(|delivery| ClaimedEvent {
             attempts: delivery.attempts,
@@ -197,6 +168,55 @@ impl Consumers {
             state: self.state(name, &feed)?,
             events,
         }))
+    }
+
+    /// What is behind the events that a worker has in hands by this token, which goes on living.
+    fn read_on(&self, name: &str, worker: u64, token: u64) -> Result<Option<Taken>, Fail> {
+        let claim = self.claimed(name, token)?;
+        if claim.worker != worker {
+            return Err(claim_over());
+        }
+        match claim.consumer.read_on(&claim.receipt, self.now()) {
+            // A write is under way, of which it depends: the worker asks again.
+            Err(ConsumeError::Refused(Refused::Busy)) => Ok(None),
+            Err(error) => {
+                if matches!(error, ConsumeError::Refused(Refused::Lease)) {
+                    lock(&self.claims).remove(&token);
+                }
+                Err(self.failed(name, &claim.consumer, &error))
+            }
+            Ok(taken) => Ok(taken),
+        }
+    }
+
+    /// The next portion for a worker that gives up what it had.
+    fn take(&self, name: &str, worker: u64, consumer: &Arc<Open>) -> Result<Option<Taken>, Fail> {
+        if self.drop_claims(name, worker) {
+            let left = consumer.leave(Worker(worker), self.now());
+            left.map_err(|e| self.failed(name, consumer, &e))?;
+        }
+        let mut unreadable = None;
+        loop {
+            match consumer.take(Worker(worker), self.now()) {
+                Ok(Some(taken)) => return Ok(Some(taken)),
+                // A write is under way, of which the worker's next feed depends: it asks again.
+                Err(ConsumeError::Refused(Refused::Busy)) => return Ok(None),
+                // Others go on; who has nothing else is told.
+                Err(error @ ConsumeError::Log(_)) => {
+                    let tried = unreadable.map_or(1, |(tried, _)| tried + 1);
+                    tracing::error!(consumer = name, %error, "events that a consumer needs cannot be read");
+                    if tried >= UNREADABLE {
+                        return Err(consume_fail(name, &error));
+                    }
+                    unreadable = Some((tried, error));
+                }
+                Ok(None) => match unreadable {
+                    Some((_, error)) => return Err(consume_fail(name, &error)),
+                    None => return Ok(None),
+                },
+                Err(error) => return Err(self.failed(name, consumer, &error)),
+            }
+        }
     }
 
     fn keep(&self, claim: Claim) -> u64 {
@@ -270,7 +290,7 @@ impl Consumers {
         if consumer.is_done(taken) {
             lock(&self.claims).remove(&request.token);
         }
-        self.waiters.ring();
+        self.waiters.ring(name);
         Ok(())
     }
 
@@ -305,7 +325,7 @@ impl Consumers {
         let consumer = self.consumer(name, None)?;
         self.drop_claims(name, worker);
         let left = consumer.leave(Worker(worker), self.now());
-        self.waiters.ring();
+        self.waiters.ring(name);
         left.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -322,7 +342,7 @@ impl Consumers {
             Goal::Time(ms) => consumer.seek_time(ms, now),
             Goal::Event(id) => consumer.seek(id.feed, id.seq, now),
         };
-        self.waiters.ring();
+        self.waiters.ring(name);
         sought.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -421,7 +441,7 @@ impl Consumers {
         let id = self.find_letter(name, id)?;
         let consumer = self.consumer(name, None)?;
         let retried = consumer.retry(id, self.now());
-        self.waiters.ring();
+        self.waiters.ring(name);
         retried.map_err(|e| self.failed(name, &consumer, &e))
     }
 
@@ -611,6 +631,25 @@ impl Consumers {
         }
     }
 
+    /// How long a worker of a consumer may be silent.
+    pub fn lease(&self, name: &str) -> Option<Duration> {
+        let consumer = lock(&self.open).get(name).cloned()?;
+        Some(consumer.lease())
+    }
+
+    /// The feeds that changed behind a mark of the log, and the mark behind which the next ones stand.
+    pub(super) fn feeds_since(&self, mark: u64) -> (u64, Vec<FeedId>) {
+        // An open log tells that of itself; nothing is read.
+        let (mark, changed) = self.log.spans_since(mark).unwrap_or_default();
+        (mark, changed.into_iter().map(|span| span.feed).collect())
+    }
+
+    /// Whether one of these feeds concerns a consumer. One that is not open is opened by whoever claims, or refused him with the cause.
+    pub(super) fn hears(&self, name: &str, feeds: &[FeedId]) -> bool {
+        let consumer = lock(&self.open).get(name).cloned();
+        consumer.is_none_or(|consumer| consumer.hears(feeds))
+    }
+
     /// When a consumer may have something to do although nothing happens.
     pub(super) fn deadline(&self, name: &str) -> Option<Instant> {
         let consumer = lock(&self.open).get(name).cloned()?;
@@ -655,7 +694,7 @@ impl Consumers {
         lock(&self.open).remove(name);
         lock(&self.claims).retain(|_, claim| claim.name != name);
         // Workers that wait learn of it.
-        self.waiters.ring();
+        self.waiters.ring(name);
         Ok(())
     }
 
@@ -703,6 +742,9 @@ impl Consumers {
         if open.get(name).is_some_and(is_it) {
             open.remove(name);
         }
+        drop(open);
+        // Those who wait for it are to be told why.
+        self.waiters.ring(name);
     }
 }
 

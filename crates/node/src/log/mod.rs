@@ -32,8 +32,10 @@ use consumers::Consumers;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
-/// Bytes of payloads after which it is full, too: an event may have half a mebibyte.
+/// Bytes after which it is full, too: an event may have half a mebibyte of payload, and 16 KiB of headers.
 const PAGE_BYTES: usize = 1 << 20;
+/// What a page holds of an event beside the event: its place, its names as texts.
+const LINE: usize = 512;
 
 /// The log of this device. Cheap to clone.
 #[derive(Clone)]
@@ -189,10 +191,11 @@ impl Events {
     /// # Errors
     /// The disk's.
     pub fn begin_epochs(&self) -> Result<(), Fail> {
-        let least = unused_epoch();
+        let born = Born::read(&self.dir);
+        let least = unused_epoch(born.least_epoch());
         let begun = self.log.begin_epochs_at(least);
         begun.map_err(|e| fail(&e))?;
-        Born::read(&self.dir).note(least)
+        born.note(least)
     }
 
     /// Ends it in order.
@@ -287,21 +290,25 @@ impl Events {
     }
 }
 
-/// A copy of a log may be older than what others have of it: it goes on in new epochs. Whether it is one.
+/// A copy of a log may be older than what others have of it: it goes on in new epochs, also where it has no event of its own yet. Whether it is one whose events
+/// go on elsewhere than they would have.
 fn begin_epochs_of_a_copy(log: &Log, dir: &std::path::Path) -> bool {
     let born = Born::read(dir);
     let own = log.author();
     let is_copy = born.is_copy() && log.heads().iter().any(|head| head.feed.author == own);
-    // The first one may have begun the epochs that come next by number.
-    let least = if is_copy { unused_epoch() } else { 0 };
     if is_copy {
         tracing::warn!(
             "the event log was copied since it was written last: events go on in new epochs"
         );
+    }
+    let mut least = 0;
+    if born.is_copy() {
+        // The first one may have begun the epochs that come next by number, and another copy knows the least one of this.
+        least = unused_epoch(born.least_epoch());
         if let Err(error) = log.begin_epochs_at(least) {
             // It is so for this opening all the same, and the next one finds it out again.
-            tracing::warn!(%error, "that they do could not be written down");
-            return true;
+            tracing::warn!(%error, "that events go on in new epochs could not be written down");
+            return is_copy;
         }
     }
     if let Err(error) = born.note(least) {
@@ -498,8 +505,9 @@ impl Events {
                 let Some(event) = events.next() else {
                     break Ok(());
                 };
-                bytes += event.payload.len();
-                if let Err(fail) = each(part, &batch.own(&event)) {
+                let event = batch.own(&event);
+                bytes += event.weight() + LINE;
+                if let Err(fail) = each(part, &event) {
                     break Err(fail);
                 }
                 *next = event.seq + 1;

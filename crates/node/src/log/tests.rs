@@ -10,7 +10,7 @@ use super::consumers::Goal;
 use super::wire::{AckRequest, ClaimRequest, Claimed};
 use super::*;
 
-fn open(dir: &std::path::Path, config: Config) -> Events {
+pub(super) fn open(dir: &std::path::Path, config: Config) -> Events {
     open_as(7, dir, config)
 }
 
@@ -20,7 +20,7 @@ fn open_as(author: u8, dir: &std::path::Path, config: Config) -> Events {
     Events::open_in(dir, Arc::new(RealDisk), config, signer).unwrap()
 }
 
-fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<u8>>) {
+pub(super) fn append(events: &Events, stream: &str, payloads: impl IntoIterator<Item = Vec<u8>>) {
     let list: Vec<NewEvent> = payloads
         .into_iter()
         .map(|payload| NewEvent::new(1_000, payload))
@@ -57,6 +57,56 @@ fn a_reader_of_large_events_holds_a_page_of_a_mebibyte_and_one_event() {
     assert_eq!(seen, (0..20).collect::<Vec<_>>());
 }
 
+/// A page is bounded whatever its events are made of: nothing but headers, of few large texts or of many small ones. Each author chooses that.
+#[test]
+fn a_reader_of_large_headers_holds_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    let headers = |pairs: usize, bytes: usize| {
+        (0..pairs).fold(gemba_log::Headers::default(), |headers, n| {
+            headers.pair(format!("{n:02}"), "v".repeat(bytes))
+        })
+    };
+    for (pairs, bytes) in [(1, 6_000), (64, 200), (64, 1)] {
+        let event = NewEvent::new(1, "").with(headers(pairs, bytes));
+        let stream = parse_stream(&format!("hall/{pairs}-{bytes}")).unwrap();
+        for ack in events.append(&stream, &vec![event; 1_024]) {
+            ack.unwrap();
+        }
+        let query = Query {
+            pattern: parse_pattern(&stream.to_string()).unwrap(),
+            author: None,
+            from: 0,
+            since: None,
+        };
+        let (mut cursor, mut seen, mut more) = (Cursor::default(), 0, true);
+        while more {
+            let mut page = Vec::new();
+            let read = events.read(&query, &mut cursor, PAGE, |part, event| {
+                page.push(wire::line(part, event));
+                Ok(())
+            });
+            more = read.unwrap();
+            let held = page.iter().map(|line| {
+                let user = &line.headers.as_ref().unwrap().user;
+                let texts = user.iter().map(|(key, value)| key.len() + value.len() + 64);
+                size_of::<wire::EventLine>() + texts.sum::<usize>()
+            });
+            assert!(held.sum::<usize>() <= 2 << 20, "{pairs} pairs of {bytes}");
+            seen += page.len();
+        }
+        assert_eq!(seen, 1_024);
+        // So is a portion of a consumer.
+        let mut wish = request(1);
+        wish.streams = vec![stream.to_string()];
+        wish.batch = Some(1_024);
+        let name = format!("c-{pairs}-{bytes}");
+        let claimed = events.consumers().claim(&name, &wish).unwrap().unwrap();
+        assert!(claimed.events.len() * (pairs * bytes) <= 5 << 20);
+        events.consumers().leave(&name, 1).unwrap();
+    }
+}
+
 fn request(worker: u64) -> ClaimRequest {
     ClaimRequest {
         worker,
@@ -64,6 +114,16 @@ fn request(worker: u64) -> ClaimRequest {
         batch: Some(8),
         ..ClaimRequest::default()
     }
+}
+
+/// What a worker of a consumer of this name gets.
+pub(super) fn claim_of(events: &Events, name: &str, stream: &str) -> Claimed {
+    let wish = ClaimRequest {
+        streams: vec![stream.to_owned()],
+        ..request(1)
+    };
+    let claimed = events.consumers().claim(name, &wish).unwrap();
+    claimed.unwrap_or_default()
 }
 
 fn claim(events: &Events, worker: u64) -> Claimed {
@@ -456,6 +516,33 @@ fn s3_29_a_worker_reads_on_and_acknowledges_once() {
     assert_eq!(events.consumers().view("c").unwrap().lag, 0);
 }
 
+/// S3.29, LH-42: whoever reads on by a token that is over is told so. It gets neither what it was given before nor another feed, as if that stood behind.
+#[test]
+fn s3_29_nobody_reads_on_when_its_lease_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    append(&events, "hall/a", small(2));
+    append(&events, "hall/b", small(2));
+    let wish = |worker, read_on| ClaimRequest {
+        lease_ms: Some(100),
+        read_on,
+        ..request(worker)
+    };
+    let claim = |worker, read_on| events.consumers().claim("c", &wish(worker, read_on));
+    let held = claim(1, None).unwrap().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    // Another one's claim finds that it has run out.
+    let other = claim(2, None).unwrap().unwrap();
+    assert_eq!(other.events[0].event.seq, 0);
+    let over = claim(1, Some(held.token)).unwrap_err();
+    assert_eq!(over.code, Code::Conflict);
+    assert!(over.cause.contains("over"), "{over:?}");
+    assert_eq!(
+        ack(&events, held.token, 1).unwrap_err().code,
+        Code::Conflict
+    );
+}
+
 /// Batches of all feeds of the author, from one log to another.
 fn copy(from: &Events, to: &Events) {
     for head in from.log().heads() {
@@ -637,6 +724,47 @@ fn l5_a_log_that_was_copied_goes_on_in_a_new_epoch() {
     restored.begin_epochs().unwrap();
     let (by_hand, seq) = places(&restored)[0];
     assert!(by_hand > epoch && seq == 0, "{by_hand} {seq}");
+}
+
+/// LOG-5: the epochs of copies are drawn, of a copy of a copy, too, and of one that had no event of its own when it was copied. No two begin the same.
+#[test]
+fn l5_no_two_copies_of_a_repository_begin_the_same_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let first = open(&at("first"), Config::default());
+    first.close();
+    drop(first);
+    copy_folder(&at("first"), &at("copy"));
+    let place = |events: &Events, name: &str| {
+        let mut acks = events.append(&parse_stream(name).unwrap(), &[NewEvent::new(1, "x")]);
+        let ack = acks.remove(0).unwrap();
+        (name.to_owned(), ack.epoch, ack.seq)
+    };
+    let mut given = std::collections::BTreeSet::new();
+    for name in ["first", "copy"] {
+        let events = open(&at(name), Config::default());
+        // It has written nothing that others could have more of.
+        assert!(events.troubles(&events.counts()).is_empty());
+        let place = place(&events, "hall/a");
+        assert!(given.insert(place.clone()), "{place:?} is given twice");
+        events.close();
+    }
+    // As high as any that is drawn first.
+    let born = at("copy").join("events.born");
+    let noted = std::fs::read_to_string(&born).unwrap();
+    let made = noted.lines().next().unwrap();
+    std::fs::write(&born, format!("{made}\n{}\n", (1_u64 << 51) - 1)).unwrap();
+    for n in 0..8 {
+        let name = at(&format!("copy-{n}"));
+        copy_folder(&at("copy"), &name);
+        let events = open(&name, Config::default());
+        assert_eq!(events.troubles(&events.counts())[0].kind, "events_copied");
+        for stream in ["hall/a", "hall/new"] {
+            let place = place(&events, stream);
+            assert!(given.insert(place.clone()), "{place:?} is given twice");
+        }
+        events.close();
+    }
 }
 
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
@@ -866,12 +994,21 @@ fn s3_48_pages_over_many_feeds_open_each_feed_when_its_turn_comes() {
     }
     assert_eq!(read, written);
 
-    // One page for all, and pages that end in the middle of batches.
-    assert_eq!(page(&mut Cursor::default(), usize::MAX).0, written);
+    // Pages that are as large as they may be, and pages that end in the middle of batches.
+    let all = || {
+        let (mut read, mut cursor, mut more) = (Vec::new(), Cursor::default(), true);
+        while more {
+            let (page, is_more) = page(&mut cursor, usize::MAX);
+            read.extend(page);
+            more = is_more;
+        }
+        read
+    };
+    assert!(all() == written);
     for n in 0..5 {
         append(&events, &format!("hall/{n}"), small(9));
     }
-    let expected = page(&mut Cursor::default(), usize::MAX).0;
+    let expected = all();
     for limit in [1, 2, 5, 300] {
         let (mut read, mut cursor) = (Vec::new(), Cursor::default());
         while read.len() < expected.len() {

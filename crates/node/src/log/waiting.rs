@@ -1,10 +1,10 @@
 //! Workers that wait for events of a consumer sleep until it has something for them.
 //!
-//! One task, [`wake`], looks at the consumers that somebody waits for: when the log has changed, when a worker has done something with a consumer, and when
-//! something is due by itself (a lease that runs out, a pause that ends). It wakes as many workers as would be given something if they claimed, and
-//! nobody else. What a worker gets is decided by its claim, not here.
+//! One task, [`wake`], looks at the consumers that somebody waits for: when the log has changed in streams that they read, when a worker has done something with
+//! them, and when something of theirs is due by itself (a lease that runs out, a pause that ends). An event costs nothing for those who read other streams. It
+//! wakes as many workers as would be given something if they claimed, and nobody else. What a worker gets is decided by its claim, not here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const REST: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(super) struct Waiters {
     waiters: Mutex<BTreeMap<String, Vec<Waiter>>>,
-    /// Somebody is to look: a worker lay down, or has done something.
+    /// Consumers that are to be looked at, of those that somebody waits for: a worker lay down, or has done something.
+    rung: Mutex<BTreeSet<String>>,
     bell: Notify,
 }
 
@@ -35,9 +36,17 @@ struct Waiter {
 }
 
 impl Waiters {
-    /// Workers may be given something that they were not given before.
-    pub(super) fn ring(&self) {
-        self.bell.notify_one();
+    /// Workers of a consumer may be given something that they were not given before.
+    pub(super) fn ring(&self, name: &str) {
+        // Whoever comes to wait rings himself when he lies down.
+        if self.lock().contains_key(name) {
+            self.rung().insert(name.to_owned());
+            self.bell.notify_one();
+        }
+    }
+
+    fn rung(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.rung.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many wait for events of a consumer, those that are about to claim among them.
@@ -123,7 +132,7 @@ impl Waiting {
         }
         self.change(|waiter| waiter.sleeps = true);
         // What came between the claim and this is seen by the look that follows.
-        self.consumers.waiters().ring();
+        self.consumers.waiters().ring(&self.name);
         self.woken.notified().await;
     }
 
@@ -147,22 +156,47 @@ impl Drop for Waiting {
         }
         drop(waiters);
         // It may have been woken for what it does not take any more.
-        self.consumers.waiters().ring();
+        self.consumers.waiters().ring(&self.name);
     }
 }
 
+/// What was seen at the last look.
+#[derive(Default)]
+struct Seen {
+    /// Which changes of the log, as it counts them.
+    mark: u64,
+    /// When consumers may have something to do although nothing happens.
+    due: BTreeMap<String, Instant>,
+}
+
 impl Consumers {
+    /// The consumers with workers that sleep for which something may have changed since the last look.
+    fn concerned(&self, seen: &mut Seen) -> Vec<String> {
+        let rung = std::mem::take(&mut *self.waiters().rung());
+        let (mark, changed) = self.feeds_since(seen.mark);
+        seen.mark = mark;
+        let mut names = self.waiters().sleeping();
+        seen.due.retain(|name, _| names.binary_search(name).is_ok());
+        let now = Instant::now();
+        names.retain(|name| {
+            let is_due = seen.due.get(name).is_some_and(|due| *due <= now);
+            is_due || rung.contains(name) || self.hears(name, &changed)
+        });
+        names
+    }
+
     /// Wakes the workers that would be given something now. When to look again although nothing happens.
-    fn wake_workers(&self) -> Option<Instant> {
-        let mut next = None;
-        for name in self.waiters().sleeping() {
+    fn wake_workers(&self, seen: &mut Seen) -> Option<Instant> {
+        for name in self.concerned(seen) {
+            seen.due.remove(&name);
             let looked = self
                 .waiters()
                 .wake(&name, |workers| self.ready(&name, workers));
             match looked {
                 Ok(()) => {
-                    let due = self.deadline(&name);
-                    next = next.into_iter().chain(due).min();
+                    if let Some(due) = self.deadline(&name) {
+                        seen.due.insert(name, Instant::from_std(due));
+                    }
                 }
                 Err(error) => {
                     tracing::debug!(consumer = name, %error, "those who wait for a consumer are woken to be told why it does not go on");
@@ -171,7 +205,7 @@ impl Consumers {
                 }
             }
         }
-        next.map(Instant::from_std)
+        seen.due.values().min().copied()
     }
 }
 
@@ -179,14 +213,22 @@ impl Consumers {
 pub async fn wake(events: Events, ending: CancellationToken) {
     let consumers = Arc::clone(events.consumers());
     let mut changes = events.changes();
+    let mut seen = Seen::default();
     loop {
         changes.borrow_and_update();
         let is_waited_for = !consumers.waiters().sleeping().is_empty();
         let due = match is_waited_for {
             true => {
                 let consumers = Arc::clone(&consumers);
-                let looking = tokio::task::spawn_blocking(move || consumers.wake_workers());
-                looking.await.ok().flatten()
+                let mut at = std::mem::take(&mut seen);
+                let looking = tokio::task::spawn_blocking(move || {
+                    let due = consumers.wake_workers(&mut at);
+                    (at, due)
+                });
+                // After a mistake in it all are looked at.
+                let (at, due) = looking.await.unwrap_or_default();
+                seen = at;
+                due
             }
             false => None,
         };
@@ -202,5 +244,44 @@ pub async fn wake(events: Events, ending: CancellationToken) {
             Ok(()) = changes.changed(), if is_waited_for => {}
             () = at_deadline => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::{append, claim_of, open};
+
+    /// An event concerns those who read its stream, and nobody else is looked at for it; so does a call of another worker of theirs, and what is due.
+    #[test]
+    fn s3_29_an_event_concerns_those_who_read_its_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = open(dir.path(), gemba_log::Config::default());
+        let consumers = events.consumers();
+        let mut waiting = Vec::new();
+        for (name, stream) in [
+            ("hall", "hall/#"),
+            ("other", "other/#"),
+            ("third", "third/#"),
+        ] {
+            assert!(claim_of(&events, name, stream).events.is_empty());
+            let waits = consumers.waits(name, Worker(2).0);
+            waits.change(|waiter| waiter.sleeps = true);
+            waiting.push(waits);
+        }
+        let mut seen = Seen::default();
+        let mut concerned = |events: &Events| events.consumers().concerned(&mut seen);
+        // The first look hears of all that is there.
+        concerned(&events);
+        assert!(concerned(&events).is_empty());
+        append(&events, "hall/x", [b"1".to_vec()]);
+        assert_eq!(concerned(&events), ["hall"]);
+        assert!(concerned(&events).is_empty());
+        consumers.leave("other", 1).unwrap();
+        append(&events, "nobody/x", [b"1".to_vec()]);
+        assert_eq!(concerned(&events), ["other"]);
+        let now = Instant::now();
+        seen.due.insert("third".to_owned(), now);
+        assert_eq!(consumers.concerned(&mut seen), ["third"]);
     }
 }

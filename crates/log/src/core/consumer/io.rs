@@ -56,6 +56,12 @@ pub enum Input {
         /// The worker.
         worker: Worker,
     },
+    /// A worker wants what is behind the events that it has under its lease, before it acknowledges them. It gets one [`Output::Grant`] under the same token, now,
+    /// or is refused: nothing of another lease is ever given for it.
+    ReadOn {
+        /// Its lease.
+        token: Token,
+    },
     /// A worker ends in order: what it did not acknowledge goes to others, and no failure is counted.
     Leave {
         /// The worker.
@@ -102,7 +108,7 @@ pub enum Input {
     Generation(u64),
     /// The consumer is to be forgotten: it gives and writes nothing any more.
     Forget {
-        /// Also while workers hold leases; they are over then.
+        /// Also while workers hold events; their leases are over then.
         held: bool,
     },
 }
@@ -292,10 +298,10 @@ pub enum Refused {
         "the lease is over: roll back, and claim again; renew it while work takes longer than the lease"
     )]
     Lease,
-    /// Workers hold leases of a consumer that is to be forgotten.
+    /// Workers hold events of a consumer that is to be forgotten: not all of them are acknowledged.
     #[error("{workers} of its workers hold events: stop them, or wait until their leases are over")]
     Held {
-        /// How many.
+        /// How many do.
         workers: usize,
     },
     /// The consumer was forgotten.
