@@ -186,7 +186,7 @@ fn p8_s1_7_ten_thousand_cancels_leave_nothing() {
         "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\nContent-Type: application/json\r\n";
     let mut took = Vec::new();
     let mut round = |n: u64| {
-        let wish = json!({ "cid": root(n), "timeout_s": 0.01 }).to_string();
+        let wish = json!({ "cid": root(n), "timeout_s": 0.003 }).to_string();
         until("the wish", || {
             common::http_with_body(node, "POST", "/v1/pins", headers, wish.as_bytes());
             let begun = Instant::now();
