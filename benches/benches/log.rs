@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 use gemba_benches::daemon::{Daemon, binary};
+use gemba_benches::{Bound, percentile, scenario};
 use gemba_log::consume::{Consumer, Step, Takeover};
 use gemba_log::core::consumer::{Config as ConsumerConfig, ConsumerName, Worker};
 use gemba_log::store::{KeyValue as _, RedbStore, StateStore as _};
@@ -53,34 +54,15 @@ const STREAM: &str = "hamburg/line-1/press";
 /// [`STREAM`] as a part of a path.
 const ENCODED: &str = "hamburg%2Fline-1%2Fpress";
 
-/// A bound, whether it holds, and what it says where it does not.
-type Bound = (bool, &'static str);
-
 fn main() -> ExitCode {
-    let asked: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
-    let wanted = |part: &str| asked.is_empty() || asked.iter().any(|word| word == part);
-    let home = tempfile::tempdir().unwrap();
-    let mut bounds = Vec::new();
-    if wanted("effect") {
-        bounds.extend(effect(home.path()));
-    }
-    if wanted("handled") {
-        bounds.extend(handled(home.path()));
-    }
-    if wanted("catchup") {
-        bounds.extend(caught_up(home.path()));
-    }
-    let broken: Vec<_> = bounds.iter().filter(|(holds, _)| !holds).collect();
-    for (_, bound) in &broken {
-        println!("BROKEN: {bound}");
-    }
-    match broken.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    scenario(
+        Path::to_owned,
+        &[
+            ("effect", |home| effect(home)),
+            ("handled", |home| handled(home)),
+            ("catchup", |home| caught_up(home)),
+        ],
+    )
 }
 
 // --- effect once
@@ -395,9 +377,4 @@ fn events_at(daemon: &Daemon) -> u64 {
 
 fn cpu_of(daemon: &Daemon) -> Duration {
     gemba_benches::daemon::cpu(daemon.id())
-}
-
-fn percentile(times: &mut [Duration], percent: usize) -> Duration {
-    times.sort_unstable();
-    times[(times.len() * percent / 100).min(times.len() - 1)]
 }

@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use gemba_benches::daemon::{Daemon, binary};
+use gemba_benches::{Bound, percentile, scenario};
 use gemba_pnet::SwarmKey;
 use serde_json::Value;
 
@@ -37,50 +38,31 @@ const UPDATES: usize = 50;
 const MOST_UPDATE: Duration = Duration::from_millis(25);
 
 fn main() -> ExitCode {
-    let asked: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
-    let wanted = |part: &str| asked.is_empty() || asked.iter().any(|word| word == part);
-    let home = tempfile::tempdir().unwrap();
-    let place = Place {
+    let place = |home: &Path| Place {
         binary: binary(),
         key: SwarmKey::from_bytes([7; 32]),
-        home: home.path(),
+        home: home.to_owned(),
     };
-    let mut bounds = Vec::new();
-    if wanted("told") {
-        bounds.extend(told(&place));
-    }
-    if wanted("rollout") {
-        bounds.extend(under_roll_out(&place));
-    }
-    if wanted("update") {
-        bounds.extend(one_changed(&place));
-    }
-    let broken: Vec<_> = bounds.iter().filter(|(holds, _)| !holds).collect();
-    for (_, bound) in &broken {
-        println!("BROKEN: {bound}");
-    }
-    match broken.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    scenario(
+        place,
+        &[
+            ("told", told),
+            ("rollout", under_roll_out),
+            ("update", one_changed),
+        ],
+    )
 }
-
-/// A bound, whether it holds, and what it says where it does not.
-type Bound = (bool, &'static str);
 
 /// Where daemons are started.
-struct Place<'a> {
+struct Place {
     binary: PathBuf,
     key: SwarmKey,
-    home: &'a Path,
+    home: PathBuf,
 }
 
-impl Place<'_> {
+impl Place {
     fn start(&self, name: &str) -> Daemon {
-        Daemon::start(&self.binary, self.home, name, &self.key)
+        Daemon::start(&self.binary, &self.home, name, &self.key)
     }
 
     /// A daemon to which all of loopback is behind an uplink with this budget.
@@ -90,7 +72,7 @@ impl Place<'_> {
         daemon.gemba(&["config", "set", "bandwidth.wan", budget]);
         // It is read at the start.
         drop(daemon);
-        Daemon::again(&self.binary, self.home, name)
+        Daemon::again(&self.binary, &self.home, name)
     }
 }
 
@@ -123,7 +105,7 @@ fn publish_rounds(cloud: &Daemon, followers: &[(Daemon, Watcher)], rounds: usize
         .collect()
 }
 
-fn told(place: &Place<'_>) -> Vec<Bound> {
+fn told(place: &Place) -> Vec<Bound> {
     let cloud = place.start("cloud");
     let name = cloud.gemba(&["key", "new", "app"]).trim().to_owned();
     publish(&cloud, 0);
@@ -168,7 +150,7 @@ fn told(place: &Place<'_>) -> Vec<Bound> {
 }
 
 /// A name that changes while 1 GiB is on its way at 2 Mbit/s.
-fn under_roll_out(place: &Place<'_>) -> Vec<Bound> {
+fn under_roll_out(place: &Place) -> Vec<Bound> {
     let cloud = place.start_behind("origin", "2 Mbit/s");
     let name = cloud.gemba(&["key", "new", "app"]).trim().to_owned();
     publish(&cloud, 0);
@@ -231,7 +213,7 @@ fn sent(daemon: &Daemon) -> u64 {
 }
 
 /// One file of 2,000 changes, and a follower has the new version whole.
-fn one_changed(place: &Place<'_>) -> Vec<Bound> {
+fn one_changed(place: &Place) -> Vec<Bound> {
     let (publisher, follower) = (place.start("publisher"), place.start("follower"));
     let name = publisher.gemba(&["key", "new", "app"]).trim().to_owned();
     let folder = place.home.join("folder");
@@ -302,11 +284,6 @@ fn publish_many(daemon: &Daemon) -> Duration {
         }
     });
     begun.elapsed()
-}
-
-fn percentile(times: &mut [Duration], percent: usize) -> Duration {
-    times.sort_unstable();
-    times[(times.len() * percent / 100).min(times.len() - 1)]
 }
 
 /// A `gemba name watch` and when it printed what.

@@ -3,7 +3,11 @@
 //! `mqtt-bridge FOLDER BROKER TOPICS`, such as `mqtt-bridge /var/lib/bridge 127.0.0.1:1883 'plant/#'`. It runs until it is ended.
 //!
 //! - What the broker sends is acknowledged (QoS 1) when the log has it on disk, and not before; what a kill leaves open the broker sends again. A message
-//!   with `producer` and `seq` among its user properties is in the log once; without them a second sending is a second event, as QoS 1 says.
+//!   with `producer` and `seq` among its user properties is in the log once; without them a second sending is a second event, as QoS 1 says. A producer's
+//!   numbers rise, and who begins anew with them takes another name (specs/log-semantics.md, LS-4). A number that comes late is carried all the same, as if
+//!   it had none: nothing is lost for it.
+//! - What is no event, because it is larger than 512 KiB, does not hold up what is behind it: `mqtt/refused` has an event that says so. What is larger than
+//!   1 MiB the broker does not send, because it is told not to.
 //! - The sink knows which events it has, as a Kafka partition knows the numbers of an idempotent producer: what comes again is not written again.
 //! - What comes from MQTT is marked in its headers and does not go back there; what goes there is marked and is not taken in again. So there is no loop, also
 //!   with a broker that sends its clients what they published themselves.
@@ -13,7 +17,7 @@ mod bridge;
 
 use bridge::{names, partition::Partition};
 use gemba_log::{
-    Config, EventList, Headers, Log, MemorySigner, NewEvent, Origin, StreamName,
+    Config, EventList, Headers, Log, LogError, MemorySigner, NewEvent, Origin, StreamName,
     consume::{ConsumeError, Consumer, Delivery, Takeover},
     core::consumer::{Config as ConsumerConfig, ConsumerName, Worker},
     store::RedbStore,
@@ -28,6 +32,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
@@ -36,13 +41,20 @@ use std::{
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// A message, and the connection that it came on, by number. What a connection left unacknowledged comes again on the next.
+type Came = (u64, Publish);
+
 /// Whose session it is at the broker, and whose mark events carry.
 const ME: &str = "gemba-bridge";
 /// The user property of what comes from the log.
 const MARK: &str = "gemba";
 /// What the broker may have open with us. Whatever waits here is less, so no queue is ever full.
-const OPEN: u16 = 256;
+const OPEN: u16 = 64;
 const QUEUE: usize = 4 * OPEN as usize;
+/// The largest message that the broker may send.
+const LARGEST: u32 = 1 << 20;
+/// Where it is told of messages that are no events.
+const REFUSED: &str = "mqtt/refused";
 /// Names a mistake, for tests.
 const PLANTED: &str = "MQTT_BRIDGE_PLANTED";
 
@@ -72,8 +84,9 @@ fn main() -> Result<(), Failure> {
     let (back, back_connection) = AsyncClient::builder(back).capacity(QUEUE).build();
     let (sender, receiver) = sync_channel(QUEUE);
     let (ends, mut ended) = tokio::sync::mpsc::channel(3);
-    let (to, from) = (Arc::clone(&log), client.clone());
-    part(&ends, move || take_in(&to, &from, &receiver));
+    let current = Arc::new(AtomicU64::new(0));
+    let (to, from, of) = (Arc::clone(&log), client.clone(), Arc::clone(&current));
+    part(&ends, move || take_in(&to, &from, &of, &receiver));
     let (from, at) = (Arc::clone(&log), dir.to_owned());
     let mut partition = Partition::open(&dir.join("partition-0"))?;
     part(&ends, move || {
@@ -86,7 +99,7 @@ fn main() -> Result<(), Failure> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_all().build()?.block_on(async {
         tokio::select! {
-            end = listen(connection, &client, topics, &sender) => end,
+            end = listen(connection, &client, topics, &current, &sender) => end,
             () = keep_up(back_connection) => Ok(()),
             Some(error) = ended.recv() => Err(error),
         }
@@ -117,6 +130,7 @@ fn reader(host: &str, port: u16) -> MqttOptions {
         // We keep nothing of the session; the log does.
         .set_clean_start(false)
         .set_broker_session_resume_policy(BrokerSessionResumePolicy::AllowBrokerOnly)
+        .set_max_packet_size(Some(LARGEST))
         .set_ack_mode(ack_mode())
         .set_keep_alive(5);
     options
@@ -156,14 +170,20 @@ async fn listen(
     mut connection: EventLoop,
     client: &AsyncClient,
     topics: &str,
-    sender: &SyncSender<Publish>,
+    current: &AtomicU64,
+    sender: &SyncSender<Came>,
 ) -> Result<(), Failure> {
     loop {
         match connection.poll().await {
-            Ok(Event::Incoming(Packet::ConnAck(ack))) if !ack.session_present => {
-                client.try_subscribe(topics, QoS::AtLeastOnce)?;
+            Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                current.fetch_add(1, Ordering::AcqRel);
+                if !ack.session_present {
+                    client.try_subscribe(topics, QoS::AtLeastOnce)?;
+                }
             }
-            Ok(Event::Incoming(Packet::Publish(publish))) => sender.send(publish)?,
+            Ok(Event::Incoming(Packet::Publish(publish))) => {
+                sender.send((current.load(Ordering::Acquire), publish))?;
+            }
             Ok(_) => {}
             Err(error) => {
                 eprintln!("{error}; connecting again");
@@ -184,29 +204,74 @@ async fn keep_up(mut connection: EventLoop) {
 }
 
 /// From MQTT into the log: as many as have come share one flush, and are acknowledged behind it.
-fn take_in(log: &Log, client: &AsyncClient, receiver: &Receiver<Publish>) -> Result<(), Failure> {
+fn take_in(
+    log: &Log,
+    client: &AsyncClient,
+    current: &AtomicU64,
+    receiver: &Receiver<Came>,
+) -> Result<(), Failure> {
+    let is_manual = matches!(ack_mode(), AckMode::Manual);
     while let Ok(first) = receiver.recv() {
-        let publishes: Vec<Publish> = std::iter::once(first).chain(receiver.try_iter()).collect();
-        let mut lists = Vec::new();
-        for publish in &publishes {
-            if property(publish, MARK).is_none() {
-                let (stream, event) = event_of(publish);
-                lists.push((stream, EventList::of(&[event])?));
+        let came: Vec<Came> = std::iter::once(first).chain(receiver.try_iter()).collect();
+        let from_elsewhere = came
+            .iter()
+            .map(|(_, publish)| publish)
+            .filter(|publish| property(publish, MARK).is_none());
+        append(log, from_elsewhere.map(event_of).collect())?;
+        for (connection, publish) in &came {
+            // What another connection brought comes again, and by then its number at the broker may be another message's.
+            if is_manual && *connection == current.load(Ordering::Acquire) {
+                client.try_ack(publish)?;
             }
-        }
-        for done in log.append_many(lists) {
-            // A number below the remembered ones (LOG-50) was appended long ago.
-            if let Err(error) = done
-                && !matches!(error, gemba_log::LogError::OldProducer { .. })
-            {
-                return Err(error.into());
-            }
-        }
-        for publish in &publishes {
-            client.try_ack(publish)?;
         }
     }
     Ok(())
+}
+
+/// All of them, each in its stream or told of in [`REFUSED`].
+fn append(log: &Log, mut events: Vec<(StreamName, NewEvent)>) -> Result<(), Failure> {
+    let mut lists = Vec::new();
+    for (stream, event) in &mut events {
+        let list = match EventList::of(std::slice::from_ref(event)) {
+            Ok(list) => list,
+            Err(error) => {
+                eprintln!("a message of {stream} is no event: {error}");
+                *event = refusal(stream, event, &error.to_string());
+                *stream = REFUSED.parse()?;
+                EventList::of(std::slice::from_ref(event))?
+            }
+        };
+        lists.push((stream.clone(), list));
+    }
+    let mut late = Vec::new();
+    for (done, (stream, mut event)) in log.append_many(lists).into_iter().zip(events) {
+        match done {
+            Ok(_) => {}
+            // Below the remembered numbers (LOG-50). It may be there already, or never have come: twice is better than lost.
+            Err(error @ LogError::OldProducer { .. }) => {
+                eprintln!("a message of {stream} is carried without its number: {error}");
+                event.headers.producer = None;
+                late.push((stream, EventList::of(&[event])?));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for done in log.append_many(late) {
+        done?;
+    }
+    Ok(())
+}
+
+/// What there is to say of a message that is no event.
+fn refusal(stream: &StreamName, event: &NewEvent, cause: &str) -> NewEvent {
+    let headers = Headers {
+        origin: event.headers.origin.clone(),
+        ..Headers::default()
+    };
+    let headers = headers
+        .pair("stream", stream.as_str())
+        .pair("bytes", event.payload.len().to_string());
+    NewEvent::new(event.time, cause.to_owned()).with(headers)
 }
 
 fn property<'a>(publish: &'a Publish, key: &str) -> Option<&'a str> {

@@ -1,7 +1,7 @@
 //! Scenarios with real gemba and Kubo daemons in one private swarm, and the numbers of both side by side.
 //!
 //! `interop/run` is the way in: it builds the programs and cuts the network off before it starts this one. Nothing of gemba
-//! is linked here; it is driven through its command line, as its users drive it. (`peer.rs` is a program of its own.)
+//! is linked here; it is driven through its command line, as its users drive it. (`peer.rs` and `connector.rs` are programs of their own.)
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -354,3 +354,33 @@ fn si_10_a_line_that_stalls_for_all_does_not_multiply_copies() {
         "figure: si_10 the origin sent {worst:.3} copies to 8 devices while its line stood still for up to 6 s three times, at most"
     );
 }
+
+/// SI-10: on a full line a connection now and then gets nothing for a few seconds, while others do. Nobody takes over what it fetches, for that
+/// would cross the line twice.
+#[test]
+fn s0_11_si_10_connections_that_starve_on_a_full_line_do_not_multiply_copies() {
+    let mut worst = 0.0_f64;
+    check!(sim_scale(60), |rng| {
+        let content = blocks(rng, 50, 1 << 20);
+        let mut world = site(rng, &[Manner::Honest; 8], &content);
+        want_all(&mut world, 0..8, &content);
+        while !(0..8).all(|d| world.has_all(d)) {
+            let device = rng.index(8);
+            let pause = MS * rng.range(500..4_000) as u32;
+            world.stall(device, 8, pause);
+            world.stall(8, device, pause);
+            let at = world.now + MS * rng.range(500..2_000) as u32;
+            world.run(at, |w| (0..8).all(|d| w.has_all(d)));
+            assert!(world.now < HOUR);
+        }
+        // SI-8: no block goes to and fro between two that gave each other up.
+        let yields: u64 = (0..8).map(|d| world.counters(d).site_yielded).sum();
+        assert!(yields as usize <= content.len(), "{yields} times yielded");
+        let ratio = ratio(&world, &content);
+        assert!(ratio <= 1.10, "{ratio:.3}");
+        worst = worst.max(ratio);
+    });
+    println!(
+        "figure: si_10 the origin sent {worst:.3} copies to 8 devices whose connections starved in turn, at most"
+    );
+}

@@ -259,9 +259,9 @@ pub enum Refused {
         /// What was offered.
         offered: u64,
     },
-    /// Environment: the book could not be written, and no longer is.
+    /// Environment: the book could not be written.
     #[error(
-        "the book of names could not be written ({0}): nothing is accepted until the disk is repaired and the program started again"
+        "the book of names could not be written ({0}): nothing is accepted until the disk takes it"
     )]
     Disk(String),
     /// Environment: the key could not sign.

@@ -136,6 +136,9 @@ pub enum Input {
         /// Whether it is durable.
         result: Result<(), String>,
     },
+    /// After a write that failed: the disk was opened anew and takes writes, and these are all rows that it holds, key and value. Of no use while an answer to an
+    /// [`Output::Persist`] is open.
+    Reread(Vec<(Vec<u8>, Vec<u8>)>),
     /// What the wall clock shows now.
     Clock(Wall),
     /// A moment that has certainly passed, seen in something that was signed and does not come from this device's clock.
@@ -382,7 +385,7 @@ pub enum Alarm {
         /// The number it has reached.
         sequence: u64,
     },
-    /// The book could not be written. Nothing is accepted any more; what was told stays true.
+    /// The book could not be written. Nothing is accepted until [`Input::Reread`]; what was told stays true.
     Disk(String),
 }
 

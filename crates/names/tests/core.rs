@@ -645,6 +645,50 @@ fn n7_na_13_after_a_failed_write_nothing_is_accepted_and_nothing_told_is_lost() 
     assert_eq!(device.publish("/ipfs/bafkqaaa/d"), Ok(1));
 }
 
+/// N7, NA-13: when the disk takes writes again and holds all that was told, the book goes on with what it holds, which may be more than was told. On a disk that
+/// lost some of it nothing changes.
+#[test]
+fn n7_na_13_when_the_disk_takes_writes_again_the_book_goes_on() {
+    let rows = |device: &Device| Vec::from_iter(device.disk.clone());
+    for refused_is_there in [false, true] {
+        let mut device = Device::publisher();
+        device.publish("/ipfs/bafkqaaa").unwrap();
+        let older = rows(&device);
+        device.publish("/ipfs/bafkqaaa/a").unwrap();
+        device.drain();
+        device.disk_fails = Some("no space left on device".to_owned());
+        device.publish("/ipfs/bafkqaaa/b").unwrap_err();
+        device.disk_fails = None;
+        for lost in [Vec::new(), older] {
+            device.feed(Input::Reread(lost));
+            assert!(device.core.disk_failure().is_some());
+        }
+        if refused_is_there {
+            let mut twin = Device::publisher();
+            twin.disk = device.disk.clone();
+            twin.restart();
+            assert_eq!(twin.publish("/ipfs/bafkqaaa/b"), Ok(2));
+            device.disk = twin.disk;
+        }
+        device.drain();
+        let held = rows(&device);
+        device.feed(Input::Reread(held));
+        assert_eq!(device.core.disk_failure(), None);
+        let changes = device.events();
+        let is_change = |event: &Event| matches!(event, Event::Changed { .. });
+        assert_eq!(
+            changes.iter().any(is_change),
+            refused_is_there,
+            "{changes:?}"
+        );
+        assert_eq!(device.sequence(), Some(1 + u64::from(refused_is_there)));
+        // The number that was refused went out to be signed: it is given to nothing else.
+        assert_eq!(device.publish("/ipfs/bafkqaaa/c"), Ok(3));
+        device.restart();
+        assert_eq!(device.sequence(), Some(3));
+    }
+}
+
 /// N3: past its end a record is stale, not gone; a remote one past its end never replaces a valid one, and goes nowhere.
 #[test]
 fn n3_na_15_past_its_end_it_is_stale_and_no_remote_one_replaces_a_valid_one() {

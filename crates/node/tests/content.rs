@@ -765,11 +765,8 @@ fn repo_stat_and_verify_count_and_find_damage() {
     );
 
     // One flipped bit in the middle of the large file.
-    let pack = std::fs::read_dir(node.repo.join("blocks"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let pack = pack
-        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
+    let pack = common::packs(&node.repo)
+        .into_iter()
         .max_by_key(|path| path.metadata().unwrap().len())
         .unwrap();
     let mut bytes = std::fs::read(&pack).unwrap();

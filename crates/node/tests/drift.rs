@@ -4,31 +4,9 @@
 
 mod common;
 
-use std::os::unix::fs::FileExt as _;
-
-use common::{Daemon, Node, Swarm, address, http, noise, signal, status, until};
+use common::{Daemon, Node, Swarm, address, damage, http, noise, signal, status, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Turns a byte of this block in its pack, behind the back of whoever has it open.
-fn spoil(node: &Node, cid: &str) {
-    let data = node.run(&["block", "get", cid]).stdout;
-    let packs = std::fs::read_dir(node.repo.join("blocks")).unwrap();
-    for pack in packs.map(|entry| entry.unwrap().path()) {
-        if pack.extension().is_none_or(|end| end != "pack") {
-            continue;
-        }
-        let bytes = std::fs::read(&pack).unwrap();
-        let Some(at) = bytes.windows(data.len()).position(|window| window == data) else {
-            continue;
-        };
-        let at = (at + data.len() / 2) as u64;
-        let file = std::fs::OpenOptions::new().write(true).open(&pack).unwrap();
-        file.write_all_at(&[!bytes[at as usize]], at).unwrap();
-        return;
-    }
-    panic!("{cid} is in no pack");
-}
 
 /// Damaged blocks that were fetched again.
 fn repaired(node: &Node) -> u64 {
@@ -82,7 +60,7 @@ fn s2_34_a_pin_that_lost_a_block_behind_the_daemons_back_becomes_whole_by_itself
     assert_eq!(status(b)["kept"]["compare_struck"], 0);
     // Once each: the root, and a node below it.
     for (lost, times) in [(&root, 1), (&video, 2)] {
-        spoil(b, lost);
+        damage(b, lost);
         // By the comparison alone, since nobody reads; but a damaged block is also asked for by itself, and may come before the pin is looked up.
         until("the drift is found", || {
             let struck = status(b)["kept"]["compare_struck"].as_u64().unwrap();
@@ -122,7 +100,7 @@ fn s2_35_one_pin_is_compared_and_healed_on_request() {
         (&json!("nothing"), &json!("pinned"), &blocks)
     );
     // A leaf, which nothing but reading it finds.
-    spoil(b, &leaf);
+    damage(b, &leaf);
     let synced = b.json(&["pin", "sync", &root]);
     assert_eq!(
         (&synced["done"], &synced["missing"]),
@@ -146,7 +124,7 @@ fn s2_35_one_pin_is_compared_and_healed_on_request() {
     // Without a daemon the record is put right, either way.
     swarm.nodes[1].1 = None;
     let b = swarm.node(1);
-    spoil(b, &leaf);
+    damage(b, &leaf);
     assert_eq!(b.json(&["pin", "sync", &root])["done"], "struck_out");
     assert_eq!(
         b.ok(&["pin", "ls"]).trim(),

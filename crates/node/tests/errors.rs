@@ -388,10 +388,16 @@ fn events(said: &mut Scene) {
 fn crowds(said: &mut Scene, node: &Node) {
     node.ok(&["log", "append", "x", "1"]);
     let follow = "/v1/streams/x/events?follow=true";
-    let readers: Vec<_> = (0..64).map(|_| request(node, "GET", follow, "")).collect();
-    // It ends by itself while there is room.
+    let mut readers: Vec<_> = (0..64).map(|_| request(node, "GET", follow, "")).collect();
+    // It ends by itself while there is room. A reader may have been refused while this one had the last place, so more of them come.
     let one = format!("{follow}&limit=1");
-    said.answer("events-followers", refused(|| http(node, "GET", &one, API)));
+    let ask = || {
+        if readers.len() < 128 {
+            readers.push(request(node, "GET", follow, ""));
+        }
+        http(node, "GET", &one, API)
+    };
+    said.answer("events-followers", refused(ask));
     drop(readers);
 }
 
@@ -558,7 +564,11 @@ fn pins(said: &mut Scene) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    said.command("kubo-silent", &node, &["pin", "import", "--kubo", &url]);
+    said.command("kubo-away", &node, &["pin", "import", "--kubo", &url]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let silent = ["pin", "import", "--kubo", &url, "--timeout", "200ms"];
+    said.command("kubo-silent", &node, &silent);
     let kubo = fake_kubo::Kubo::start();
     let pinned = node.put("raw", b"pinned here");
     node.ok(&["pin", "add", &pinned]);
@@ -569,6 +579,14 @@ fn pins(said: &mut Scene) {
         &["pin", "export", "--kubo", &kubo.url, "--timeout", "200ms"],
     );
     let daemon = Daemon::start(&node, &[]);
+    let api: Value =
+        serde_json::from_slice(&std::fs::read(node.repo.join("api")).unwrap()).unwrap();
+    let guarded = format!("http://{}", api["address"].as_str().unwrap());
+    said.command(
+        "kubo-guarded",
+        &node,
+        &["pin", "import", "--kubo", &guarded],
+    );
     said.command("pin-no-operation", &node, &["pin", "cancel", OTHER]);
     drop(daemon);
 }
@@ -588,6 +606,9 @@ fn names(said: &mut Scene) {
         &["name", "resolve", "--complete", OTHER],
     );
     said.command("not-followed", &node, &["name", "follow", "rm", OTHER]);
+    let wait = ["name", "follow", "add", OTHER, "--wait"];
+    said.command("follow-without-daemon", &node, &wait);
+    node.ok(&["name", "follow", "rm", OTHER]);
     let root = node.add(&node.write("app", "1"), &[]);
     let published = node.json(&["name", "publish", &root]);
     let name = published["name"].as_str().unwrap();
@@ -621,6 +642,8 @@ fn names(said: &mut Scene) {
     said.command("key-here", &node, &["key", "import", "again", file]);
 
     let _daemon = Daemon::start(&node, &[]);
+    let watch = ["name", "watch", "--timeout", "100ms"];
+    said.command("watch-nothing-came", &node, &watch);
     said.command("name-nobody-has-it", &node, &["name", "resolve", OTHER]);
     node.ok(&["name", "publish", "--key", "app", &root]);
     node.ok(&["name", "follow", "add", "app", "--wait"]);
@@ -658,11 +681,7 @@ fn repository(said: &mut Scene) {
 
     let other = Node::new();
     other.put("raw", b"elsewhere");
-    let foreign = std::fs::read_dir(other.repo.join("blocks"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|end| end == "pack"))
-        .unwrap();
+    let foreign = common::packs(&other.repo).remove(0);
     let name = foreign
         .file_name()
         .unwrap()

@@ -3,12 +3,11 @@
 
 mod common;
 
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Daemon, Node, Swarm, noise, signal, status, until, wait};
+use common::{Daemon, Node, Swarm, damage, noise, signal, status, until, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -113,30 +112,6 @@ fn s4_49_damage_below_a_pin_stops_the_collection() {
     let _daemon = Daemon::start(&node, &[]);
     node.fails(&["gc"], 8);
     assert_eq!(blocks(&node), all);
-}
-
-/// Turns a byte of this block in its pack.
-fn damage(node: &Node, cid: &str) {
-    let data = node.run(&["block", "get", cid]).stdout;
-    for pack in packs(&node.repo) {
-        let bytes = std::fs::read(&pack).unwrap();
-        let Some(at) = bytes.windows(data.len()).position(|window| window == data) else {
-            continue;
-        };
-        let at = (at + data.len() / 2) as u64;
-        let file = std::fs::OpenOptions::new().write(true).open(&pack).unwrap();
-        file.write_all_at(&[!bytes[at as usize]], at).unwrap();
-        return;
-    }
-    panic!("{cid} is in no pack");
-}
-
-fn packs(repo: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(repo.join("blocks"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
-        .collect()
 }
 
 /// S4.49: collections run one after the other while trees are added, imported, pinned from the swarm and unpinned again. Whatever is

@@ -10,7 +10,9 @@ use cid::Cid;
 use fake_kubo::Kubo;
 use gemba_node::content::kubo_connector::KuboConnector;
 use gemba_pins::suite::{Rig, connector};
-use gemba_pins::{Kind, Time};
+use gemba_pins::{
+    Begun, Connector as _, Input, Kind, Target, Ticket, Time, Tracker, TrackerConfig,
+};
 
 struct Remote {
     kubo: Kubo,
@@ -47,6 +49,9 @@ impl Rig for Remote {
         *block.unwrap().cid()
     }
 
+    /// What lacks blocks has got one of them.
+    fn provide_part(&mut self, _: u64) {}
+
     fn provide(&mut self, n: u64) {
         let root = self.root(n).to_string();
         self.kubo.held().missing.retain(|missing| *missing != root);
@@ -58,6 +63,43 @@ impl Rig for Remote {
 
     fn pass(&mut self) {
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs one pin through the connector, to its end.
+fn made(connector: &mut KuboConnector, cid: Cid, reach: Kind) -> Input {
+    let op = gemba_pins::OpId(1);
+    let target = Target { cid, id: 1, reach };
+    assert_eq!(
+        connector.begin(Ticket { cid, op }, &target, &mut ()),
+        Begun::Yes
+    );
+    let tracker = Tracker::new(TrackerConfig::default());
+    loop {
+        let (facts, _) = connector.advance(&tracker, &mut ());
+        let mut ends = facts.into_iter();
+        if let Some(end) = ends.find(|fact| !matches!(fact, Input::Progress(..))) {
+            return end;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Made anew a pin of a Kubo loses its name, and is away until its blocks are found; and a Kubo refuses a direct pin of what it holds recursively.
+#[test]
+fn s4_21_what_a_kubo_has_pinned_stays_as_it_is() {
+    let mut remote = Remote::start();
+    let roots = [0, 1, 2].map(|n| remote.root(n));
+    remote.kubo.held().missing.clear();
+    for (root, recursive) in roots.iter().zip([true, true, false]) {
+        remote.kubo.pin(&root.to_string(), recursive, "theirs");
+    }
+    let wanted = [Kind::Recursive, Kind::Direct, Kind::Recursive];
+    for (root, reach) in roots.iter().zip(wanted) {
+        let end = made(&mut remote.connector, *root, reach);
+        assert!(matches!(end, Input::Whole(..)), "{end:?}");
+        let pin = remote.kubo.held().pins[&root.to_string()].clone();
+        assert_eq!(pin, (true, "theirs".to_owned()));
     }
 }
 

@@ -359,9 +359,28 @@ impl Binding for InProcess {
 
 // The HTTP form: bytes over a socket.
 
-struct Http {
+/// A node whose daemon is killed and started again.
+struct Running {
     node: Node,
     daemon: Daemon,
+}
+
+impl Running {
+    fn start() -> Self {
+        let node = Node::new();
+        let daemon = Daemon::start(&node, &[]);
+        Self { node, daemon }
+    }
+
+    fn kill(&mut self) {
+        self.daemon.child.kill().unwrap();
+        self.daemon.child.wait().unwrap();
+        self.daemon = Daemon::start(&self.node, &[]);
+    }
+}
+
+struct Http {
+    running: Running,
     /// Each worker is another one, as after a restart.
     workers: u64,
 }
@@ -381,18 +400,15 @@ fn text(event: &Value) -> String {
 
 impl Http {
     fn start() -> Self {
-        let node = Node::new();
-        let daemon = Daemon::start(&node, &[]);
         Self {
-            node,
-            daemon,
+            running: Running::start(),
             workers: 0,
         }
     }
 
     /// The status, and the lines of the answer.
     fn call(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, Vec<Value>) {
-        let api = std::fs::read(self.node.repo.join("api")).unwrap();
+        let api = std::fs::read(self.running.node.repo.join("api")).unwrap();
         let api: Value = serde_json::from_slice(&api).unwrap();
         let address = api["address"].as_str().unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
@@ -494,9 +510,7 @@ impl Http {
 
 impl Binding for Http {
     fn kill(&mut self) {
-        self.daemon.child.kill().unwrap();
-        self.daemon.child.wait().unwrap();
-        self.daemon = Daemon::start(&self.node, &[]);
+        self.running.kill();
     }
 
     fn append(
@@ -639,24 +653,11 @@ impl Binding for Http {
 
 // The commands, with a daemon.
 
-struct Commands {
-    node: Node,
-    daemon: Daemon,
-}
-
-impl Commands {
-    fn start() -> Self {
-        let node = Node::new();
-        let daemon = Daemon::start(&node, &[]);
-        Self { node, daemon }
-    }
-}
+struct Commands(Running);
 
 impl Binding for Commands {
     fn kill(&mut self) {
-        self.daemon.child.kill().unwrap();
-        self.daemon.child.wait().unwrap();
-        self.daemon = Daemon::start(&self.node, &[]);
+        self.0.kill();
     }
 
     fn append(
@@ -671,6 +672,7 @@ impl Binding for Commands {
             args.extend(["--producer", "plc", "--producer-seq", number]);
         }
         let done = self
+            .0
             .node
             .run_with_input(&args, payloads.join("\n").as_bytes());
         if !done.status.success() {
@@ -684,13 +686,13 @@ impl Binding for Commands {
     }
 
     fn read(&mut self, pattern: &str) -> Vec<(Place, String)> {
-        let events = self.node.lines(&["log", "read", pattern]);
+        let events = self.0.node.lines(&["log", "read", pattern]);
         let of = |event: &Value| (Place::of(event), text(event));
         events.iter().map(of).collect()
     }
 
     fn work(&mut self, consumer: &str, how: &Work<'_>) -> Vec<String> {
-        let given = self.node.path("given");
+        let given = self.0.node.path("given");
         let _ = std::fs::remove_file(&given);
         let refuses = how.refuses.join("|");
         let script = format!(
@@ -712,7 +714,7 @@ impl Binding for Commands {
             &attempts,
             "--drain",
         ];
-        let done = self.node.run(&args);
+        let done = self.0.node.run(&args);
         let given = std::fs::read_to_string(&given).unwrap_or_default();
         let given: Vec<String> = given.lines().map(str::to_owned).collect();
         match given.iter().any(|text| text == how.dies_at) {
@@ -733,6 +735,7 @@ impl Binding for Commands {
     fn count_and_die(&mut self, consumer: &str, moment: usize) {
         let args = ["log", "count", HALL, "--consumer", consumer, "--follow"];
         let mut counter = self
+            .0
             .node
             .command(&args)
             .stdout(Stdio::null())
@@ -747,6 +750,7 @@ impl Binding for Commands {
 
     fn count(&mut self, consumer: &str) -> u64 {
         let counted = self
+            .0
             .node
             .lines(&["log", "count", HALL, "--consumer", consumer]);
         let counts = counted.iter().map(|line| line["count"].as_u64().unwrap());
@@ -754,11 +758,11 @@ impl Binding for Commands {
     }
 
     fn to_start(&mut self, consumer: &str) {
-        self.node.ok(&["log", "ack", consumer, "--to-start"]);
+        self.0.node.ok(&["log", "ack", consumer, "--to-start"]);
     }
 
     fn letters(&mut self, consumer: &str) -> Vec<(String, String, u64)> {
-        let letters = self.node.lines(&["log", "dead", "ls", consumer]);
+        let letters = self.0.node.lines(&["log", "dead", "ls", consumer]);
         let of = |letter: &Value| {
             let cause = letter["cause"].as_str().unwrap().to_owned();
             (text(letter), cause, letter["attempts"].as_u64().unwrap())
@@ -767,7 +771,7 @@ impl Binding for Commands {
     }
 
     fn retry_letters(&mut self, consumer: &str) {
-        self.node.ok(&["log", "dead", "retry", consumer]);
+        self.0.node.ok(&["log", "dead", "retry", consumer]);
     }
 }
 
@@ -781,7 +785,7 @@ fn on_each(clause: impl Fn(&mut dyn Binding)) {
     println!("-- HTTP");
     clause(&mut Http::start());
     println!("-- the commands");
-    clause(&mut Commands::start());
+    clause(&mut Commands(Running::start()));
 }
 
 fn texts(events: Vec<(Place, String)>) -> Vec<String> {

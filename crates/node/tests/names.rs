@@ -548,6 +548,100 @@ fn follows_are_added_rolled_back_and_ended_without_a_daemon() {
     until("all is released", || pins(swarm.node(1)).is_empty());
 }
 
+/// S0.26, N11: without a daemon, too, nothing takes away what a follow keeps: neither `pin rm` nor `pin update`. What somebody pinned himself he may give up, and
+/// it goes back to the follow.
+#[test]
+fn s0_26_n11_what_is_followed_is_kept_without_a_daemon() {
+    let node = Node::new();
+    let roots = [version_of(&node, 0), version_of(&node, 1)];
+    let name = publish(&node, &[&roots[0]])["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let daemon = Daemon::start(&node, &[]);
+    node.json(&["name", "follow", "add", &name, "--wait"]);
+    drop(daemon);
+    let label = |node: &Node| {
+        let pin = pins(node).into_iter().find(|(pin, _)| *pin == roots[0]);
+        pin.map(|(_, label)| label).unwrap_or_default()
+    };
+    // `add` pinned it: that pin goes, the follow's stays.
+    assert_eq!(label(&node), Value::Null);
+    node.ok(&["pin", "rm", &roots[0]]);
+    assert_eq!(label(&node), format!("follow:{name}"));
+    for refused in [
+        &["pin", "rm", &roots[0]][..],
+        &["pin", "update", &roots[0], &roots[1]],
+    ] {
+        let fail = node.fails(refused, 7);
+        assert!(fail.cause.contains("is followed"), "{}", fail.cause);
+    }
+    node.ok(&["gc"]);
+    let whole = node.json(&["name", "resolve", "--complete", &name]);
+    assert_eq!(whole["value"], path(&roots[0]));
+    node.ok(&["get", &roots[0], "-o", node.path("out").to_str().unwrap()]);
+    // Followed no longer, it is as any other pin.
+    node.ok(&["name", "follow", "rm", &name]);
+    node.ok(&["pin", "rm", &roots[0]]);
+}
+
+/// A cursor that this book never gave, as one from before a backup was put back, hides nothing: everything is told anew.
+#[test]
+fn s0_23_a_cursor_of_another_book_hides_no_change() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    let root = version_of(&node, 0);
+    publish(&node, &[&root]);
+    for after in ["0", "99999"] {
+        let told = node.lines(&["name", "watch", "--after", after, "--count", "2"]);
+        assert_eq!(
+            (&told[0]["event"], &told[1]["event"]),
+            (&"changed".into(), &"complete".into())
+        );
+    }
+    let fail = node.fails(&["name", "watch", "--timeout", "300ms"], 4);
+    assert!(
+        fail.cause.contains("waiting for a change"),
+        "{}",
+        fail.cause
+    );
+}
+
+/// Whoever waits is told why it does not end; the versions that a rollback can go to are listed.
+#[test]
+fn a_follow_says_what_it_waits_for_and_where_it_can_go_back() {
+    let node = Node::new();
+    let key = node.json(&["key", "new", "app"]);
+    let name = key["name"].as_str().unwrap();
+    let wait = [
+        "name",
+        "follow",
+        "add",
+        name,
+        "--wait",
+        "--timeout",
+        "300ms",
+    ];
+    let fail = node.fails(&wait, 5);
+    assert!(
+        fail.cause.contains("is followed from now on"),
+        "{}",
+        fail.cause
+    );
+    let daemon = Daemon::start(&node, &[]);
+    let fail = node.fails(&wait, 4);
+    assert!(fail.cause.contains("has told a record"), "{}", fail.cause);
+    for sequence in 0..2 {
+        let root = version_of(&node, sequence);
+        publish(&node, &[&root, "--key", "app", "--lifetime", "30d"]);
+        until_complete(&node, name, sequence);
+    }
+    let listed = node.ok(&["name", "follow", "ls"]);
+    assert!(listed.contains("also here: version 0 (/ipfs/"), "{listed}");
+    assert!(!listed.contains("also here: version 1"), "{listed}");
+    drop(daemon);
+}
+
 /// S0.10: the cloud publishes while it is cut off; when it is back every device gets the new version, and nobody lifts a hand there.
 #[test]
 fn s0_10_what_is_published_while_cut_off_arrives_when_the_line_is_back() {

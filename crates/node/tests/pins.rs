@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::{Daemon, Node, Swarm, http, noise, status, until};
 use fake_kubo::Kubo;
+use gemba_testkit::sim_scale;
 use serde_json::{Value, json};
 
 /// Blocks that nobody has.
@@ -159,6 +160,53 @@ fn s1_7_a_cancel_ends_what_is_being_done_and_leaves_nothing() {
     // Without a daemon nothing is being done.
     drop(daemon);
     node.fails(&["pin", "cancel", &root], 5);
+}
+
+/// P8, S1.7: 10,000 pins in full that are cancelled through the API while they are fetched, a twentieth of them in cargo test: no file, no thread, no operation and no
+/// want is left, here and at the peer that was asked, and what had come of them is collected.
+#[test]
+fn p8_s1_7_ten_thousand_cancels_leave_nothing() {
+    let swarm = Swarm::of(2);
+    let (peer, node) = (swarm.node(0), swarm.node(1));
+    let daemon = swarm.nodes[1].1.as_ref().unwrap();
+    // Of every other root one block can be had and another is nowhere.
+    let there = peer.put("raw", b"a leaf that is there");
+    let parts: Vec<String> = (0..10)
+        .map(|n| {
+            let links = json!([{ "/": there }, { "/": absent(1_000 + n) }]);
+            let put = peer.run_with_input(&["dag", "put"], links.to_string().as_bytes());
+            put.ok().trim().to_owned()
+        })
+        .collect();
+    let root = |n: u64| match n % 2 {
+        0 => absent(n % 20),
+        _ => parts[(n / 2) as usize % parts.len()].clone(),
+    };
+    let headers =
+        "Host: ADDRESS\r\nAuthorization: Bearer TOKEN\r\nContent-Type: application/json\r\n";
+    let round = |n: u64| {
+        let wish = json!({ "cid": root(n), "timeout_s": 0.01 }).to_string();
+        until("the wish", || {
+            common::http_with_body(node, "POST", "/v1/pins", headers, wish.as_bytes());
+            let (code, _) = api(node, "POST", &format!("/v1/pins/{}/cancel", root(n)));
+            code == 200
+        });
+    };
+    // What is made once for all of them is there by then.
+    (0..20).for_each(round);
+    let threads = || {
+        let folder = format!("/proc/{}/task", daemon.child.id());
+        std::fs::read_dir(folder).unwrap().count()
+    };
+    let (files, before) = (open_files(daemon), threads());
+    (0..sim_scale(10_000) as u64).for_each(round);
+    assert!(node.lines(&["pin", "ops"]).is_empty() && node.lines(&["pin", "ls"]).is_empty());
+    until("files, threads and wants to be gone", || {
+        let wanted = |n| node.json(&["why", &root(n)])["wanted"] == true;
+        open_files(daemon) <= files + 2 && threads() <= before + 8 && !(0..4).any(wanted)
+    });
+    node.ok(&["gc"]);
+    assert_eq!(status(node)["repo"]["blocks"], 0);
 }
 
 #[test]
@@ -604,7 +652,7 @@ fn s4_21_an_export_takes_nothing_away_at_the_kubo_and_tells_what_it_could_not_ma
     let expected = [
         (roots[0].clone(), pin(true, "theirs")),
         (roots[1].clone(), pin(true, "ours")),
-        (roots[2].clone(), pin(true, "ours")),
+        (roots[2].clone(), pin(true, "theirs")),
         (roots[4].clone(), pin(true, "theirs")),
         (absent(1), pin(true, "only there")),
     ];
@@ -615,6 +663,50 @@ fn s4_21_an_export_takes_nothing_away_at_the_kubo_and_tells_what_it_could_not_ma
     assert_eq!((&report["added"], &report["kept"]), (&json!(1), &json!(4)));
     let refused = node.fails(&["pin", "export", "--kubo", "ftp://x"], 2);
     assert!(refused.hint.contains("5001"), "{refused:?}");
+}
+
+/// A Kubo that says nothing, and what is none, end an import and an export within the patience that was asked for, with the cause.
+#[test]
+fn a_kubo_that_is_silent_or_none_ends_the_command() {
+    let node = Node::new();
+    let root = node.put("raw", b"here");
+    node.ok(&["pin", "add", &root]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let other = Daemon::start(&node, &[]);
+    let api = std::fs::read(node.repo.join("api")).unwrap();
+    let api: Value = serde_json::from_slice(&api).unwrap();
+    let guarded = format!("http://{}", api["address"].as_str().unwrap());
+    for way in ["import", "export"] {
+        let fail = node.fails(&["pin", way, "--kubo", &url, "--timeout", "300ms"], 4);
+        assert!(
+            fail.cause.contains("sent nothing for 0.3 s"),
+            "{}",
+            fail.cause
+        );
+        let fail = node.fails(&["pin", way, "--kubo", &guarded], 6);
+        assert!(
+            fail.cause.contains("wants an authorization"),
+            "{}",
+            fail.cause
+        );
+    }
+    drop(other);
+}
+
+/// What was removed is told, though a later one of the command is refused.
+#[test]
+fn each_removal_is_told() {
+    let node = Node::new();
+    for running in [false, true] {
+        let daemon = running.then(|| Daemon::start(&node, &[]));
+        let root = node.put("raw", &noise(u64::from(running), 100));
+        node.ok(&["pin", "add", &root]);
+        let done = node.run(&["pin", "rm", &root, &absent(1)]);
+        assert!(done.text().contains(&root), "{}", done.text());
+        done.fails(3);
+        drop(daemon);
+    }
 }
 
 /// A caller's patience beyond what any clock shows is his alone: he waits, and the daemon goes on.

@@ -393,10 +393,8 @@ fn what_is_stored_by_any_route_reaches_those_who_wait() {
 
 /// Flips a bit of the largest pack, at so many percent of what is stored, under a daemon that has it open.
 fn damage(node: &Node, percent: u64) {
-    let packs = std::fs::read_dir(node.repo.join("blocks")).unwrap();
-    let pack = packs
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
+    let pack = common::packs(&node.repo)
+        .into_iter()
         .max_by_key(|path| path.metadata().unwrap().len())
         .unwrap();
     let file = std::fs::File::options()

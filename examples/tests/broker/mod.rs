@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io::{Read, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Whose session outlives its connections.
@@ -24,11 +24,12 @@ pub(crate) struct State {
     waiting: VecDeque<Message>,
     /// Sent and not acknowledged.
     open: VecDeque<(u16, Message)>,
-    last_id: u16,
     has_session: bool,
     link: Option<TcpStream>,
     /// Messages that were acknowledged by the client.
     pub(crate) acked: usize,
+    /// Acknowledgements of what was not open.
+    pub(crate) odd: usize,
     /// Messages that were sent again.
     pub(crate) again: usize,
     /// What the client published.
@@ -77,6 +78,13 @@ impl Broker {
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.state();
         state.has_session && state.waiting.is_empty() && state.open.is_empty()
+    }
+
+    /// The line of the reader breaks.
+    pub(crate) fn cut(&self) {
+        if let Some(link) = self.state().link.take() {
+            let _ = link.shutdown(Shutdown::Both);
+        }
     }
 
     /// Whether the reader is connected, as far as is known here.
@@ -128,7 +136,9 @@ impl Broker {
                     let id = u16::from_be_bytes([body[0], body[1]]);
                     let before = state.open.len();
                     state.open.retain(|(open, _)| *open != id);
-                    state.acked += before - state.open.len();
+                    let acked = before - state.open.len();
+                    state.acked += acked;
+                    state.odd += usize::from(acked == 0);
                     state.pump();
                 }
                 12 => link.write_all(&[0xd0, 0]).ok()?,
@@ -144,17 +154,23 @@ impl State {
         self.pump();
     }
 
+    /// The lowest that is free, as some brokers take it: whoever acknowledges twice acknowledges another message.
+    fn free_id(&self) -> u16 {
+        let is_free = |id: &u16| self.open.iter().all(|(open, _)| open != id);
+        (1..=u16::MAX).find(is_free).unwrap()
+    }
+
     /// Sends what may be open. What does not get there is sent again to the next connection.
     fn pump(&mut self) {
         while self.has_session && self.open.len() < OPEN {
             let Some(message) = self.waiting.pop_front() else {
                 return;
             };
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            let id = self.free_id();
             if let Some(link) = &mut self.link {
-                let _ = link.write_all(&publish(self.last_id, &message, false));
+                let _ = link.write_all(&publish(id, &message, false));
             }
-            self.open.push_back((self.last_id, message));
+            self.open.push_back((id, message));
         }
     }
 }

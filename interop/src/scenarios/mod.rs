@@ -18,6 +18,7 @@ mod pin_from_gemba_256_mib;
 mod pin_from_kubo_2000_files;
 mod pin_from_kubo_256_mib;
 mod pins_both_ways;
+mod pins_in_front_of_kubo;
 mod pubsub_5000_ids;
 mod pubsub_both_ways;
 mod pubsub_limits;
@@ -57,6 +58,7 @@ pub(crate) static ALL: &[Scenario] = &[
     gemba_killed_in_mid_transfer::SCENARIO,
     car_both_ways::SCENARIO,
     pins_both_ways::SCENARIO,
+    pins_in_front_of_kubo::SCENARIO,
     pubsub_both_ways::SCENARIO,
     pubsub_limits::SCENARIO,
     pubsub_numbers::SCENARIO,

@@ -1,4 +1,4 @@
-//! S4.44 (names): IPNS over pubsub goes both ways between Kubo and gemba. gemba follows a name of Kubo until its content is whole, and is told of the next
+//! S4.44 (names): IPNS over pubsub goes both ways between Kubo and gemba, with the DHT beside it and without. gemba follows a name of Kubo until its content is whole, and is told of the next
 //! version without asking; Kubo resolves a name of gemba, and its next version. Both inspect the same record in the same words, and hold it byte for byte.
 
 use crate::failure::{Context, Outcome, ensure};
@@ -12,32 +12,46 @@ use std::time::Duration;
 
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "names_both_ways",
-    about: "IPNS over pubsub with a real Kubo: follow a name of Kubo, Kubo resolves one of gemba, `name inspect` agrees field by field (S0.22, S4.44)",
-    limit: Duration::from_secs(120),
+    about: "IPNS over pubsub with a real Kubo, with the DHT and without: follow a name of Kubo, Kubo resolves one of gemba, `name inspect` agrees field by field (S0.22, S4.44)",
+    limit: Duration::from_secs(240),
     play,
 };
 
 const SOON: Duration = Duration::from_secs(20);
 
 fn play(stage: &Stage) -> Outcome<String> {
-    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, "kubo", &kubo::Options::new(&key()))?;
-    kubo.cli(&["config", "--json", "Ipns.UsePubsub", "true"])?;
-    stage.step("starting kubo with IPNS over pubsub");
-    kubo.up()?;
-    let gemba = stage.gemba_with(
-        "gemba",
-        &gemba::Options {
-            bootstrap: vec![kubo.address()?],
-            ..gemba::Options::new(&key())
-        },
-    )?;
-    gemba.wait_for_peer(&kubo.id, SOON)?;
+    let mut told = Vec::new();
+    for routes in ["pubsub and DHT", "pubsub alone"] {
+        let (kubo, gemba) = pair(stage, routes)?;
+        let first = follow_kubo(stage, &kubo, &gemba)?;
+        let second = resolve_at_kubo(stage, &kubo, &gemba)?;
+        told.push(format!("by {routes} {first} of Kubo and {second} of gemba"));
+    }
+    Ok(format!("{}; records equal byte for byte", told.join(", ")))
+}
 
-    let first = follow_kubo(stage, &kubo, &gemba)?;
-    let second = resolve_at_kubo(stage, &kubo, &gemba)?;
-    Ok(format!(
-        "{first} of Kubo by pubsub and fetch, {second} of gemba at Kubo; records equal byte for byte"
-    ))
+/// Both nodes, connected, with these routes of names (the DHT alone is `names_by_dht`).
+fn pair(stage: &Stage, routes: &str) -> Outcome<(Kubo, Gemba)> {
+    let (at_kubo, at_gemba) = match routes {
+        "pubsub alone" => ("none", "off"),
+        _ => ("dht", "server"),
+    };
+    stage.step(&format!("starting both with {routes}"));
+    let name = |node: &str| format!("{node}-{at_gemba}");
+    let options = kubo::Options::new(&key());
+    let mut kubo = Kubo::init(&stage.kubo, &stage.dir, &name("kubo"), &options)?;
+    kubo.cli(&["config", "--json", "Ipns.UsePubsub", "true"])?;
+    kubo.cli(&["config", "Routing.Type", at_kubo])?;
+    kubo.up()?;
+    let options = gemba::Options {
+        bootstrap: vec![kubo.address()?],
+        ..gemba::Options::new(&key())
+    };
+    let mut gemba = Gemba::init(&stage.gemba, &stage.dir, &name("gemba"), &options)?;
+    gemba.cli(&["config", "set", "network.dht", at_gemba])?;
+    gemba.up()?;
+    gemba.wait_for_peer(&kubo.id, SOON)?;
+    Ok((kubo, gemba))
 }
 
 /// Kubo publishes, gemba follows. Returns how many versions came.

@@ -57,11 +57,20 @@ fn play(stage: &Stage) -> Outcome<String> {
         again["added"] == 0 && again["kept"] == pins.len() as u64,
         "{again}"
     );
+
+    stage.step("what is pinned there directly becomes recursive, and keeps its name");
+    to.rpc("pin/rm", &[root(&entries)])?;
+    to.rpc("pin/add?recursive=false&name=theirs", &[root(&entries)])?;
+    let widened = gemba.json(&["pin", "export", "--kubo", &to.rpc_url()?])?;
+    ensure!(widened["widened"] == 1, "{widened}");
+    let there = pins_of(&to)?;
+    let pin = (root(&entries).into(), "recursive".into(), "theirs".into());
+    ensure!(there.contains(&pin), "{pin:?} is not among {there:?}");
     Ok(format!("{} pins", pins.len()))
 }
 
 /// Roots, kinds and names.
-fn pins_of(kubo: &Kubo) -> Outcome<BTreeSet<(String, String, String)>> {
+pub(super) fn pins_of(kubo: &Kubo) -> Outcome<BTreeSet<(String, String, String)>> {
     let mut pins = BTreeSet::new();
     for kind in ["recursive", "direct"] {
         let mut listed = String::new();

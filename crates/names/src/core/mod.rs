@@ -205,6 +205,7 @@ impl Core {
             Input::Signed { ticket, result } => self.on_signed(ticket, result, now),
             Input::Verified { ticket, result } => self.on_verified(ticket, result, now),
             Input::Persisted { ticket, result } => self.on_persisted(ticket, result, now),
+            Input::Reread(rows) => self.on_reread(rows, now),
             Input::Clock(wall) => {
                 self.clock.set(wall, now);
                 self.judge_all(now);
@@ -489,6 +490,46 @@ impl Core {
                     _ => {}
                 }
             }
+        }
+    }
+
+    /// The disk was opened anew and read, so nobody has to guess what it holds. All that was told must be there, or it is another disk, and nothing changes.
+    fn on_reread(&mut self, rows: Vec<(Vec<u8>, Vec<u8>)>, now: Time) {
+        if self.broken.is_none() || !self.flights.is_empty() {
+            return;
+        }
+        let read = |(key, value): (Vec<u8>, Vec<u8>)| {
+            let name = Name::from_bytes(&key).ok()?;
+            Some((name, Row::decode(name, &value).ok()?))
+        };
+        let held: BTreeMap<Name, Row> = rows.into_iter().filter_map(read).collect();
+        let is_there = |entry: &Entry| {
+            let row = held.get(&entry.name);
+            let (floor, revision) = row.map_or((None, 0), |row| (row.floor, row.revision()));
+            floor >= entry.told.floor && revision >= entry.told.revision()
+        };
+        if !self.entries.values().all(is_there) {
+            return;
+        }
+        self.broken = None;
+        for (name, row) in held {
+            self.revision = self.revision.max(row.revision());
+            let Some(entry) = self.entries.get(&name) else {
+                continue;
+            };
+            // What was refused may be there all the same: it is told as what is written now.
+            let changed = (row.best != entry.told.best).then_some(Effect::Changed);
+            let completed = (row.complete != entry.told.complete).then_some(Effect::Completed);
+            let effects = changed.into_iter().chain(completed);
+            self.change(name, |wish| *wish = row, effects, now);
+        }
+        for name in self.entries.keys().copied().collect::<Vec<_>>() {
+            // What came meanwhile was not taken: it is asked for now.
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.pull_at = entry.pull_at.map(|_| now);
+            }
+            self.judge(name, now);
+            self.arm(name, now);
         }
     }
 

@@ -289,7 +289,9 @@ pub(super) async fn watch(
     if events {
         return Ok(typed("text/event-stream", watching.events(&call)));
     }
+    let own = Arc::clone(&call);
     Ok(answer::lines_async(&call, move |lines| async move {
+        let _waiting = own.waits_for(Wait::Change(watching.name));
         let outcome = watching.lines(&lines).await;
         (lines, outcome)
     })

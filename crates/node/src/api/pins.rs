@@ -447,6 +447,7 @@ pub(super) async fn recover_all(Extract(state): Node) -> Result<Json<Recovered>,
 /// comes of it.
 pub(super) async fn sync(
     Extract(state): Node,
+    Extension(call): OfCall,
     Path(cid): Path<String>,
 ) -> Result<Json<PinSync>, Fail> {
     let cid = parse_cid(&cid)?;
@@ -457,7 +458,8 @@ pub(super) async fn sync(
     let (looking, kind) = (Arc::clone(&state), pin.kind);
     let here = tokio::task::spawn_blocking(move || {
         let _thread = thread;
-        content::pins::inspect(&looking.store, &cid, kind)
+        // A large pin takes minutes, which nobody is to spend for a client that is gone or while the daemon ends.
+        content::pins::inspect(&looking.store, &cid, kind, || call.check())
     });
     let here = here.await.map_err(|e| Fail::new(Code::Failure, e))??;
     let is_same = |now: &Pin| now.id == pin.id && now.complete == pin.complete;

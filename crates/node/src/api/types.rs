@@ -634,9 +634,9 @@ pub struct Connected {
 /// What an open request waits for: the answer to `GET /v1/waiting/{request}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Waits {
-    /// `block`, `pin`, `dial` or `ping`.
+    /// `block`, `pin`, `dial`, `ping`, `name`, `change` or `room`.
     pub what: String,
-    /// The block's CID, the pin's root, the address, the peer.
+    /// The block's CID, the pin's root, the address, the peer, the name.
     pub name: String,
     /// What is known of it, in words.
     pub cause: String,

@@ -61,7 +61,7 @@ pub struct Cli {
     /// Log to standard error; -vv says more
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = EVERYWHERE)]
     pub verbose: u8,
-    /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h. Without it a read ends 8 s after nobody
+    /// Wait for the network no longer than this: 500ms, 30s, 2m, 1h, 1d. Without it a read ends 8 s after nobody
     /// who is connected has a block, and 30 s after the last byte that came from anybody
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse_duration, help_heading = EVERYWHERE)]
     pub timeout: Option<Duration>,
@@ -211,9 +211,9 @@ fn run(cli: Cli) -> Result<(), Fail> {
     context.out.flush()
 }
 
-/// `500ms`, `30s`, `2m`, `1h`, `1m30s`; a number alone is seconds.
+/// `500ms`, `30s`, `2m`, `1h`, `30d`, `1m30s`; a number alone is seconds.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration: 500ms, 30s, 2m, 1h and 1m30s are");
+    let wrong = || format!("{text:?} is no duration: 500ms, 30s, 2m, 1h, 30d and 1m30s are");
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -233,6 +233,7 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
             "s" | "" => 1.0,
             "m" | "min" => 60.0,
             "h" => 3600.0,
+            "d" => 86_400.0,
             _ => return Err(wrong()),
         };
         let number: f64 = number.parse().map_err(|_| wrong())?;
@@ -260,6 +261,7 @@ mod tests {
             ("30s", 30_000),
             ("2m", 120_000),
             ("1h", 3_600_000),
+            ("30d", 2_592_000_000),
             ("1m30s", 90_000),
             ("1.5s", 1500),
             ("7", 7000),
@@ -273,7 +275,7 @@ mod tests {
         for text in [
             "",
             "s",
-            "1d",
+            "1y",
             "-1s",
             "1e3s",
             "1 s",

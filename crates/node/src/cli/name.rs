@@ -10,7 +10,7 @@ use hyper::Method;
 
 use super::key::name_of;
 use super::progress::Progress;
-use super::session::{answer_fail, url};
+use super::session::{Daemon, answer_fail, url};
 use super::{Context, output, parse_duration};
 use crate::api::types::{
     Done, FollowRequest, FollowStatus, NameEvent, NameInspected, NamePublished, NameResolved,
@@ -84,7 +84,7 @@ pub struct PublishArgs {
     /// The key: its label or its name
     #[arg(long, default_value = crate::keystore::SELF)]
     key: String,
-    /// How long the record lives, such as 24h [default: the setting names.lifetime, one year]
+    /// How long the record lives, such as 30d [default: the setting names.lifetime, one year]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     lifetime: Option<Duration>,
     /// How long others may answer from their memory [default: the setting names.ttl, 5m]
@@ -349,7 +349,8 @@ fn follow(context: &Context, command: &FollowCommand) -> Result<(), Fail> {
             let name = name_of(context, name)?;
             let mut told = follow_add(context, name, *keep)?;
             if *wait {
-                told = follow_to_the_end(context, name)?;
+                let daemon = context.daemon()?.ok_or_else(|| nobody_fetches(&name))?;
+                told = follow_to_the_end(context, daemon, name)?;
             }
             context.out.result(&told, followed)
         }
@@ -398,8 +399,14 @@ fn follow_add(context: &Context, name: Name, keep: Option<u64>) -> Result<Follow
 /// How often a followed name is looked at while somebody waits; the daemon on this device is asked, and nobody else.
 const LOOK: Duration = Duration::from_millis(100);
 
-fn follow_to_the_end(context: &Context, name: Name) -> Result<FollowStatus, Fail> {
-    let daemon = context.require_daemon()?;
+/// What a wait says that cannot begin.
+fn nobody_fetches(name: &Name) -> Fail {
+    let cause = format!("{name} is followed from now on, but no daemon runs to fetch it");
+    Fail::new(Code::NoDaemon, cause)
+        .hint("start one with `gemba daemon`; `gemba name follow ls` tells how far it is")
+}
+
+fn follow_to_the_end(context: &Context, daemon: Daemon, name: Name) -> Result<FollowStatus, Fail> {
     let progress = Progress::bytes("following", None);
     let late = || {
         Fail::new(
@@ -428,9 +435,13 @@ fn follow_to_the_end(context: &Context, name: Name) -> Result<FollowStatus, Fail
                 .timeout
                 .is_some_and(|limit| begun.elapsed() >= limit)
             {
-                let cause = told
-                    .cause
-                    .map_or(String::new(), |cause| format!(": {cause}"));
+                let cause = match told.cause {
+                    Some(cause) => format!(": {cause}"),
+                    None if told.sequence.is_none() => {
+                        ": nobody who is connected has told a record of it".to_owned()
+                    }
+                    None => String::new(),
+                };
                 let mut fail = late();
                 fail.cause.push_str(&cause);
                 return Err(fail);
@@ -481,6 +492,18 @@ fn followed(told: &FollowStatus) -> String {
     }
     if let Some(cause) = &told.cause {
         line.push_str(&format!("\n  {cause}"));
+    }
+    // Those that a rollback can go to.
+    let whole = told.complete_sequence;
+    for kept in told
+        .versions
+        .iter()
+        .filter(|kept| Some(kept.sequence) != whole)
+    {
+        line.push_str(&format!(
+            "\n  also here: {}",
+            version(Some(kept.sequence), &Some(kept.value.clone()))
+        ));
     }
     line
 }

@@ -248,24 +248,27 @@ fn follow<B: serde::Serialize>(
 }
 
 fn remove(context: &Context, cids: &[Cid]) -> Result<(), Fail> {
+    // Each is told when it is done: one that is refused ends the command.
+    let tell = |cid: &Cid| {
+        let told = json!({ "cid": cid.to_string(), "status": "unpinned" });
+        context.out.entry(&told, |_| format!("unpinned {cid}"))
+    };
     match context.daemon()? {
         Some(daemon) => context.talk(daemon, async |client| {
             for cid in cids {
                 let _done: Done = client.delete_json(&format!("/v1/pins/{cid}")).await?;
+                tell(cid)?;
             }
             Ok(())
-        })?,
+        }),
         None => {
             let meta = context.repo(Access::Write)?.meta()?;
-            cids.iter().try_for_each(|cid| pins::remove(&meta, cid))?;
+            cids.iter().try_for_each(|cid| {
+                pins::remove(&meta, cid)?;
+                tell(cid)
+            })
         }
     }
-    cids.iter().try_for_each(|cid| {
-        context.out.entry(
-            &json!({ "cid": cid.to_string(), "status": "unpinned" }),
-            |_| format!("unpinned {cid}"),
-        )
-    })
 }
 
 fn list(context: &Context, name: Option<&str>, quiet: bool) -> Result<(), Fail> {

@@ -14,7 +14,7 @@ use crate::error::{Code, Fail};
 
 /// A Kubo answers on this machine at once, or is not there.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Between two pieces of its answer.
+/// Between two pieces of its answer, unless whoever asks has another patience.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Longest line of its answer, in bytes.
 const LINE: usize = 64 * 1024;
@@ -63,6 +63,7 @@ pub type Each<'e> = dyn FnMut(&[u8]) -> Result<(), Fail> + 'e;
 /// A Kubo's RPC.
 pub struct Rpc {
     host: String,
+    patience: Duration,
     kept: Option<SendRequest<Empty<Bytes>>>,
 }
 
@@ -73,7 +74,18 @@ impl Rpc {
     /// [`Code::Usage`] for what is no such address.
     pub fn at(url: &str) -> Result<Self, Fail> {
         let host = host(url)?;
-        Ok(Self { host, kept: None })
+        Ok(Self {
+            host,
+            patience: SILENCE,
+            kept: None,
+        })
+    }
+
+    /// It may be silent for so long. A minute by default.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Host and port.
@@ -82,15 +94,18 @@ impl Rpc {
         &self.host
     }
 
-    /// Asks, and hands on each line of the answer, which may take its time as long as it is not silent for a minute.
+    /// Asks, and hands on each line of the answer, which may take its time as long as it is not silent beyond the patience with it.
     ///
     /// # Errors
     /// [`RpcError::Refused`] for its own; [`RpcError::Failed`] if nobody answers, or the answer is cut short or none of a Kubo; the failures of `each`.
     pub async fn lines(&mut self, path: &str, each: &mut Each<'_>) -> Result<(), RpcError> {
         let mut answer = self.ask(path).await?;
         let is_good = answer.status().is_success();
+        if let Some(fail) = never_its_answer(answer.status()) {
+            return Err(fail.into());
+        }
         let mut buffer = Vec::new();
-        while let Some(data) = piece(&mut answer).await? {
+        while let Some(data) = piece(&mut answer, self.patience).await? {
             buffer.extend_from_slice(&data);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
@@ -112,29 +127,35 @@ impl Rpc {
     async fn ask(&mut self, path: &str) -> Result<Response<Incoming>, Fail> {
         if let Some(mut kept) = self.kept.take() {
             let request = self.request(path)?;
-            let asked = tokio::time::timeout(SILENCE, async {
+            let asked = tokio::time::timeout(self.patience, async {
                 kept.ready().await?;
                 kept.send_request(request).await
             });
-            // It may have ended the connection meanwhile.
-            if let Ok(Ok(answer)) = asked.await {
-                self.kept = Some(kept);
-                return Ok(answer);
+            match asked.await {
+                Ok(Ok(answer)) => {
+                    self.kept = Some(kept);
+                    return Ok(answer);
+                }
+                // It has ended the connection meanwhile.
+                Ok(Err(_)) => {}
+                Err(_) => return Err(silent(self.patience)),
             }
         }
         let mut sender = self.connect().await?;
-        let sent = tokio::time::timeout(SILENCE, sender.send_request(self.request(path)?)).await;
+        let request = self.request(path)?;
+        let sent = tokio::time::timeout(self.patience, sender.send_request(request)).await;
         let answer = match sent {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) => return Err(away(&e)),
-            Err(e) => return Err(away(&e)),
+            Err(_) => return Err(silent(self.patience)),
         };
         self.kept = Some(sender);
         Ok(answer)
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, Fail> {
-        let socket = tokio::time::timeout(CONNECT, TcpStream::connect(&self.host)).await;
+        let limit = CONNECT.min(self.patience);
+        let socket = tokio::time::timeout(limit, TcpStream::connect(&self.host)).await;
         let socket = match socket {
             Ok(Ok(socket)) => socket,
             Ok(Err(e)) => return Err(away(&e)),
@@ -191,6 +212,31 @@ fn away(e: &dyn std::fmt::Display) -> Fail {
         .hint("is the Kubo daemon up? `ipfs config Addresses.API` tells its address")
 }
 
+fn silent(patience: Duration) -> Fail {
+    let cause = format!("it sent nothing for {} s", patience.as_secs_f64());
+    Fail::new(Code::Timeout, cause)
+        .hint("is it stopped, or very busy? A longer --timeout waits longer")
+}
+
+/// What no Kubo answers to what is asked here: it tells its own refusals with 400 and 500.
+fn never_its_answer(status: StatusCode) -> Option<Fail> {
+    let cause = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            "it wants an authorization (API.Authorizations), which gemba has not"
+        }
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "that is no Kubo's RPC",
+        _ => return None,
+    };
+    let code = if status == StatusCode::NOT_FOUND || status == StatusCode::METHOD_NOT_ALLOWED {
+        Code::Failure
+    } else {
+        Code::Permission
+    };
+    Some(Fail::new(code, format!("{cause}: it answered {status}")).hint(
+        "`ipfs config Addresses.API` tells the address of the RPC; where it is guarded, ask on the Kubo's own machine",
+    ))
+}
+
 fn no_answer(cause: impl std::fmt::Display) -> Fail {
     Fail::new(
         Code::Failure,
@@ -203,15 +249,13 @@ const AGAIN: &str =
     "what it told before was taken; run the same command again, which takes nothing away";
 
 /// The next piece of the body; none: it is over.
-async fn piece(answer: &mut Response<Incoming>) -> Result<Option<Bytes>, RpcError> {
+async fn piece(
+    answer: &mut Response<Incoming>,
+    patience: Duration,
+) -> Result<Option<Bytes>, RpcError> {
     loop {
-        let next = tokio::time::timeout(SILENCE, answer.body_mut().frame()).await;
-        let next = next.map_err(|_| {
-            Fail::new(
-                Code::Timeout,
-                format!("it sent nothing for {} s", SILENCE.as_secs()),
-            )
-        })?;
+        let next = tokio::time::timeout(patience, answer.body_mut().frame()).await;
+        let next = next.map_err(|_| silent(patience))?;
         let Some(frame) = next else { return Ok(None) };
         let frame = frame.map_err(|e| {
             Fail::new(Code::Failure, format!("its answer was cut short: {e}")).hint(AGAIN)

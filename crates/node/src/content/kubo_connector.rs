@@ -72,7 +72,7 @@ impl KuboConnector {
         let mut rpc = Rpc::at(&self.url)?;
         let found = runtime()?.block_on(theirs(&mut rpc, cid));
         let found = found.map_err(RpcError::into_fail)?;
-        Ok(found.map(|(kind, _)| kind))
+        Ok(found.map(|pin| pin.kind))
     }
 
     /// The Kubo keeps it no longer; what is not pinned stays so. Asks, and waits for the answer.
@@ -189,12 +189,27 @@ fn made(
 ) -> Result<bool, RpcError> {
     let mut rpc = Rpc::at(url)?;
     runtime()?.block_on(async {
-        let what = (&target.cid, target.reach);
         tokio::select! {
-            made = make(&mut rpc, what, None, on_progress) => made.map(|()| true),
+            made = make_unless_there(&mut rpc, target, on_progress) => made.map(|()| true),
             _ = stopped => Ok(false),
         }
     })
+}
+
+/// A pin that is there already stays as it is: made anew, it would lose its name, and a Kubo takes it away before it looks whether it has all blocks.
+async fn make_unless_there(
+    rpc: &mut Rpc,
+    target: &Target,
+    on_progress: &mut dyn FnMut(u64) -> Result<(), Fail>,
+) -> Result<(), RpcError> {
+    let there = theirs(rpc, &target.cid).await?;
+    let name = match there {
+        Some(pin) if pin.kind == Kind::Recursive || pin.kind == target.reach => return Ok(()),
+        Some(pin) => pin.name,
+        None => None,
+    };
+    let what = (&target.cid, target.reach);
+    make(rpc, what, name.as_deref(), on_progress).await
 }
 
 fn progress(blocks: u64) -> Progress {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cid::Cid;
-use gemba_pins::{Add, Kind, Name};
+use gemba_pins::{Add, Kind};
 use serde::{Deserialize, Serialize};
 
 use super::kubo::{Rpc, RpcError, quoted, runtime};
@@ -37,18 +37,26 @@ struct Added {
 /// What is done with each pin: root, kind, name.
 type Take<'t> = dyn FnMut(&str, Kind, Option<&str>) -> Result<(), Fail> + 't;
 
-/// Hands on each pin of the Kubo whose RPC is at `url` (`http://127.0.0.1:5001`): root, kind, name.
+/// Hands on each pin of the Kubo whose RPC is at `url` (`http://127.0.0.1:5001`): root, kind, name. It may be silent for a minute, or for as long as `patience`.
 ///
 /// # Errors
 /// [`Code::Usage`] for what is no such address; [`Code::Failure`] if nobody answers, or the answer is none of a Kubo or is cut short.
-pub fn read(url: &str, take: &mut Take<'_>) -> Result<(), Fail> {
-    let mut rpc = Rpc::at(url)?;
+pub fn read(url: &str, patience: Option<Duration>, take: &mut Take<'_>) -> Result<(), Fail> {
+    let mut rpc = asked(url, patience)?;
     runtime()?.block_on(async {
         for kind in [Kind::Recursive, Kind::Direct] {
             let listed = list(&mut rpc, kind, take).await;
             listed.map_err(|fail| fail.during(format!("the pins of Kubo at {}", rpc.host())))?;
         }
         Ok(())
+    })
+}
+
+fn asked(url: &str, patience: Option<Duration>) -> Result<Rpc, Fail> {
+    let rpc = Rpc::at(url)?;
+    Ok(match patience {
+        Some(patience) => rpc.patience(patience),
+        None => rpc,
     })
 }
 
@@ -117,7 +125,7 @@ impl Export {
     /// [`Code::Usage`] for what is no such address.
     pub fn to(url: &str, stall: Option<Duration>) -> Result<Self, Fail> {
         Ok(Self {
-            rpc: Rpc::at(url)?,
+            rpc: asked(url, stall)?,
             runtime: runtime()?,
             stall: stall.unwrap_or(STALL),
             report: Exported::default(),
@@ -135,30 +143,43 @@ impl Export {
             stall,
             report,
         } = self;
-        let count = match runtime.block_on(theirs(rpc, &add.cid)) {
+        let (count, its_name) = match runtime.block_on(theirs(rpc, &add.cid)) {
             Err(error) => return self.on_error(add, error),
-            Ok(None) => &mut report.added,
-            Ok(Some((Kind::Direct, _))) if add.kind == Kind::Recursive => &mut report.widened,
-            Ok(Some((kind, false))) if add.name.is_some() && kind == add.kind => &mut report.named,
+            Ok(None) => (&mut report.added, None),
+            Ok(Some(pin)) if pin.kind == Kind::Direct && add.kind == Kind::Recursive => {
+                (&mut report.widened, pin.name)
+            }
+            Ok(Some(pin)) if pin.name.is_none() && add.name.is_some() && pin.kind == add.kind => {
+                (&mut report.named, None)
+            }
             Ok(Some(_)) => {
                 report.kept += 1;
                 return Ok(());
             }
         };
-        let (mut most, mut moved) = (0, Instant::now());
+        let (mut most, mut moved, mut is_left) = (0, Instant::now(), false);
         let mut on_progress = |blocks| {
             if blocks > most {
                 (most, moved) = (blocks, Instant::now());
             }
             match moved.elapsed() < *stall {
                 true => Ok(()),
-                false => Err(no_block(*stall)),
+                false => {
+                    is_left = true;
+                    Err(no_block(*stall))
+                }
             }
         };
-        let (what, name) = ((&add.cid, add.kind), add.name.as_ref());
-        match runtime.block_on(make(rpc, what, name, &mut on_progress)) {
+        // Made anew without a name it would lose its own.
+        let name = its_name.or_else(|| add.name.as_ref().map(|name| name.as_str().to_owned()));
+        let what = (&add.cid, add.kind);
+        match runtime.block_on(make(rpc, what, name.as_deref(), &mut on_progress)) {
             Ok(()) => {
                 *count += 1;
+                Ok(())
+            }
+            Err(RpcError::Failed(fail)) if is_left => {
+                self.fail(&add.cid, fail.cause);
                 Ok(())
             }
             Err(error) => self.on_error(add, error),
@@ -168,9 +189,7 @@ impl Export {
     fn on_error(&mut self, add: &Add, error: RpcError) -> Result<(), Fail> {
         match error {
             RpcError::Refused(cause) | RpcError::BrokeOff(cause) => self.fail(&add.cid, cause),
-            RpcError::Failed(fail) if fail.code == Code::Timeout => {
-                self.fail(&add.cid, fail.cause);
-            }
+            // It is not there any more, or was none: that holds for all further ones, too.
             RpcError::Failed(fail) => {
                 let doing = format!("pins for Kubo at {}", self.rpc.host());
                 return Err(fail.during(doing));
@@ -194,8 +213,14 @@ impl Export {
     }
 }
 
-/// How a root is pinned there, and whether it has a name.
-pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<(Kind, bool)>, RpcError> {
+/// A pin of the Kubo.
+pub(super) struct Theirs {
+    pub(super) kind: Kind,
+    pub(super) name: Option<String>,
+}
+
+/// How a root is pinned there.
+pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<Theirs>, RpcError> {
     for kind in [Kind::Recursive, Kind::Direct] {
         let path = format!(
             "pin/ls?arg={cid}&type={}&names=true&stream=true&quiet=false",
@@ -203,7 +228,7 @@ pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<(Kind, boo
         );
         let mut found = None;
         let mut each = |line: &[u8]| {
-            found = Some(!pin_of(line)?.name.is_empty());
+            found = Some(pin_of(line)?.name);
             Ok(())
         };
         match rpc.lines(&path, &mut each).await {
@@ -211,8 +236,9 @@ pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<(Kind, boo
             Err(RpcError::Refused(message)) if message.contains("not pinned") => {}
             Err(other) => return Err(other),
         }
-        if let Some(is_named) = found {
-            return Ok(Some((kind, is_named)));
+        if let Some(name) = found {
+            let name = Some(name).filter(|name| !name.is_empty());
+            return Ok(Some(Theirs { kind, name }));
         }
     }
     Ok(None)
@@ -222,13 +248,13 @@ pub(super) async fn theirs(rpc: &mut Rpc, cid: &Cid) -> Result<Option<(Kind, boo
 pub(super) async fn make(
     rpc: &mut Rpc,
     (cid, kind): (&Cid, Kind),
-    name: Option<&Name>,
+    name: Option<&str>,
     on_progress: &mut dyn FnMut(u64) -> Result<(), Fail>,
 ) -> Result<(), RpcError> {
     let is_recursive = kind == Kind::Recursive;
     let mut path = format!("pin/add?arg={cid}&recursive={is_recursive}&progress=true");
     if let Some(name) = name {
-        path.push_str(&format!("&name={}", quoted(name.as_str())));
+        path.push_str(&format!("&name={}", quoted(name)));
     }
     let mut done = false;
     let mut each = |line: &[u8]| {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Fail};
 use crate::meta::{Edited, PinRows};
 use crate::names::follows;
+use crate::text;
 
 /// The form that is written, and the newest that is read.
 const FORM: u32 = 1;
@@ -155,8 +156,9 @@ pub fn import(
         Err(Stop::Fail(fail)) => Err(fail),
         Err(Stop::List(error)) => {
             let before = report.added + report.kept + report.named + report.widened;
+            let before = text::count(before, "pin", "pins");
             Err(Fail::new(Code::Usage, error).hint(format!(
-                "the {before} pins of the lines before it were taken; put the line right and import the list once more, which takes nothing away"
+                "what the lines before it name was taken ({before}); put the line right and import the list once more, which takes nothing away"
             )))
         }
     }

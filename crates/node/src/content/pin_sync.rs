@@ -109,7 +109,7 @@ fn forget(store: &Store, here: &Presence) -> Result<(), Fail> {
 pub fn without_daemon(store: &Store, meta: &Meta, cid: &Cid) -> Result<PinSync, Fail> {
     let pin = meta.pins()?.get(cid)?;
     let pin = pin.ok_or_else(|| crate::meta::pin_fail(gemba_pins::PinError::NotPinned(*cid)))?;
-    let here = inspect(store, cid, pin.kind)?;
+    let here = inspect(store, cid, pin.kind, || Ok(()))?;
     forget(store, &here)?;
     let edit = match heal(&pin, &here) {
         Heal::Nothing | Heal::TryAgain => None,

@@ -12,6 +12,7 @@ use gemba_store::{Store, StoreError};
 
 use crate::error::{Code, Fail};
 use crate::meta::{Meta, PinEdit, PinRows, PinState as _};
+use crate::names::follows;
 use crate::repo::store_fail;
 
 /// Missing blocks that are counted before a walk gives up.
@@ -41,18 +42,29 @@ impl Presence {
 /// # Errors
 /// [`Code::Integrity`] for a block that cannot be read as its codec says, or a DAG over the limits; the disk's.
 pub fn presence(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
-    look(store, root, kind, Look::Keep)
+    look(store, root, kind, Look::Keep, || Ok(()))
 }
 
-/// The same, and every block is read and so checked.
+/// The same, and every block is read and so checked, as long as `go_on` lets it.
 ///
 /// # Errors
-/// As [`presence`].
-pub fn inspect(store: &Store, root: &Cid, kind: Kind) -> Result<Presence, Fail> {
-    look(store, root, kind, Look::Read)
+/// As [`presence`], and those of `go_on`, which is asked before each block.
+pub fn inspect(
+    store: &Store,
+    root: &Cid,
+    kind: Kind,
+    go_on: impl Fn() -> Result<(), Fail>,
+) -> Result<Presence, Fail> {
+    look(store, root, kind, Look::Read, go_on)
 }
 
-fn look(store: &Store, root: &Cid, kind: Kind, look: Look) -> Result<Presence, Fail> {
+fn look(
+    store: &Store,
+    root: &Cid,
+    kind: Kind,
+    look: Look,
+    go_on: impl Fn() -> Result<(), Fail>,
+) -> Result<Presence, Fail> {
     let mut key = [0; 16];
     getrandom::fill(&mut key)
         .map_err(|e| Fail::new(Code::Failure, format!("no randomness: {e}")))?;
@@ -62,6 +74,7 @@ fn look(store: &Store, root: &Cid, kind: Kind, look: Look) -> Result<Presence, F
     let mut walk = Walk::of_kind(*root, kind, config);
     let mut damaged = None;
     while let Some(cid) = walk.next_need() {
+        go_on()?;
         if let Some(damage) = visit(store, &mut walk, &cid, look)? {
             damaged.get_or_insert(damage);
         }
@@ -231,12 +244,13 @@ pub fn updated(older: &Pin, name: Option<String>) -> Result<(Kind, Option<String
     Ok((older.kind, own.map(str::to_owned)))
 }
 
-/// Removes a pin. The blocks stay until they are collected.
+/// Removes a pin, but for what a followed name needs. The blocks stay until they are collected.
 ///
 /// # Errors
-/// [`Code::NotFound`].
+/// [`Code::NotFound`]; [`Code::Conflict`] for what is kept because a name is followed.
 pub fn remove(meta: &Meta, root: &Cid) -> Result<(), Fail> {
-    meta.edit_one(PinEdit::Release(*root, None)).map(drop)
+    let holder = follows::holder(meta, root)?;
+    meta.edit_one(PinEdit::Release(*root, holder)).map(drop)
 }
 
 /// The pins that say that they are whole and miss a block, or have one that cannot be read.
@@ -313,4 +327,44 @@ pub(crate) fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::cell::Cell;
+
+    use gemba_block::Block;
+
+    use super::*;
+
+    /// A client that goes away ends the reading of a large pin at the next block.
+    #[test]
+    fn an_inspection_ends_when_it_is_no_longer_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), gemba_store::Config::default()).unwrap();
+        let leaves = [0, 1, 2].map(|n: u8| Block::raw(vec![n]).unwrap());
+        let links = leaves
+            .iter()
+            .map(|leaf| gemba_unixfs::dagpb::Link::new(*leaf.cid(), b"", 1));
+        let root = Block::dag_pb(gemba_unixfs::dagpb::encode(links, None)).unwrap();
+        store.put_many(&leaves).unwrap();
+        store.put_many(std::slice::from_ref(&root)).unwrap();
+        let asked = Cell::new(0);
+        let most = |most| {
+            asked.set(0);
+            let go_on = || {
+                asked.set(asked.get() + 1);
+                match asked.get() > most {
+                    true => Err(Fail::new(Code::Interrupted, "the client went away")),
+                    false => Ok(()),
+                }
+            };
+            inspect(&store, root.cid(), Kind::Recursive, go_on)
+        };
+        assert!(most(4).unwrap().is_whole());
+        assert_eq!(most(2).unwrap_err().code, Code::Interrupted);
+        assert_eq!(asked.get(), 3, "no block after that");
+    }
 }

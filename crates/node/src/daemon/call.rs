@@ -25,6 +25,8 @@ pub enum Wait {
     Ping(PeerId),
     /// A record of a name.
     Name(gemba_names::Name),
+    /// A change of a name, or of any.
+    Change(Option<gemba_names::Name>),
     /// Room in the store.
     Room,
 }

@@ -1075,6 +1075,17 @@ impl Node {
                 waited_s: 0.0,
                 code: Code::Timeout,
             },
+            Wait::Change(name) => Waits {
+                what: "change".to_owned(),
+                name: name.map_or(String::new(), |name| name.to_string()),
+                cause: match name {
+                    Some(name) => format!("waiting for a change of {name}"),
+                    None => "waiting for a change of any name that this device knows".to_owned(),
+                },
+                hint: "without --timeout it waits as long as it takes".to_owned(),
+                waited_s: 0.0,
+                code: Code::Timeout,
+            },
             Wait::Room => Waits {
                 what: "room".to_owned(),
                 name: self.store.dir().display().to_string(),
@@ -1218,8 +1229,10 @@ impl Node {
         let stat = self.store.stat();
         let (rss_bytes, rss_max_bytes) = resident_memory();
         let pins = self.pins.counts();
-        let is_hurt =
-            self.disk.refuses().is_some() || self.repair.open() > 0 || stat.unreadable_packs > 0;
+        let is_hurt = self.disk.refuses().is_some()
+            || self.repair.open() > 0
+            || stat.unreadable_packs > 0
+            || !self.names.is_writable();
         let health = match (self.peers.connected(), pins.error) {
             _ if is_hurt => "degraded",
             (0, _) => "alone",

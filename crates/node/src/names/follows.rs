@@ -261,6 +261,16 @@ pub fn not_followed(name: &Name) -> Fail {
         .hint("`gemba name follow ls` lists the names that are; `gemba name follow add` begins")
 }
 
+/// The label of the follow that needs a root, if one does.
+///
+/// # Errors
+/// As [`load`].
+pub fn holder(meta: &Meta, root: &Cid) -> Result<Option<String>, Fail> {
+    let mut all = load(meta)?.into_iter();
+    let holder = all.find(|(_, follow)| follow.roots().any(|held| held == *root));
+    Ok(holder.map(|(name, _)| label(&name)))
+}
+
 /// The label of pins that belong to the follow of a name.
 #[must_use]
 pub fn label(name: &Name) -> String {

@@ -272,7 +272,7 @@ pub fn refused(error: &Refused) -> Fail {
         Refused::Older { .. } => at(Code::Conflict).hint("nothing was changed; `gemba name inspect` shows what is known"),
         Refused::Full { .. } | Refused::Overtaken(_) => at(Code::Conflict).hint("repeat the command"),
         Refused::NeverTold { .. } | Refused::Backwards { .. } => at(Code::Conflict).hint("`gemba name follow ls` shows the versions that are here"),
-        Refused::Disk(_) => at(Code::Failure).hint("look at the system's log (`dmesg`); what was told before stays true"),
+        Refused::Disk(_) => at(Code::Failure).hint("free space there, or look at the system's log (`dmesg`); a daemon tries again by itself, and what was told before stays true"),
         Refused::Sign(_) => at(Code::Failure).hint("`gemba key ls` tells whether the key can be read"),
         Refused::GivenUp(_) => at(Code::Conflict).hint("`gemba key ls` lists the keys of this device"),
         _ => at(Code::Failure).hint("see the daemon's log"),

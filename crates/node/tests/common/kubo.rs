@@ -34,6 +34,8 @@ impl Kubo {
         let shared = Arc::clone(&held);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
+                // It answers in small pieces, each of which would wait for the one before.
+                stream.set_nodelay(true).unwrap();
                 let shared = Arc::clone(&shared);
                 std::thread::spawn(move || serve(&stream, &shared));
             }

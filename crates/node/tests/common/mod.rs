@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -267,6 +268,30 @@ pub fn within(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 /// Bytes that look random and repeat for a seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     gemba_testkit::Rng::new(seed).bytes(len)
+}
+
+/// Turns a byte of this block in its pack, behind the back of whoever has it open.
+pub fn damage(node: &Node, cid: &str) {
+    let data = node.run(&["block", "get", cid]).stdout;
+    for pack in packs(&node.repo) {
+        let bytes = std::fs::read(&pack).unwrap();
+        let Some(at) = bytes.windows(data.len()).position(|window| window == data) else {
+            continue;
+        };
+        let at = (at + data.len() / 2) as u64;
+        let file = std::fs::OpenOptions::new().write(true).open(&pack).unwrap();
+        file.write_all_at(&[!bytes[at as usize]], at).unwrap();
+        return;
+    }
+    panic!("{cid} is in no pack");
+}
+
+pub fn packs(repo: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(repo.join("blocks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "pack"))
+        .collect()
 }
 
 /// Every file and symlink below a folder with its content. What is gone between listing and reading was never there: a running daemon writes a

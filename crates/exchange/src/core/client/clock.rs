@@ -64,10 +64,11 @@ impl Client {
         out: &mut Out,
     ) {
         let mut late = Vec::new();
+        let (stall, sharers) = self.line_to(key, now);
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        let silent = now >= peer.progress.saturating_add(self.config.stall);
+        let silent = now >= peer.progress.saturating_add(stall);
         let delivered = peer.delivered;
         let wants = &self.wants;
         peer.block_asks.retain(|ask| {
@@ -76,7 +77,10 @@ impl Client {
             }
             let waited = now >= ask.at.saturating_add(self.config.stall);
             let overtaken = delivered > ask.number + OVERTAKEN;
-            if waited && (silent || overtaken || now >= ask.latest) {
+            // Its rate may be that of a line that it had for itself.
+            let most = ask.latest.saturating_sub(ask.at).saturating_mul(sharers);
+            let trickles = now >= ask.at.saturating_add(most);
+            if waited && (silent || overtaken || trickles) {
                 late.push(*ask);
                 return false;
             }

@@ -26,6 +26,11 @@ const PATIENCE: u32 = 10;
 const BLOCKS: u64 = 3;
 /// And so many in any case: a block of 1 MiB over 100 kbit/s takes less.
 const LONG_PATIENCE: u32 = 60;
+/// While another of the site waits for bytes from outside too, whether they come or not, it is the line that is full or dead rather than a
+/// device, and who gets nothing has so many stall times: to take over what it fetches would send it over that line twice (SI-10).
+const LINE_PATIENCE: u32 = 4;
+/// How often a want is left again to mates that had their turn.
+const RETURNS: u8 = 4;
 /// Wants of a session that wait for mates at a time. With the 256 that are looked for they stay within the 512 that a peer keeps for us after it
 /// said that it has them not (EX-6).
 const WAITING: usize = 256;
@@ -87,17 +92,40 @@ impl Client {
         let Some(mut want) = self.wants.remove(cid) else {
             return;
         };
-        let still = now >= self.outside_progress().saturating_add(self.config.stall);
-        let yields = self
-            .site
-            .as_ref()
-            .is_some_and(|site| still || site.outranks_us(by, cid));
-        if want.shared.outside && yields {
-            counters.site_yielded += 1;
-            self.withdraw(cid, &mut want, true);
+        if want.shared.outside {
+            self.settle_clash(cid, &mut want, by, now, counters);
+        } else if want.shared.returns < RETURNS {
+            want.shared.returned(by);
         }
         self.wants.insert(*cid, want);
         self.place_open(cid, now, counters, out);
+    }
+
+    /// Both ask outside: one of the two takes it back.
+    fn settle_clash(
+        &mut self,
+        cid: &Cid,
+        want: &mut Want,
+        by: PeerKey,
+        now: Time,
+        counters: &mut Counters,
+    ) {
+        let since = self.outside_progress().max(want.shared.since);
+        let still = now >= since.saturating_add(self.config.stall);
+        let Some(site) = &mut self.site else {
+            return;
+        };
+        let is_ours = !still && !site.outranks_us(by, cid);
+        let had_turn = want.shared.lapsed.contains(&Some(by));
+        if is_ours {
+            // It does not know that bytes come to us.
+            site.take(*cid);
+        } else if !had_turn || want.shared.returns < RETURNS {
+            counters.site_yielded += 1;
+            want.shared.returned(by);
+            want.shared.had_turn(None);
+            self.withdraw(cid, want, true);
+        }
     }
 
     /// SI-9: a mate asked everybody that it could, in vain.
@@ -395,6 +423,10 @@ impl Client {
             }
             Turn::Of(mate) if want.phase == Phase::Waiting => {
                 let stall = self.config.stall;
+                let of_line = stall.saturating_mul(LINE_PATIENCE);
+                let line_in_use =
+                    site.has_taken() || site.others_at_the_line(Some(mate), now, of_line) > 0;
+                let patience = if line_in_use { of_line } else { stall };
                 let since = want.shared.since;
                 let heard = since.max(site.progress(mate));
                 let (delivered, found) = site.delivered(mate);
@@ -405,7 +437,7 @@ impl Client {
                 if lies {
                     site.distrust(mate, now);
                 }
-                if lies || now >= heard.saturating_add(stall) {
+                if lies || now >= heard.saturating_add(patience) {
                     counters.site_lapses += 1;
                     want.shared.had_turn(Some(mate));
                     self.place(cid, now, counters, out);
@@ -439,6 +471,19 @@ impl Client {
             want.asks.retain(|ask| ask.peer != mate);
         }
         self.place(cid, now, counters, out);
+    }
+
+    /// How long a peer that owes us blocks may send nothing, and how many of the site share the line that it is asked over.
+    pub(super) fn line_to(&self, key: PeerKey, now: Time) -> (Duration, u32) {
+        let stall = self.config.stall;
+        let of_line = stall.saturating_mul(LINE_PATIENCE);
+        let asks_for_others = |site: &&Site| site.has_taken() && !site.is_mate(key);
+        let others = self
+            .site
+            .as_ref()
+            .filter(asks_for_others)
+            .map_or(0, |site| site.others_at_the_line(None, now, of_line));
+        (if others == 0 { stall } else { of_line }, others + 1)
     }
 
     /// When bytes last came from outside.

@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) outside: bool,
     /// Who had his turn and did not fetch it, in this round.
     pub(super) lapsed: Vec<Who>,
+    /// How often it was left again to one that had its turn.
+    pub(super) returns: u8,
     /// When whoever has the turn was last asked again.
     pub(super) nudged: Time,
 }
@@ -50,6 +52,14 @@ impl Shared {
     pub(super) fn had_turn(&mut self, who: Who) {
         if !self.lapsed.contains(&who) {
             self.lapsed.push(who);
+        }
+    }
+
+    /// A mate may have it again.
+    pub(super) fn returned(&mut self, mate: PeerKey) {
+        if let Some(at) = self.lapsed.iter().position(|who| *who == Some(mate)) {
+            self.lapsed.swap_remove(at);
+            self.returns = self.returns.saturating_add(1);
         }
     }
 }
@@ -95,6 +105,7 @@ impl Want {
                 found: 0,
                 outside: false,
                 lapsed: Vec::new(),
+                returns: 0,
                 nudged: now,
             },
         }

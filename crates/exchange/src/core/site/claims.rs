@@ -45,6 +45,10 @@ impl Claims {
         self.by_block.get(cid).copied()
     }
 
+    pub(super) fn any_of(&self, mate: PeerKey) -> bool {
+        self.of_mate.contains_key(&mate)
+    }
+
     pub(super) fn remove(&mut self, cid: &Cid) {
         let Some(by) = self.by_block.remove(cid) else {
             return;

@@ -525,6 +525,17 @@ impl Site {
         self.neighbours.get(&key).map_or(Time::ZERO, |p| p.progress)
     }
 
+    /// How many other mates wait for bytes from outside: they took blocks, and said so, or that bytes come, within this time.
+    pub(in crate::core) fn others_at_the_line(&self, but: Who, now: Time, within: Duration) -> u32 {
+        let waits = |(key, peer): &(&PeerKey, &Neighbour)| {
+            Some(**key) != but
+                && now < peer.progress.saturating_add(within)
+                && self.is_candidate(**key, now)
+                && self.claims.any_of(**key)
+        };
+        self.neighbours.iter().filter(waits).count() as u32
+    }
+
     /// Whether anybody outside is connected.
     pub(in crate::core) fn reaches_outside(&self) -> bool {
         self.outside

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use gemba_pins::Add;
@@ -18,33 +19,28 @@ use crate::meta::{PinEdit, PinState as _};
 use crate::repo::Access;
 use crate::text;
 
+/// What writes the list.
+type List<'l> = dyn FnMut(&mut dyn Write) -> Result<(), Fail> + 'l;
+
 /// Writes the list to a file or to standard output.
 pub(super) fn export(context: &Context, output: Option<&Path>) -> Result<(), Fail> {
     let target = output.map(Path::to_owned);
-    match context.daemon()? {
-        Some(daemon) => context.talk(daemon, async |client| {
-            let mut list = client.reader("/v1/pins/export").await?;
-            session::blocking(move || {
-                written(target.as_deref(), &mut |out| {
-                    std::io::copy(&mut list, out).map(drop).map_err(io_fail)
-                })
-            })
-            .await
-        }),
-        None => {
-            let meta = context.repo(Access::Read)?.meta()?;
-            let pins = meta.pins()?;
-            written(output, &mut |out| pin_list::export(&pins, out).map(drop))
-        }
-    }
+    listed(context, move |list| written(target.as_deref(), list))
 }
 
 /// Makes each pin at a Kubo.
 pub(super) fn export_to_kubo(context: &Context, url: &str) -> Result<(), Fail> {
     let mut export = Export::to(url, context.timeout)?;
-    let mut list = listed(context)?;
-    list.rewind().map_err(io_fail)?;
-    pin_list::each(&mut BufReader::new(list), &mut |add| export.pin(add))?;
+    // All pins in a file without a name: what is done with them may take hours, and nobody keeps a page of the table or a request open for so long.
+    let mut file = tempfile::tempfile().map_err(io_fail)?;
+    let out = file.try_clone().map_err(io_fail)?;
+    listed(context, move |list| {
+        let mut out = BufWriter::new(out);
+        list(&mut out)?;
+        out.flush().map_err(io_fail)
+    })?;
+    file.rewind().map_err(io_fail)?;
+    pin_list::each(&mut BufReader::new(file), &mut |add| export.pin(add))?;
     let exported = export.finish();
     context.out.result(&exported, exported_text)?;
     if exported.failed == 0 {
@@ -60,54 +56,55 @@ pub(super) fn export_to_kubo(context: &Context, url: &str) -> Result<(), Fail> {
     .hint("see that it is connected to somebody who has them, and run the same command again: it goes on with what is left"))
 }
 
-/// All pins in a file without a name: what is done with them may take hours, and nobody keeps a page of the table or a request open for so long.
-fn listed(context: &Context) -> Result<File, Fail> {
-    let file = tempfile::tempfile().map_err(io_fail)?;
-    let mut out = BufWriter::new(file.try_clone().map_err(io_fail)?);
-    match context.daemon()? {
-        Some(daemon) => context.talk(daemon, async |client| {
-            let mut list = client.reader("/v1/pins/export").await?;
-            session::blocking(move || {
-                std::io::copy(&mut list, &mut out).map_err(io_fail)?;
-                out.flush().map_err(io_fail)
-            })
-            .await
-        })?,
-        None => {
-            let meta = context.repo(Access::Read)?.meta()?;
-            pin_list::export(&meta.pins()?, &mut out)?;
-            out.flush().map_err(io_fail)?;
-        }
-    }
-    Ok(file)
+/// Has the list written, the daemon's or, without one, the repository's.
+fn listed(
+    context: &Context,
+    write: impl FnOnce(&mut List<'_>) -> Result<(), Fail> + Send + 'static,
+) -> Result<(), Fail> {
+    let Some(daemon) = context.daemon()? else {
+        let meta = context.repo(Access::Read)?.meta()?;
+        let pins = meta.pins()?;
+        return write(&mut |out| pin_list::export(&pins, out).map(drop));
+    };
+    context.talk(daemon, async |client| {
+        let mut list = client.reader("/v1/pins/export").await?;
+        session::blocking(move || {
+            write(&mut |out| std::io::copy(&mut list, out).map(drop).map_err(io_fail))
+        })
+        .await
+    })
 }
 
 fn exported_text(exported: &Exported) -> String {
-    let mut line = format!(
+    let line = format!(
         "{} made there, {} there already",
         text::count(exported.added, "pin", "pins"),
         exported.kept + exported.named + exported.widened
     );
-    for (count, what) in [
-        (exported.named, "named"),
-        (exported.widened, "made recursive"),
-        (exported.failed, "not made"),
-    ] {
-        if count > 0 {
-            line.push_str(&format!(", {count} {what}"));
-        }
-    }
+    let mut line = with_counts(
+        line,
+        [
+            (exported.named, "named"),
+            (exported.widened, "made recursive"),
+            (exported.failed, "not made"),
+        ],
+    );
     for failure in &exported.failures {
         line.push_str(&format!("\n  {}: {}", failure.cid, failure.cause));
     }
     line
 }
 
+/// With those that are not zero.
+fn with_counts(mut line: String, counts: [(u64, &str); 3]) -> String {
+    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        line.push_str(&format!(", {count} {what}"));
+    }
+    line
+}
+
 /// A file is there whole or not at all.
-fn written(
-    target: Option<&Path>,
-    write: &mut dyn FnMut(&mut dyn Write) -> Result<(), Fail>,
-) -> Result<(), Fail> {
+fn written(target: Option<&Path>, write: &mut List<'_>) -> Result<(), Fail> {
     let Some(target) = target else {
         let mut out = Content::new();
         write(&mut out)?;
@@ -141,6 +138,7 @@ pub(super) fn import(
     let source = Source {
         file: file.map(Path::to_owned),
         kubo: kubo.map(str::to_owned),
+        patience: context.timeout,
     };
     let report = match context.daemon()? {
         Some(daemon) => through(context, daemon, source)?,
@@ -150,28 +148,26 @@ pub(super) fn import(
 }
 
 fn report_text(report: &Report) -> String {
-    let mut line = format!(
+    let line = format!(
         "{} added, {} there already",
         text::count(report.added, "pin", "pins"),
         report.kept + report.named + report.widened
     );
-    for (count, what) in [
-        (report.named, "named"),
-        (report.widened, "made recursive"),
-        (
-            report.labels_dropped,
-            "without the label of a followed name",
-        ),
-    ] {
-        if count > 0 {
-            line.push_str(&format!(", {count} {what}"));
-        }
-    }
-    line
+    let without_label = "without the label of a followed name";
+    with_counts(
+        line,
+        [
+            (report.named, "named"),
+            (report.widened, "made recursive"),
+            (report.labels_dropped, without_label),
+        ],
+    )
 }
 
 fn through(context: &Context, daemon: Daemon, source: Source) -> Result<Report, Fail> {
-    context.talk(daemon, async |client| {
+    // How long a Kubo may be silent is kept by whoever asks it, and says which of the two it was.
+    let limit = context.timeout.filter(|_| source.kubo.is_none());
+    session::talk_within(limit, daemon, async |client| {
         let mut answer = client
             .upload::<Report, _>("/v1/pins/import", move |out| source.copy(out))
             .await?;
@@ -207,6 +203,8 @@ fn here(context: &Context, source: &Source) -> Result<Report, Fail> {
 struct Source {
     file: Option<PathBuf>,
     kubo: Option<String>,
+    /// With a Kubo that is silent.
+    patience: Option<Duration>,
 }
 
 impl Source {
@@ -221,7 +219,9 @@ impl Source {
     fn copy(&self, out: &mut dyn Write) -> Result<(), Fail> {
         if let Some(url) = &self.kubo {
             let mut list = Writer::new(out)?;
-            return kubo_pins::read(url, &mut |cid, kind, name| list.pin(cid, kind, name));
+            return kubo_pins::read(url, self.patience, &mut |cid, kind, name| {
+                list.pin(cid, kind, name)
+            });
         }
         std::io::copy(&mut self.open()?, out)
             .map(drop)

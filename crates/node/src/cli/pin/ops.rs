@@ -14,6 +14,7 @@ use crate::cli::session::{self, Daemon};
 use crate::content::{pin_sync, pins};
 use crate::error::{Code, Fail};
 use crate::meta::{PinEdit, PinState as _};
+use crate::names::follows;
 use crate::repo::Access;
 use crate::text;
 
@@ -231,7 +232,8 @@ fn update_here(
     let name = name.map_err(|e| Fail::new(Code::Usage, e))?;
     let (pin, progress) = pins::add(&store, &meta, new, kind, name)?;
     if old != new && !keep {
-        meta.edit_one(PinEdit::Replace(old, new, None))?;
+        let holder = follows::holder(&meta, &old)?;
+        meta.edit_one(PinEdit::Replace(old, new, holder))?;
     }
     Ok(status_of(&pin, "pinned", progress, None))
 }

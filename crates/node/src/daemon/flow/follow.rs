@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cid::Cid;
-use gemba_names::{Command, Done, Event, Name};
+use gemba_names::{Command, Done, Event, Name, Resolved};
 use tokio::sync::{oneshot, watch};
 
 use super::names::Names;
@@ -18,6 +18,7 @@ use crate::daemon::command::Reply;
 use crate::error::{Code, Fail};
 use crate::meta::Row;
 use crate::names::follows::{self, Follow, Kept, label};
+use crate::names::root_of;
 
 /// Names that a device can follow at a time: each has its pins, its topic and its row.
 const FOLLOWS: usize = 256;
@@ -43,6 +44,8 @@ pub struct Follows {
     open: BTreeMap<Name, Open>,
     /// Pins of follows that no row needs are looked for at the start, and whenever a row let go of something.
     sweep: bool,
+    /// What rows need and no pin holds is looked for at the start.
+    restore: bool,
     bugs: Bugs,
 }
 
@@ -131,6 +134,7 @@ impl Follows {
         Self {
             open: stored.into_iter().map(open).collect(),
             sweep: true,
+            restore: true,
             bugs: Bugs::default(),
         }
     }
@@ -264,6 +268,9 @@ impl Follows {
 
     /// Takes the next step of each name that can. True: something was asked of book or pins.
     pub fn settle(&mut self, names: &mut Names, pins: &mut Pins, now: Duration) -> bool {
+        if std::mem::take(&mut self.restore) {
+            self.pin_again(pins, now);
+        }
         let mut moved = false;
         let mut gone = Vec::new();
         for (name, open) in &mut self.open {
@@ -293,14 +300,38 @@ impl Follows {
             }
         }
         if std::mem::take(&mut self.sweep) {
-            self.release(pins, now);
+            self.release(names, pins, now);
         }
         moved
     }
 
-    /// Releases the pins of follows that no row needs any more.
-    fn release(&self, pins: &mut Pins, now: Duration) {
+    /// Wants what rows name and no pin holds, as a pin that was removed behind the daemon's back: it is fetched again.
+    fn pin_again(&self, pins: &mut Pins, now: Duration) {
+        let rows = match pins.rows() {
+            Ok(rows) => rows,
+            Err(fail) => {
+                return tracing::error!(error = %fail, "the pins of follows could not be read");
+            }
+        };
+        for (name, open) in &self.open {
+            for kept in &open.follow.versions {
+                if matches!(rows.get(&kept.root), Ok(None)) {
+                    tracing::warn!(root = %kept.root, %name, "a version that is kept was not pinned: it is wanted again");
+                    let _nobody = pin(name, kept.root, pins, now);
+                }
+            }
+        }
+    }
+
+    /// Releases the pins of follows that no row needs any more, and no pointer.
+    fn release(&self, names: &Names, pins: &mut Pins, now: Duration) {
         let mut needed = follows::needed(self.open.values().map(|open| &open.follow));
+        // It may be behind its row after a rollback that was cut off, until it is moved again.
+        let pointed = self
+            .open
+            .keys()
+            .filter_map(|name| names.complete(name, now));
+        needed.extend(pointed.filter_map(|whole| root_of(&whole.version.value).ok()));
         if self.bugs.has(Planted::OldReleasedFirst) {
             let target_or_none = |root: &Cid, open: &Open| {
                 let target = open.follow.target.as_ref();
@@ -478,11 +509,15 @@ impl Open {
         }
     }
 
-    /// The book may have lost the pointer with a damaged row; what is kept tells where it was.
+    /// The book may have lost the pointer with a damaged row, and a rollback may have been cut off before it moved; what is kept tells where it belongs.
     fn point_again(&self, name: &Name, names: &mut Names, now: Duration) -> Option<Step> {
         let present = self.follow.present()?.clone();
-        let is_lost = names.complete(name, now).is_none() && names.newest(name, now).is_some();
-        is_lost.then(|| move_to(name, present, false, names, now))
+        names.newest(name, now)?;
+        let pointed = names.complete(name, now);
+        let is_there = |whole: &Resolved| whole.version == present.version();
+        let rollback = pointed.is_some();
+        let is_right = pointed.as_ref().is_some_and(is_there);
+        (!is_right).then(|| move_to(name, present, rollback, names, now))
     }
 
     /// Begins anew if the name points to a version that is neither here nor on its way.

@@ -22,7 +22,7 @@ use crate::config::Names as Settings;
 use crate::daemon::command::Reply;
 use crate::error::{Code, Fail};
 use crate::keystore::Keystore;
-use crate::meta::{Meta, Row, Table};
+use crate::meta::{Meta, Row, Stored, Table};
 use crate::metrics::Figures;
 use crate::names::{self, Marks};
 use crate::repo::Layout;
@@ -35,6 +35,10 @@ const WAITING: usize = 1024;
 const CLOCK: Duration = Duration::from_secs(10);
 /// A record that nobody takes on its topic in this time is said again in its turn.
 const ANNOUNCE: Duration = Duration::from_secs(5);
+/// Between two tries to write the book after the disk refused it.
+const TRY_DISK: Duration = Duration::from_secs(10);
+/// Rows that are written for such a try.
+const PROBE: usize = 16;
 /// Most alarms that `status` shows, one a name; the one known longest goes.
 const ALARMS: usize = 64;
 
@@ -44,6 +48,8 @@ pub enum Fact {
     Input(Input),
     /// Rows are durable, or the disk refused them.
     Written(Vec<After>, Result<(), Fail>),
+    /// The disk takes writes again, and this is the book on it; or it does not.
+    Reread(Result<Vec<Stored>, Fail>),
 }
 
 /// Who waits for a row to be durable.
@@ -130,6 +136,8 @@ pub struct Names {
     /// Which routes are taken.
     by: By,
     alarms: Vec<(Name, String, Duration)>,
+    /// When to try next whether the disk takes the book, while it does not.
+    try_disk_at: Duration,
 }
 
 impl Names {
@@ -176,6 +184,7 @@ impl Names {
                 dht: settings.dht,
             },
             alarms: Vec::new(),
+            try_disk_at: Duration::ZERO,
         };
         names.feed(Input::Clock(names::wall_clock()), Duration::ZERO);
         names.give_up_names_without_keys();
@@ -235,6 +244,8 @@ impl Names {
     fn watch(&mut self, name: Option<Name>, after: Option<u64>, now: Duration) -> Watch {
         let receiver = self.told.subscribe();
         let revision = self.core.revision();
+        // A cursor of another book, such as the one before a backup was put back, would hide all changes up to it: everything is told anew.
+        let after = after.map(|after| if after > revision { 0 } else { after });
         Watch {
             _interest: name.map(|name| self.interest_in(name, now)),
             missed: after.map_or(Vec::new(), |after| self.core.changes_after(after, now)),
@@ -309,6 +320,49 @@ impl Names {
                         After::Flow(reply) => drop(reply.send(outcome.clone())),
                     }
                 }
+            }
+            Fact::Reread(outcome) => {
+                self.writing = false;
+                match outcome {
+                    Ok(rows) => self.on_reread(rows, now),
+                    Err(fail) => {
+                        tracing::debug!(error = %fail, "the book of names cannot be written yet");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries whether the disk takes the book again, now and then while it does not.
+    fn try_disk(&mut self, now: Duration) {
+        let is_broken = self.core.disk_failure().is_some();
+        if !is_broken || self.writing || !self.rows.is_empty() || now < self.try_disk_at {
+            return;
+        }
+        self.try_disk_at = now + TRY_DISK;
+        self.writing = true;
+        let meta = Arc::clone(&self.meta);
+        self.on_thread(move || Fact::Reread(reread(&meta)));
+    }
+
+    fn on_reread(&mut self, rows: Vec<Stored>, now: Duration) {
+        self.feed(Input::Reread(rows), now);
+        if self.core.disk_failure().is_some() {
+            return tracing::error!(
+                "what the disk holds of the book of names is not what was told: start the daemon again"
+            );
+        }
+        tracing::info!("the disk takes the book of names again");
+        // Wishes of meanwhile were refused.
+        let wanted: Vec<Name> = self
+            .follows
+            .iter()
+            .chain(self.watched.keys())
+            .copied()
+            .collect();
+        for name in wanted {
+            if !self.is_followed(&name) {
+                self.command(Command::Follow(name), None, now);
             }
         }
     }
@@ -496,6 +550,7 @@ impl Names {
     /// What is done on the loop's tick.
     pub fn tick(&mut self, now: Duration) {
         self.expire(now);
+        self.try_disk(now);
         self.give_up_unwatched(now);
         self.note_marks();
     }
@@ -757,6 +812,11 @@ impl Names {
         self.alarms.push((name, cause, now));
     }
 
+    /// Whether the disk takes the book.
+    pub fn is_writable(&self) -> bool {
+        self.core.disk_failure().is_none()
+    }
+
     /// What an operator should look at.
     pub fn troubles(&self, now: Duration) -> Vec<Trouble> {
         let trouble = |address: String, kind: &str, cause: String, since: Duration| Trouble {
@@ -778,7 +838,7 @@ impl Names {
             .collect();
         if let Some(cause) = self.core.disk_failure() {
             let cause = format!(
-                "the book of names could not be written: {cause}; look at the disk (`dmesg`), then start the daemon again"
+                "the book of names could not be written: {cause}; it is tried again every 10 s; free space, or look at the disk (`dmesg`)"
             );
             troubles.push(trouble(
                 "names".to_owned(),
@@ -789,6 +849,18 @@ impl Names {
         }
         troubles
     }
+}
+
+/// Writes some of what the disk holds of the book, and reads all of it: after a failure the database is opened anew for that.
+fn reread(meta: &Meta) -> Result<Vec<Stored>, Fail> {
+    let rows = meta.rows(Table::Names)?;
+    let some = rows.iter().take(PROBE).map(|(key, value)| Row {
+        table: Table::Names,
+        key: key.clone(),
+        value: Some(value.clone()),
+    });
+    meta.write_rows(&some.collect::<Vec<_>>())?;
+    meta.rows(Table::Names)
 }
 
 /// What `/metrics` shows of names.

@@ -263,6 +263,14 @@ mod tests {
         std::iter::once(root).chain(leaves).collect()
     }
 
+    impl Device {
+        fn put(&mut self, blocks: &[Block]) {
+            self.store.put_many(blocks).unwrap();
+            let cids: Vec<Cid> = blocks.iter().map(|block| *block.cid()).collect();
+            self.with(|walks, ctx| walks.on_put(&cids, ctx));
+        }
+    }
+
     impl Rig for Device {
         type Connector = Walks;
 
@@ -284,11 +292,12 @@ mod tests {
             *dag(n)[0].cid()
         }
 
+        fn provide_part(&mut self, n: u64) {
+            self.put(&dag(n)[..2]);
+        }
+
         fn provide(&mut self, n: u64) {
-            let blocks = dag(n);
-            self.store.put_many(&blocks).unwrap();
-            let cids: Vec<Cid> = blocks.iter().map(|block| *block.cid()).collect();
-            self.with(|walks, ctx| walks.on_put(&cids, ctx));
+            self.put(&dag(n));
         }
 
         fn now(&self) -> Duration {
