@@ -456,6 +456,23 @@ fn consumers(said: &mut Scene) {
         node,
         &["log", "dead", "show", "one", "nothing"],
     );
+    for stream in ["p/one", "p/two"] {
+        node.ok(&["log", "append", stream, "bad"]);
+    }
+    let fails = [
+        &["log", "consume", "p/#", "--consumer", "fails", "--exec"][..],
+        &["false", "--attempts", "1", "--drain"],
+    ];
+    node.ok(&fails.concat());
+    let letter = node.lines(&["log", "dead", "ls", "fails"]).swap_remove(0);
+    let of_two = [
+        "log",
+        "dead",
+        "show",
+        "fails",
+        letter["id"].as_str().unwrap(),
+    ];
+    said.command("dead-letters-several", node, &of_two);
     let other = swarm.node(1);
     until("the other node hears of the consumer", || {
         !other.lines(&["log", "ls", "$consumer/#"]).is_empty()

@@ -807,6 +807,8 @@ pub(super) async fn dead(
 #[derive(Deserialize)]
 pub(super) struct LetterRequest {
     id: String,
+    /// Needed where letters of several streams have this id.
+    stream: Option<String>,
 }
 
 /// Tries one again.
@@ -815,7 +817,10 @@ pub(super) async fn retry(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
-    let retried = state.with_log(move |events| events.consumers().retry(&name, &request.id));
+    let retried = state.with_log(move |events| {
+        let which = (request.id.as_str(), request.stream.as_deref());
+        events.consumers().retry(&name, which)
+    });
     retried.await?;
     Ok(Json(Done { ok: true }))
 }
@@ -826,7 +831,10 @@ pub(super) async fn drop_letter(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
-    let dropped = state.with_log(move |events| events.consumers().drop_letter(&name, &request.id));
+    let dropped = state.with_log(move |events| {
+        let which = (request.id.as_str(), request.stream.as_deref());
+        events.consumers().drop_letter(&name, which)
+    });
     dropped.await?;
     Ok(Json(Done { ok: true }))
 }

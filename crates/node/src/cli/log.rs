@@ -19,7 +19,7 @@ use crate::api::types::Done;
 use crate::client::Client;
 use crate::error::{Code, Fail};
 use crate::log::about::About;
-use crate::log::consumers::{Goal, parse_event};
+use crate::log::consumers::{Goal, is_letter, many_letters, no_letter, parse_event};
 use crate::log::wire::{
     self, AckRequest, BranchView, ClaimRequest, Claimed, ClaimedEvent, ConsumerView, DeadLetter,
     EventAck, EventLine, LogVerified, StreamView,
@@ -51,7 +51,7 @@ pub enum Command {
     Append(AppendArgs),
     /// Print the events of a stream, in the one order over all authors
     Read(ReadArgs),
-    /// Print the last events of a stream, and those that come
+    /// Print the last events of a stream, and those that come as long as a daemon runs; without one, the last
     Tail(TailArgs),
     /// List the streams: events, rates, authors, what they say of themselves
     Ls(LsArgs),
@@ -268,6 +268,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one, as `ls` names it
         id: String,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM")]
+        stream: Option<String>,
     },
     /// Try one again, or all
     Retry {
@@ -275,6 +278,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one; without it all of them
         id: Option<String>,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM", requires = "id")]
+        stream: Option<String>,
     },
     /// Drop one: nobody needs it
     Drop {
@@ -282,6 +288,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one
         id: String,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM")]
+        stream: Option<String>,
     },
 }
 
@@ -1185,10 +1194,14 @@ fn ack(context: &Context, args: &AckArgs) -> Result<(), Fail> {
 
 fn show_consumer(context: &Context, view: &ConsumerView) -> Result<(), Fail> {
     context.out.entry(view, |view| {
+        let streams = view.streams.join(" ");
+        if view.elsewhere {
+            let (name, dead) = (&view.consumer, view.dead);
+            return format!("{name}  reads {streams}, runs on another node, {dead} dead");
+        }
         format!(
-            "{}  reads {}, {} behind, {} dead",
+            "{}  reads {streams}, {} behind, {} dead",
             view.consumer,
-            view.streams.join(" "),
             text::count(view.lag, "event", "events"),
             view.dead
         )
@@ -1244,11 +1257,21 @@ fn dead(context: &Context, command: &DeadCommand) -> Result<(), Fail> {
             }
             Ok(())
         }
-        DeadCommand::Show { consumer, id } => {
-            let found = letters(context, consumer)?
-                .into_iter()
-                .find(|letter| letter.id == *id);
-            let letter = found.ok_or_else(|| no_letter(consumer, id))?;
+        DeadCommand::Show {
+            consumer,
+            id,
+            stream,
+        } => {
+            let letters = letters(context, consumer)?.into_iter();
+            let mut found = letters
+                .filter(|letter| is_letter((id, stream.as_deref()), &letter.stream, &letter.id));
+            let letter = match (found.next(), found.next()) {
+                (Some(letter), None) => letter,
+                (Some(one), Some(other)) => {
+                    return Err(many_letters(consumer, id, one.stream, other.stream));
+                }
+                (None, _) => return Err(no_letter(consumer, id)),
+            };
             if context.out.json {
                 return context.out.result(&letter, |_| String::new());
             }
@@ -1259,28 +1282,24 @@ fn dead(context: &Context, command: &DeadCommand) -> Result<(), Fail> {
             context.out.bytes(&bytes)?;
             context.out.bytes(b"\n")
         }
-        DeadCommand::Retry { consumer, id } => {
-            let ids = match id {
-                Some(id) => vec![id.clone()],
-                None => letters(context, consumer)?
-                    .into_iter()
-                    .map(|letter| letter.id)
-                    .collect(),
-            };
-            change_letters(context, consumer, &ids, "retry")
+        DeadCommand::Retry {
+            consumer, id: None, ..
+        } => {
+            let letters = letters(context, consumer)?.into_iter();
+            let all = letters.map(|letter| (letter.id, Some(letter.stream)));
+            change_letters(context, consumer, &all.collect::<Vec<_>>(), "retry")
         }
-        DeadCommand::Drop { consumer, id } => {
-            change_letters(context, consumer, std::slice::from_ref(id), "drop")
-        }
+        DeadCommand::Retry {
+            consumer,
+            id: Some(id),
+            stream,
+        } => change_letters(context, consumer, &[(id.clone(), stream.clone())], "retry"),
+        DeadCommand::Drop {
+            consumer,
+            id,
+            stream,
+        } => change_letters(context, consumer, &[(id.clone(), stream.clone())], "drop"),
     }
-}
-
-fn no_letter(consumer: &str, id: &str) -> Fail {
-    Fail::new(
-        Code::NotFound,
-        format!("consumer {consumer} has no dead letter {id}"),
-    )
-    .hint(format!("`gemba log dead ls {consumer}` lists them"))
 }
 
 fn letters(context: &Context, consumer: &str) -> Result<Vec<DeadLetter>, Fail> {
@@ -1298,31 +1317,33 @@ fn letters(context: &Context, consumer: &str) -> Result<Vec<DeadLetter>, Fail> {
 fn change_letters(
     context: &Context,
     consumer: &str,
-    ids: &[String],
+    which: &[(String, Option<String>)],
     what: &str,
 ) -> Result<(), Fail> {
     match context.daemon()? {
         Some(daemon) => {
             let path = format!("/v1/consumers/{}/dead/{what}", encoded(consumer));
             context.talk(daemon, async |client| {
-                for id in ids {
-                    let _done: Done = client.post_json(&path, &json!({"id": id})).await?;
+                for (id, stream) in which {
+                    let body = json!({"id": id, "stream": stream});
+                    let _done: Done = client.post_json(&path, &body).await?;
                 }
                 Ok(())
             })?;
         }
         None => {
             let events = here(context)?;
-            for id in ids {
+            for (id, stream) in which {
+                let one = (id.as_str(), stream.as_deref());
                 match what {
-                    "retry" => events.consumers().retry(consumer, id)?,
-                    _ => events.consumers().drop_letter(consumer, id)?,
+                    "retry" => events.consumers().retry(consumer, one)?,
+                    _ => events.consumers().drop_letter(consumer, one)?,
                 }
             }
         }
     }
-    let done = json!({"consumer": consumer, what: ids.len()});
+    let done = json!({"consumer": consumer, what: which.len()});
     context.out.result(&done, |_| {
-        text::count(ids.len() as u64, "dead letter", "dead letters")
+        text::count(which.len() as u64, "dead letter", "dead letters")
     })
 }
