@@ -483,6 +483,10 @@ fn consumers(said: &mut Scene) {
     let claim = json!({"worker": 1, "streams": ["x"], "lease_ms": 60_000});
     let begin = json!({"worker": 1, "streams": ["x"], "start": "middle"});
     said.answer("consumer-start", post_json(node, &to("claim"), &begin));
+    said.answer(
+        "request-unreadable",
+        post_json(node, &to("claim"), &json!({})),
+    );
     let (status, claimed) = post_json(node, &to("claim"), &claim);
     assert_eq!(status, 200, "{claimed}");
     let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();

@@ -703,6 +703,53 @@ fn s3_53_what_is_refused_comes_again_and_becomes_a_dead_letter() {
     assert!(unknown.cause(404).contains("no dead letter"));
 }
 
+/// LH-2, LH-3: a name that is not known has no silent effect, and whatever cannot be read is refused in the one form of failures.
+#[test]
+fn s3_58_requests_that_cannot_be_read_are_refused_in_words() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n");
+    let events = "/v1/streams/hall-1%2Fcount/events";
+    for query in [
+        "form=1",
+        "from=abc",
+        "limit=-1",
+        "follow=maybe",
+        "from=1&from=2",
+    ] {
+        let refused = get(&node, &format!("{events}?{query}"));
+        assert!(refused.cause(400).contains("cannot be read"), "{query}");
+    }
+    get(&node, "/v1/streams?patern=x").cause(400);
+    call(&node, "POST", &format!("{events}?clas=fast"), "", b"1\n").cause(400);
+    for (path, body) in [
+        ("claim", json!({})),
+        ("claim", json!({"worker": 1, "streams": ["x"], "wait": 5})),
+        ("claim", json!({"worker": "one", "streams": ["x"]})),
+        ("ack", json!({"token": 1})),
+        ("renew", json!({"token": 1, "seq": 1})),
+        ("leave", json!({"worker": 1, "token": 1})),
+        ("seek", json!({"to": "start", "author": "x"})),
+        ("dead/drop", json!({"id": "x", "of": "x"})),
+    ] {
+        let refused = post(&node, &format!("/v1/consumers/work/{path}"), &body);
+        assert!(
+            refused.cause(400).contains("cannot be read"),
+            "{path} {body}"
+        );
+    }
+    let claim = "/v1/consumers/work/claim";
+    for (kind, body) in [("", &b"{\"worker\":1}"[..]), ("application/json", b"{")] {
+        call(&node, "POST", claim, kind, body).cause(400);
+    }
+    assert!(
+        call(&node, "PUT", claim, "", b"")
+            .cause(404)
+            .contains("the API has no PUT")
+    );
+    assert_eq!(get(&node, "/v1/consumers").lines().len(), 0);
+}
+
 /// specs/log-http.md §4: readers that follow are bounded in number, in words; whoever ends gives his place back, also where nothing comes.
 #[test]
 fn readers_that_follow_are_bounded_and_give_back_when_they_end() {

@@ -7,6 +7,7 @@ mod answer;
 mod auth;
 mod calls;
 mod content;
+mod extract;
 mod names;
 mod node;
 mod pins;
@@ -252,6 +253,7 @@ pub fn router(state: Arc<State>) -> Router {
             post(content::dag_import).layer(DefaultBodyLimit::disable()),
         )
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
         .with_state(state)
 }

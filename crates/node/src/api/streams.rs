@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use gemba_log::{Class, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::answer::{self, Lines, line, typed};
+use super::extract::{Json, Path, Query};
 use super::types::Done;
 use crate::daemon::Call;
 use crate::error::{Code, Fail};
@@ -82,6 +83,7 @@ impl State {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     pattern: Option<String>,
 }
@@ -121,6 +123,7 @@ pub(super) async fn describe(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct AppendQuery {
     /// The body is one event, whatever is in it.
     #[serde(default)]
@@ -391,6 +394,7 @@ fn lines_of<E: std::fmt::Display>(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ReadQuery {
     #[serde(default)]
     from: u64,
@@ -725,6 +729,7 @@ pub(super) async fn ack(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RenewRequest {
     token: u64,
 }
@@ -741,6 +746,7 @@ pub(super) async fn renew(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LeaveRequest {
     worker: u64,
 }
@@ -758,6 +764,7 @@ pub(super) async fn leave(
 
 /// Where a consumer is to go on; exactly one of them.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SeekRequest {
     /// `start` or `tail`.
     to: Option<String>,
@@ -805,6 +812,7 @@ pub(super) async fn dead(
 
 /// Which letter.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LetterRequest {
     id: String,
     /// Needed where letters of several streams have this id.
