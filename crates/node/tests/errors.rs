@@ -365,6 +365,13 @@ fn events(said: &mut Scene) {
     ] {
         said.command(fault, &node, args);
     }
+    std::fs::write(node.path("events.car"), b"no archive").unwrap();
+    let file = node.path("events.car");
+    said.command(
+        "events-file",
+        &node,
+        &["log", "import", file.to_str().unwrap()],
+    );
     let large = vec![b'x'; 600 << 10];
     let args = ["log", "append", "x", "--json"];
     said.done("event-input-long", node.run_with_input(&args, &large));
@@ -1399,7 +1406,14 @@ fn unreadable_pack() -> String {
 /// What takes a failing disk or a hostile author, made of the causes that the log gives.
 fn constructed_events(said: &mut Scene) {
     use gemba_log::{Author, Epoch, EventError, FeedId, HeadersError, LogError, OpenError};
+    use gemba_node::log::transfer::EventsImported;
     use gemba_node::log::{fail, open_fail};
+    let imported = EventsImported {
+        refused: 2,
+        why: Some("it comes too early".to_owned()),
+        ..EventsImported::default()
+    };
+    said.fail("events-file-refused", imported.check().unwrap_err());
     let disk = || std::io::Error::from_raw_os_error(5);
     let feed = || FeedId {
         author: Author([7; 32]),

@@ -220,6 +220,48 @@ fn s3_53_l9_what_cannot_be_done_becomes_a_dead_letter_and_the_rest_goes_on() {
     }
 }
 
+/// Events go to a device that no network reaches as a file: with a daemon and without one on either side, in the same places and order. A file comes
+/// twice without harm; one that is cut or is none is refused, what came before is kept, and nobody is told that there is something where there is not.
+#[test]
+fn s3_48_events_travel_as_files() {
+    let (one, two) = (Node::new(), Node::new());
+    one.run_with_input(&["log", "append", STREAM], b"1\n2\n3\n")
+        .ok();
+    one.ok(&["log", "append", "hall-2/x", "elsewhere"]);
+    one.ok(&["log", "describe", STREAM, "--unit", "pieces"]);
+    let file = two.path("events.car");
+    let file_text = file.to_str().unwrap();
+    let export = |args: &[&str]| {
+        let output = one.run(&[&["log", "export"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        output.stdout
+    };
+    for with_daemon in [false, true] {
+        let _there = with_daemon.then(|| Daemon::start(&one, &[]));
+        let _here = with_daemon.then(|| Daemon::start(&two, &[]));
+        let bytes = export(&["hall-1/#", "$about/#"]);
+        let (cut, none) = (&bytes[..bytes.len() - 10], b"no archive");
+        for wrong in [cut, none] {
+            std::fs::write(&file, wrong).unwrap();
+            two.fails(&["log", "import", file_text], 8);
+        }
+        std::fs::write(&file, &bytes).unwrap();
+        two.ok(&["log", "import", file_text]);
+        let again = two.lines(&["log", "import", file_text]).swap_remove(0);
+        assert_eq!(
+            (again["new"].as_u64(), again["refused"].as_u64()),
+            (Some(0), Some(0))
+        );
+        let all = ["log", "read", "#"];
+        let of_one = one.lines(&["log", "read", "hall-1/#"]);
+        assert_eq!(two.lines(&all), of_one);
+        let listed = two.lines(&["log", "ls"]).swap_remove(0);
+        assert_eq!(listed["about"]["unit"], "pieces");
+        one.fails(&["log", "export", "nobody/x"], 3);
+        one.ok(&["log", "append", STREAM, "one more"]);
+    }
+}
+
 /// An author numbers the events of each stream, so letters of two streams may have one id. Whoever names the id alone is asked which; nothing is
 /// dropped that nobody named, and all are tried again when all are to be. How many are open is told by any process.
 #[test]

@@ -468,6 +468,11 @@ fn s3_34_a_log_that_is_full_refuses_appends_in_words_and_is_read_on() {
         let data = BASE64.decode(event["data"].as_str().unwrap().as_bytes());
         assert_eq!(data.unwrap(), noise(n, 200 << 10));
     }
+    // A consumer whose dead letter finds no room says what to do about it, too.
+    let consume = ["log", "consume", "hall-1/#", "--consumer", "work", "--exec"];
+    let more = ["exit 1", "--attempts", "1", "--drain"];
+    let refused = node.fails(&[&consume[..], &more].concat(), 1);
+    assert!(refused.hint.contains("events.max_size"), "{refused:?}");
 }
 
 fn claim(node: &Node, consumer: &str, worker: u64, more: &Value) -> Answer {

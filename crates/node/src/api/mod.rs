@@ -210,6 +210,7 @@ pub fn router(state: Arc<State>) -> Router {
         )
         .route("/v1/log/verify", post(streams::verify))
         .route("/v1/log/restored", post(streams::restored))
+        .route("/v1/log/export", get(streams::export))
         .route("/v1/consumers", get(streams::consumers))
         .route(
             "/v1/consumers/{name}",
@@ -239,6 +240,10 @@ pub fn router(state: Arc<State>) -> Router {
             get(streams::read)
                 .post(streams::append)
                 .layer(DefaultBodyLimit::disable()),
+        )
+        .route(
+            "/v1/log/import",
+            post(streams::import).layer(DefaultBodyLimit::disable()),
         )
         .route(
             "/v1/add",

@@ -638,6 +638,37 @@ pub(super) async fn restored(Extract(state): Node) -> Result<Json<Done>, Fail> {
     Ok(Json(Done { ok: true }))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportQuery {
+    /// Patterns, joined by commas; all streams without them.
+    pattern: Option<String>,
+}
+
+/// Events as a CAR file.
+pub(super) async fn export(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Query(query): Query<ExportQuery>,
+) -> Result<Response, Fail> {
+    let patterns = query.pattern.as_deref().unwrap_or("#").split(',');
+    let patterns = patterns.map(parse_pattern).collect::<Result<Vec<_>, _>>()?;
+    let events = state.events.clone();
+    let write = move |out: &mut dyn std::io::Write| events.export(&patterns, out);
+    let kind = "application/vnd.ipld.car; version=1";
+    Ok(answer::bytes_blocking(kind, "log export", &call, state, write).await)
+}
+
+/// Takes in the events of a CAR file.
+pub(super) async fn import(Extract(state): Node, Extension(call): OfCall, body: Body) -> Response {
+    let mut body = super::content::body_reader(body, Arc::clone(&call));
+    let events = state.events.clone();
+    answer::lines_of_upload(&state, &call, answer::status_of_upload, move |lines| {
+        lines.send(&events.import(&mut body)?)
+    })
+    .await
+}
+
 /// All consumers of this node.
 pub(super) async fn consumers(
     Extract(state): Node,

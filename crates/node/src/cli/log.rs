@@ -1,6 +1,8 @@
-//! Commands about events: `log append`, `read`, `tail`, `ls`, `describe`, `consume`, `ack`, `dead`, `verify`, `consumers`.
+//! Commands about events: `log append`, `read`, `tail`, `ls`, `describe`, `consume`, `ack`, `dead`, `verify`, `consumers`, `export`, `import`.
 //!
 //! With a daemon they work through its API, without one on the log itself, by the same code.
+
+mod transfer;
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -70,6 +72,10 @@ pub enum Command {
     Dead(DeadCommand),
     /// Read every byte and check it
     Verify,
+    /// Write events to standard output, as a file for devices that no network reaches (CAR, as Kubo's `dag import` takes it)
+    Export(transfer::ExportArgs),
+    /// Take the events of such a file, each batch after it was verified; what is here already stays as it is
+    Import(transfer::ImportArgs),
     /// Say that this repository is a copy or came back from a backup: events go on in new epochs, so that no number is given twice
     Restored,
 }
@@ -314,6 +320,8 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
         },
         Command::Dead(command) => dead(context, command),
         Command::Verify => verify(context),
+        Command::Export(args) => transfer::export(context, args),
+        Command::Import(args) => transfer::import(context, args),
         Command::Restored => restored(context),
     }
 }

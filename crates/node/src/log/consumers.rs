@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{
-    ConsumeError, Consumer, LogSource as _, Receipt, Taken, Takeover, forget,
+    ConsumeError, Consumer, LogSource as _, Receipt, SourceError, Taken, Takeover, forget,
 };
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{
     KeyValue as _, RedbStore, RedbTx, StateError, StateStore as _, Transaction as _,
 };
-use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
+use gemba_log::{EventId, FeedId, Log, LogError, Pattern, Seq};
 use serde::{Deserialize, Serialize};
 
 use super::waiting::{Waiters, Waiting};
@@ -930,6 +930,13 @@ fn state_fail(error: &StateError) -> Fail {
 }
 
 fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
+    // What to do about a log that is full, or a disk that fails, the log knows.
+    if let ConsumeError::Log(SourceError(cause)) = error
+        && let Some(cause) = cause.downcast_ref::<LogError>()
+    {
+        return Fail::new(Code::Failure, format!("consumer {name}: {error}"))
+            .hint(super::fail(cause).hint);
+    }
     match error {
         ConsumeError::State(error) => state_fail(error),
         ConsumeError::Refused(Refused::Lease) => claim_over(),
