@@ -377,6 +377,8 @@ fn events(said: &mut Scene) {
     said.done("event-input-long", node.run_with_input(&args, &large));
 
     let _daemon = Daemon::start(&node, &[]);
+    let follow = ["log", "tail", "x", "--timeout", "300ms"];
+    said.command("event-follow-late", &node, &follow);
     said.done("event-too-large", node.run_with_input(&args, &large));
     let path = "/v1/streams/x/events";
     let wrong = b"{\"txet\":\"1\"}\n";

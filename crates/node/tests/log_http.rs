@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{Daemon, Node, id, noise, until, within};
+use common::{Daemon, Node, id, noise, signal, until, within};
 use data_encoding::BASE64;
 use futures::StreamExt as _;
 use gemba_node::client::Client;
@@ -15,6 +15,7 @@ use gemba_node::error::Fail;
 use gemba_node::log::wire::{EventAck, EventLine};
 use gemba_node::repo::Layout;
 use hyper::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const STREAM: &str = "hall-1/line-3/press-7/count";
@@ -706,6 +707,40 @@ fn s3_53_what_is_refused_comes_again_and_becomes_a_dead_letter() {
     assert!(get(&node, &to("dead")).lines().is_empty());
     let unknown = post(&node, &to("dead/drop"), &json!({"id": letters[0]["id"]}));
     assert!(unknown.cause(404).contains("no dead letter"));
+}
+
+/// A worker of the command line that is ended in the middle of an event gives back what it holds: the next one has it at once, not when the lease of
+/// 30 s is over.
+#[test]
+fn s3_27_a_command_that_is_ended_leaves_its_consumer() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    for (name, ended, more) in [
+        ("interrupted", Some(Signal::INT), &[][..]),
+        ("terminated", Some(Signal::TERM), &[]),
+        ("late", None, &["--timeout", "2s"]),
+    ] {
+        let begun = node.path(name);
+        let handler = format!("touch {}; sleep 4", begun.display());
+        let consume = ["log", "consume", "hall-1/#", "--consumer", name, "--exec"];
+        let worker = node
+            .command(&[&consume[..], &[&handler], more].concat())
+            .spawn();
+        let mut worker = worker.unwrap();
+        if let Some(ended) = ended {
+            until("the handler runs", || begun.exists());
+            signal(worker.id(), ended);
+        }
+        let status = worker.wait().unwrap();
+        assert_eq!(status.code(), Some(if ended.is_some() { 130 } else { 4 }));
+        let claimed = claim(&node, name, 7, &json!({})).object();
+        assert_eq!(
+            texts(claimed["events"].as_array().unwrap()),
+            ["1", "2"],
+            "{name}"
+        );
+    }
 }
 
 /// LH-2, LH-3: a name that is not known has no silent effect, and whatever cannot be read is refused in the one form of failures.

@@ -15,7 +15,7 @@ use gemba_log::{MAX_PAYLOAD, NewEvent};
 use hyper::Method;
 use serde_json::json;
 
-use super::session::{Daemon, answer_fail, blocking, encoded, talk_within, url};
+use super::session::{Daemon, answer_fail, blocking, encoded, talk_leaving, talk_within, url};
 use super::{Context, interrupt, output};
 use crate::api::types::Done;
 use crate::client::Client;
@@ -614,7 +614,8 @@ fn read_there(
     mut shown: impl FnMut(&EventLine) -> Result<(), Fail>,
 ) -> Result<(), Fail> {
     let path = url(&format!("/v1/streams/{}/events", encoded(stream)), query);
-    talk_within(context.timeout, daemon, async |client| {
+    let follows = query.contains(&("follow", "true"));
+    let read = talk_within(context.timeout, daemon, async |client| {
         let mut lines = client
             .lines::<(), EventLine>(Method::GET, &path, None)
             .await?;
@@ -622,6 +623,13 @@ fn read_there(
             shown(&line?)?;
         }
         Ok(())
+    });
+    read.map_err(|fail| match fail.code {
+        Code::Timeout if follows => {
+            let cause = format!("the time to follow {stream} ran out; what came is printed");
+            Fail::new(Code::Timeout, cause).hint("without --timeout it goes on until it is ended")
+        }
+        _ => fail,
     })
 }
 
@@ -841,15 +849,20 @@ fn consume(context: &Context, args: &ConsumeArgs) -> Result<(), Fail> {
         None => Work::Here(here(context)?),
     };
     match work {
-        Work::There(daemon) => talk_within(context.timeout, daemon, async |client| {
-            let mut request = request.clone();
-            let outcome = consume_there(context, args, client, &mut request).await;
+        Work::There(daemon) => {
+            let worker = json!({"worker": request.worker});
             let path = format!("/v1/consumers/{}/leave", encoded(&args.consumer));
-            let left: Result<Done, Fail> = client
-                .post_json(&path, &json!({"worker": request.worker}))
-                .await;
-            outcome.and(left.map(drop))
-        }),
+            let work = async |client: &Client| {
+                consume_there(context, args, client, &mut request.clone()).await
+            };
+            let leave =
+                async |client: &Client| client.post_json::<_, Done>(&path, &worker).await.map(drop);
+            let outcome = talk_leaving(context.timeout, daemon, work, leave);
+            outcome.map_err(|fail| match fail.code {
+                Code::Timeout => consumer_late(),
+                _ => fail,
+            })
+        }
         Work::Here(events) => {
             let outcome = consume_here(context, args, &events, request);
             events.close();
@@ -1046,13 +1059,7 @@ fn consume_here(
     loop {
         interrupt::check()?;
         if context.timeout.is_some_and(|limit| began.elapsed() > limit) {
-            return Err(Fail::new(
-                Code::Timeout,
-                "the time for this consumer ran out; what was acknowledged stays so",
-            )
-            .hint(
-                "the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good",
-            ));
+            return Err(consumer_late());
         }
         let claimed = consumers
             .claim(&args.consumer, &request)?
@@ -1082,6 +1089,14 @@ fn consume_here(
             }
         }
     }
+}
+
+fn consumer_late() -> Fail {
+    Fail::new(
+        Code::Timeout,
+        "the time for this consumer ran out; what was acknowledged stays so",
+    )
+    .hint("the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good")
 }
 
 /// What `consume` says of each event.
