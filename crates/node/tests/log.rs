@@ -349,6 +349,15 @@ fn s3_4_a_later_consumer_reads_from_the_start_and_can_be_moved() {
     assert_eq!(seen(), "1\n2\n3\n1\n2\n3\n1\n2\n3\n3\n");
     node.fails(&["log", "ack", "nobody", "--to-tail"], 3);
     node.fails(&["log", "ack", "third"], 2);
+    // The places of all streams are not those of one: nothing moves.
+    node.fails(
+        &["log", "ack", "third", "--to-start", "--stream", STREAM],
+        2,
+    );
+    assert_eq!(
+        node.lines(&["log", "consumers"])[1]["lag"].as_u64(),
+        Some(0)
+    );
     node.fails(
         &[
             "log",

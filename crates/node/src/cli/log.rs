@@ -233,8 +233,8 @@ pub struct AckArgs {
     /// Through this event of one feed: AUTHOR:EPOCH:SEQ
     #[arg(long, value_name = "EVENT", requires = "stream")]
     event: Option<String>,
-    /// The stream of that event
-    #[arg(long, value_name = "STREAM")]
+    /// The stream of that event; the other places are those of all streams
+    #[arg(long, value_name = "STREAM", conflicts_with_all = ["to_start", "to_tail", "to_time"])]
     stream: Option<String>,
 }
 
