@@ -236,6 +236,7 @@ fn take_section(from: &mut dyn Read, most: u64) -> Result<Option<Vec<u8>>, Trans
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// A plant of 300 devices with a hundred streams each: what is written is read again.
