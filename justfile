@@ -15,7 +15,7 @@ test:
 
 # All simulations in full; GEMBA_SEED=0x… repeats one run.
 sim *ARGS:
-    GEMBA_SIM=full cargo test --locked --profile sim -p gemba-block -p gemba-segment -p gemba-store -p gemba-unixfs -p gemba-pins -p gemba-pnet -p gemba-exchange -p gemba-gossip -p gemba-names -p gemba-testkit {{ARGS}}
+    GEMBA_SIM=full cargo test --locked --profile sim -p gemba-block -p gemba-segment -p gemba-store -p gemba-unixfs -p gemba-pins -p gemba-pnet -p gemba-exchange -p gemba-gossip -p gemba-names -p gemba-log -p gemba-testkit {{ARGS}}
 
 # Real Kubo nodes in the same private swarm; names of scenarios as arguments. Needs go, root or user namespaces.
 interop *ARGS:

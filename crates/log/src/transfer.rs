@@ -13,8 +13,10 @@ use crate::writer::Op;
 
 /// Bytes of a batch's CID.
 const CID_BYTES: usize = 36;
-/// Most bytes of a header that is read: that of 16,384 feeds.
+/// Most bytes of a header that is read.
 const MAX_HEADER: u64 = 1 << 20;
+/// Roots of a file that is written, 41 bytes each: with all heads of a large plant the header would be longer than what is read.
+const MAX_ROOTS: usize = 16_384;
 /// Batches that are appended at once.
 const TOGETHER: usize = 64;
 /// Their bytes.
@@ -64,7 +66,7 @@ pub enum TransferError {
 }
 
 impl Log {
-    /// Writes all batches of these feeds and their branches to a CAR file, whose roots are the heads.
+    /// Writes all batches of these feeds and their branches to a CAR file, whose roots are the heads, the first 16,384 of them.
     ///
     /// # Errors
     /// See [`TransferError`]. Damaged events end the export; verify and repair first.
@@ -157,7 +159,7 @@ impl Log {
 }
 
 fn header(roots: impl Iterator<Item = [u8; 32]>) -> Vec<u8> {
-    let roots: Vec<_> = roots.collect();
+    let roots: Vec<_> = roots.take(MAX_ROOTS).collect();
     let mut out = Vec::new();
     put_head(&mut out, MAP, 2);
     put_text(&mut out, "roots");
@@ -230,4 +232,22 @@ fn take_section(from: &mut dyn Read, most: u64) -> Result<Option<Vec<u8>>, Trans
         return Err(TransferError::Car("it ends within a section"));
     }
     Ok(Some(section))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A plant of 300 devices with a hundred streams each: what is written is read again.
+    #[test]
+    fn a_header_of_any_number_of_feeds_is_read() {
+        for feeds in [0, 1, 16_384, 30_000] {
+            let mut file = Vec::new();
+            let header = header((0..feeds).map(|_| [7; 32]));
+            put_section(&mut file, &[&header], &mut Exported::default()).unwrap();
+            let read = take_section(&mut file.as_slice(), MAX_HEADER).unwrap();
+            check_header(&read.unwrap()).unwrap();
+        }
+    }
 }

@@ -365,11 +365,20 @@ fn events(said: &mut Scene) {
     ] {
         said.command(fault, &node, args);
     }
+    std::fs::write(node.path("events.car"), b"no archive").unwrap();
+    let file = node.path("events.car");
+    said.command(
+        "events-file",
+        &node,
+        &["log", "import", file.to_str().unwrap()],
+    );
     let large = vec![b'x'; 600 << 10];
     let args = ["log", "append", "x", "--json"];
     said.done("event-input-long", node.run_with_input(&args, &large));
 
     let _daemon = Daemon::start(&node, &[]);
+    let follow = ["log", "tail", "x", "--timeout", "300ms"];
+    said.command("event-follow-late", &node, &follow);
     said.done("event-too-large", node.run_with_input(&args, &large));
     let path = "/v1/streams/x/events";
     let wrong = b"{\"txet\":\"1\"}\n";
@@ -456,6 +465,23 @@ fn consumers(said: &mut Scene) {
         node,
         &["log", "dead", "show", "one", "nothing"],
     );
+    for stream in ["p/one", "p/two"] {
+        node.ok(&["log", "append", stream, "bad"]);
+    }
+    let fails = [
+        &["log", "consume", "p/#", "--consumer", "fails", "--exec"][..],
+        &["false", "--attempts", "1", "--drain"],
+    ];
+    node.ok(&fails.concat());
+    let letter = node.lines(&["log", "dead", "ls", "fails"]).swap_remove(0);
+    let of_two = [
+        "log",
+        "dead",
+        "show",
+        "fails",
+        letter["id"].as_str().unwrap(),
+    ];
+    said.command("dead-letters-several", node, &of_two);
     let other = swarm.node(1);
     until("the other node hears of the consumer", || {
         !other.lines(&["log", "ls", "$consumer/#"]).is_empty()
@@ -466,6 +492,10 @@ fn consumers(said: &mut Scene) {
     let claim = json!({"worker": 1, "streams": ["x"], "lease_ms": 60_000});
     let begin = json!({"worker": 1, "streams": ["x"], "start": "middle"});
     said.answer("consumer-start", post_json(node, &to("claim"), &begin));
+    said.answer(
+        "request-unreadable",
+        post_json(node, &to("claim"), &json!({})),
+    );
     let (status, claimed) = post_json(node, &to("claim"), &claim);
     assert_eq!(status, 200, "{claimed}");
     let claimed: Value = serde_json::from_str(claimed.split("\r\n\r\n").nth(1).unwrap()).unwrap();
@@ -1378,7 +1408,14 @@ fn unreadable_pack() -> String {
 /// What takes a failing disk or a hostile author, made of the causes that the log gives.
 fn constructed_events(said: &mut Scene) {
     use gemba_log::{Author, Epoch, EventError, FeedId, HeadersError, LogError, OpenError};
+    use gemba_node::log::transfer::EventsImported;
     use gemba_node::log::{fail, open_fail};
+    let imported = EventsImported {
+        refused: 2,
+        why: Some("it comes too early".to_owned()),
+        ..EventsImported::default()
+    };
+    said.fail("events-file-refused", imported.check().unwrap_err());
     let disk = || std::io::Error::from_raw_os_error(5);
     let feed = || FeedId {
         author: Author([7; 32]),

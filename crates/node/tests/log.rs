@@ -220,6 +220,101 @@ fn s3_53_l9_what_cannot_be_done_becomes_a_dead_letter_and_the_rest_goes_on() {
     }
 }
 
+/// Events go to a device that no network reaches as a file: with a daemon and without one on either side, in the same places and order. A file comes
+/// twice without harm; one that is cut or is none is refused, what came before is kept, and nobody is told that there is something where there is not.
+#[test]
+fn s3_48_events_travel_as_files() {
+    let (one, two) = (Node::new(), Node::new());
+    one.run_with_input(&["log", "append", STREAM], b"1\n2\n3\n")
+        .ok();
+    one.ok(&["log", "append", "hall-2/x", "elsewhere"]);
+    one.ok(&["log", "describe", STREAM, "--unit", "pieces"]);
+    let file = two.path("events.car");
+    let file_text = file.to_str().unwrap();
+    let export = |args: &[&str]| {
+        let output = one.run(&[&["log", "export"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        output.stdout
+    };
+    for with_daemon in [false, true] {
+        let _there = with_daemon.then(|| Daemon::start(&one, &[]));
+        let _here = with_daemon.then(|| Daemon::start(&two, &[]));
+        let bytes = export(&["hall-1/#", "$about/#"]);
+        let (cut, none) = (&bytes[..bytes.len() - 10], b"no archive");
+        for wrong in [cut, none] {
+            std::fs::write(&file, wrong).unwrap();
+            two.fails(&["log", "import", file_text], 8);
+        }
+        std::fs::write(&file, &bytes).unwrap();
+        two.ok(&["log", "import", file_text]);
+        let again = two.lines(&["log", "import", file_text]).swap_remove(0);
+        assert_eq!(
+            (again["new"].as_u64(), again["refused"].as_u64()),
+            (Some(0), Some(0))
+        );
+        let all = ["log", "read", "#"];
+        let of_one = one.lines(&["log", "read", "hall-1/#"]);
+        assert_eq!(two.lines(&all), of_one);
+        let listed = two.lines(&["log", "ls"]).swap_remove(0);
+        assert_eq!(listed["about"]["unit"], "pieces");
+        one.fails(&["log", "export", "nobody/x"], 3);
+        one.ok(&["log", "append", STREAM, "one more"]);
+    }
+}
+
+/// An author numbers the events of each stream, so letters of two streams may have one id. Whoever names the id alone is asked which; nothing is
+/// dropped that nobody named, and all are tried again when all are to be. How many are open is told by any process.
+#[test]
+fn s3_53_letters_of_several_streams_are_told_apart() {
+    let node = Node::new();
+    for stream in ["hall-1/a", "hall-1/b", "hall-1/c"] {
+        node.ok(&["log", "append", stream, stream]);
+    }
+    for with_daemon in [false, true] {
+        let _daemon = with_daemon.then(|| Daemon::start(&node, &[]));
+        let name = if with_daemon { "with" } else { "without" };
+        let consume = |command: &str| {
+            let args = ["log", "consume", "hall-1/#", "--consumer", name, "--exec"];
+            node.ok(&[&args[..], &[command, "--attempts", "1", "--drain"]].concat())
+        };
+        let streams = || {
+            let letters = node.lines(&["log", "dead", "ls", name]);
+            let of = letters
+                .iter()
+                .map(|letter| letter["stream"].as_str().unwrap().to_owned());
+            of.collect::<Vec<_>>()
+        };
+        let dead = || {
+            let views = node.lines(&["log", "consumers"]);
+            let view = views.iter().find(|view| view["consumer"] == name).unwrap();
+            view["dead"].as_u64().unwrap()
+        };
+        consume("false");
+        let letters = node.lines(&["log", "dead", "ls", name]);
+        assert_eq!((letters.len(), dead()), (3, 3), "{letters:?}");
+        let id = letters[0]["id"].as_str().unwrap();
+        assert!(
+            letters.iter().all(|letter| letter["id"] == id),
+            "{letters:?}"
+        );
+        for what in ["show", "retry", "drop"] {
+            let refused = node.fails(&["log", "dead", what, name, id], 7);
+            assert!(refused.cause.contains("hall-1/"), "{refused:?}");
+        }
+        let of_b = [name, id, "--stream", "hall-1/b"];
+        let show = [&["log", "dead", "show"][..], &of_b].concat();
+        assert_eq!(node.ok(&show), "hall-1/b\n");
+        node.ok(&[&["log", "dead", "drop"][..], &of_b].concat());
+        assert_eq!(
+            (streams(), dead()),
+            (vec!["hall-1/a".to_owned(), "hall-1/c".to_owned()], 2)
+        );
+        node.ok(&["log", "dead", "retry", name]);
+        consume("cat > /dev/null");
+        assert_eq!((streams().len(), dead()), (0, 0));
+    }
+}
+
 /// A consumer that comes later reads from the start, and the producer is not touched (S3.4, S3.44).
 #[test]
 fn s3_4_a_later_consumer_reads_from_the_start_and_can_be_moved() {
@@ -254,6 +349,15 @@ fn s3_4_a_later_consumer_reads_from_the_start_and_can_be_moved() {
     assert_eq!(seen(), "1\n2\n3\n1\n2\n3\n1\n2\n3\n3\n");
     node.fails(&["log", "ack", "nobody", "--to-tail"], 3);
     node.fails(&["log", "ack", "third"], 2);
+    // The places of all streams are not those of one: nothing moves.
+    node.fails(
+        &["log", "ack", "third", "--to-start", "--stream", STREAM],
+        2,
+    );
+    assert_eq!(
+        node.lines(&["log", "consumers"])[1]["lag"].as_u64(),
+        Some(0)
+    );
     node.fails(
         &[
             "log",
@@ -587,6 +691,14 @@ fn s3_22_s3_53_claims_and_dead_letters_reach_other_nodes_by_themselves() {
     });
     let refused = two.fails(&consume("true", &[]), 7);
     assert!(refused.cause.contains("runs elsewhere"), "{refused:?}");
+    let letters = two.lines(&["log", "dead", "ls", "work"]);
+    assert_eq!(
+        (letters.len(), letters[0]["attempts"].as_u64()),
+        (1, Some(1))
+    );
+    let id = letters[0]["id"].as_str().unwrap();
+    assert_eq!(two.ok(&["log", "dead", "show", "work", id]), "bad\n");
+    two.fails(&["log", "dead", "ls", "nobody"], 3);
 
     let mut waiting = worker(one, "work", "true");
     two.ok(&consume("true", &["--take-over"]));
@@ -598,6 +710,19 @@ fn s3_22_s3_53_claims_and_dead_letters_reach_other_nodes_by_themselves() {
     for node in [one, two] {
         until("one claim each", || count(node, "$consumer/#") == 2);
     }
+    // What moved away keeps nobody from seeing the others.
+    one.ok(&["log", "count", "hall-1/#", "--consumer", "pieces"]);
+    let views = one.lines(&["log", "consumers"]);
+    let told = views.iter().map(|view| {
+        let is_elsewhere = view["elsewhere"] == true;
+        (
+            view["consumer"].as_str().unwrap(),
+            is_elsewhere,
+            view["dead"].as_u64(),
+        )
+    });
+    let told: Vec<_> = told.collect();
+    assert_eq!(told, [("pieces", false, Some(0)), ("work", true, Some(1))]);
 }
 
 /// L11: a consumer is forgotten by command, with a daemon and without one; whoever works for it is told.

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{Daemon, Node, id, noise, until, within};
+use common::{Daemon, Node, id, noise, signal, until, within};
 use data_encoding::BASE64;
 use futures::StreamExt as _;
 use gemba_node::client::Client;
@@ -15,6 +15,7 @@ use gemba_node::error::Fail;
 use gemba_node::log::wire::{EventAck, EventLine};
 use gemba_node::repo::Layout;
 use hyper::Method;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const STREAM: &str = "hall-1/line-3/press-7/count";
@@ -468,6 +469,11 @@ fn s3_34_a_log_that_is_full_refuses_appends_in_words_and_is_read_on() {
         let data = BASE64.decode(event["data"].as_str().unwrap().as_bytes());
         assert_eq!(data.unwrap(), noise(n, 200 << 10));
     }
+    // A consumer whose dead letter finds no room says what to do about it, too.
+    let consume = ["log", "consume", "hall-1/#", "--consumer", "work", "--exec"];
+    let more = ["exit 1", "--attempts", "1", "--drain"];
+    let refused = node.fails(&[&consume[..], &more].concat(), 1);
+    assert!(refused.hint.contains("events.max_size"), "{refused:?}");
 }
 
 fn claim(node: &Node, consumer: &str, worker: u64, more: &Value) -> Answer {
@@ -701,6 +707,87 @@ fn s3_53_what_is_refused_comes_again_and_becomes_a_dead_letter() {
     assert!(get(&node, &to("dead")).lines().is_empty());
     let unknown = post(&node, &to("dead/drop"), &json!({"id": letters[0]["id"]}));
     assert!(unknown.cause(404).contains("no dead letter"));
+}
+
+/// A worker of the command line that is ended in the middle of an event gives back what it holds: the next one has it at once, not when the lease of
+/// 30 s is over.
+#[test]
+fn s3_27_a_command_that_is_ended_leaves_its_consumer() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    for (name, ended, more) in [
+        ("interrupted", Some(Signal::INT), &[][..]),
+        ("terminated", Some(Signal::TERM), &[]),
+        ("late", None, &["--timeout", "2s"]),
+    ] {
+        let begun = node.path(name);
+        let handler = format!("touch {}; sleep 4", begun.display());
+        let consume = ["log", "consume", "hall-1/#", "--consumer", name, "--exec"];
+        let worker = node
+            .command(&[&consume[..], &[&handler], more].concat())
+            .spawn();
+        let mut worker = worker.unwrap();
+        if let Some(ended) = ended {
+            until("the handler runs", || begun.exists());
+            signal(worker.id(), ended);
+        }
+        let status = worker.wait().unwrap();
+        assert_eq!(status.code(), Some(if ended.is_some() { 130 } else { 4 }));
+        let claimed = claim(&node, name, 7, &json!({})).object();
+        assert_eq!(
+            texts(claimed["events"].as_array().unwrap()),
+            ["1", "2"],
+            "{name}"
+        );
+    }
+}
+
+/// LH-2, LH-3: a name that is not known has no silent effect, and whatever cannot be read is refused in the one form of failures.
+#[test]
+fn s3_58_requests_that_cannot_be_read_are_refused_in_words() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n");
+    let events = "/v1/streams/hall-1%2Fcount/events";
+    for query in [
+        "form=1",
+        "from=abc",
+        "limit=-1",
+        "follow=maybe",
+        "from=1&from=2",
+    ] {
+        let refused = get(&node, &format!("{events}?{query}"));
+        assert!(refused.cause(400).contains("cannot be read"), "{query}");
+    }
+    get(&node, "/v1/streams?patern=x").cause(400);
+    call(&node, "POST", &format!("{events}?clas=fast"), "", b"1\n").cause(400);
+    for (path, body) in [
+        ("claim", json!({})),
+        ("claim", json!({"worker": 1, "streams": ["x"], "wait": 5})),
+        ("claim", json!({"worker": "one", "streams": ["x"]})),
+        ("ack", json!({"token": 1})),
+        ("renew", json!({"token": 1, "seq": 1})),
+        ("leave", json!({"worker": 1, "token": 1})),
+        ("seek", json!({"to": "start", "author": "x"})),
+        ("dead/drop", json!({"id": "x", "of": "x"})),
+    ] {
+        let refused = post(&node, &format!("/v1/consumers/work/{path}"), &body);
+        assert!(
+            refused.cause(400).contains("cannot be read"),
+            "{path} {body}"
+        );
+    }
+    let claim = "/v1/consumers/work/claim";
+    for (kind, body) in [("", &b"{\"worker\":1}"[..]), ("application/json", b"{")] {
+        call(&node, "POST", claim, kind, body).cause(400);
+    }
+    assert!(
+        call(&node, "PUT", claim, "", b"")
+            .cause(404)
+            .contains("the API has no PUT")
+    );
+    assert_eq!(get(&node, "/v1/consumers").lines().len(), 0);
 }
 
 /// specs/log-http.md §4: readers that follow are bounded in number, in words; whoever ends gives his place back, also where nothing comes.

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State as Extract};
+use axum::extract::{Request, State as Extract};
 use axum::response::Response;
-use axum::{Extension, Json};
 use futures::StreamExt as _;
 use gemba_pins::Kind;
 use gemba_unixfs::BlockSource;
@@ -17,6 +17,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::State;
 use super::answer::{self, Lines, typed};
+use super::extract::{Json, Path, Query};
 use super::types::{
     AddLine, Added, Done, ImportChoice, Imported, Listed, PinStatus, RepoSize, Verified,
 };

@@ -7,6 +7,7 @@ mod answer;
 mod auth;
 mod calls;
 mod content;
+mod extract;
 mod names;
 mod node;
 mod pins;
@@ -209,6 +210,7 @@ pub fn router(state: Arc<State>) -> Router {
         )
         .route("/v1/log/verify", post(streams::verify))
         .route("/v1/log/restored", post(streams::restored))
+        .route("/v1/log/export", get(streams::export))
         .route("/v1/consumers", get(streams::consumers))
         .route(
             "/v1/consumers/{name}",
@@ -240,6 +242,10 @@ pub fn router(state: Arc<State>) -> Router {
                 .layer(DefaultBodyLimit::disable()),
         )
         .route(
+            "/v1/log/import",
+            post(streams::import).layer(DefaultBodyLimit::disable()),
+        )
+        .route(
             "/v1/add",
             post(content::add).layer(DefaultBodyLimit::disable()),
         )
@@ -252,6 +258,7 @@ pub fn router(state: Arc<State>) -> Router {
             post(content::dag_import).layer(DefaultBodyLimit::disable()),
         )
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
         .with_state(state)
 }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use axum::{Extension, Json};
 use gemba_names::{Change, Command as Wish, Done as Outcome, Name, Publish};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::State;
 use super::answer::{self, Lines, line, typed};
+use super::extract::{Json, Path, Query};
 use super::types::{
     Done, FollowRequest, FollowStatus, KeyInfo, NameEvent, NameInspected, NamePublished,
     NameResolved, PublishRequest,

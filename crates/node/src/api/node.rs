@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, State as Extract};
+use axum::extract::State as Extract;
 use axum::response::Response;
-use axum::{Extension, Json};
 
 use super::State;
 use super::answer::{self, Lines, typed};
+use super::extract::{Json, Path};
 use super::types::{
     ConnectRequest, Connected, Done, EventCounts, Id, LineView, PingRequest, Pong, Status,
     UplinkRequest, Waits,

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State as Extract};
+use axum::Extension;
+use axum::extract::{Request, State as Extract};
 use axum::response::Response;
-use axum::{Extension, Json};
 use gemba_pins::{Kind, Operation, Pin, Size, Status};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::answer::{self, Lines};
+use super::extract::{Json, Path, Query};
 use super::types::{Done, PinOp, PinRequest, PinStatus, PinSync, PinUpdate, Recovered};
 use crate::content::pin_sync::{self, Heal};
 use crate::content::{self, parse_cid, pin_list};

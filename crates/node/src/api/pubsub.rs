@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Query, State as Extract};
+use axum::extract::State as Extract;
 use axum::response::Response;
-use axum::{Extension, Json};
 use data_encoding::BASE64;
 use futures::StreamExt as _;
 use gemba_gossip::{Delivery, Message};
@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::State;
 use super::answer::{self, line, typed};
+use super::extract::{Json, Query};
 use super::types::{PubsubHealth, PubsubLine, PubsubMessage, PubsubSent, PubsubWhy};
 use crate::daemon::flow::pubsub::{publish_fail, too_large, topic};
 use crate::daemon::{Call, Command};

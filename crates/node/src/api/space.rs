@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::extract::State as Extract;
 use axum::response::Response;
-use axum::{Extension, Json};
 
 use super::State;
 use super::answer;
+use super::extract::Json;
 use super::types::{CollectRequest, Collected};
 use crate::content::collect::{Extent, Stop, collect, compact, thorough};
 use crate::daemon::{Call, Command};

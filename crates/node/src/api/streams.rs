@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, Query, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use gemba_log::{Class, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::answer::{self, Lines, line, typed};
+use super::extract::{Json, Path, Query};
 use super::types::Done;
 use crate::daemon::Call;
 use crate::error::{Code, Fail};
@@ -82,6 +83,7 @@ impl State {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     pattern: Option<String>,
 }
@@ -121,6 +123,7 @@ pub(super) async fn describe(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct AppendQuery {
     /// The body is one event, whatever is in it.
     #[serde(default)]
@@ -391,6 +394,7 @@ fn lines_of<E: std::fmt::Display>(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ReadQuery {
     #[serde(default)]
     from: u64,
@@ -634,6 +638,37 @@ pub(super) async fn restored(Extract(state): Node) -> Result<Json<Done>, Fail> {
     Ok(Json(Done { ok: true }))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportQuery {
+    /// Patterns, joined by commas; all streams without them.
+    pattern: Option<String>,
+}
+
+/// Events as a CAR file.
+pub(super) async fn export(
+    Extract(state): Node,
+    Extension(call): OfCall,
+    Query(query): Query<ExportQuery>,
+) -> Result<Response, Fail> {
+    let patterns = query.pattern.as_deref().unwrap_or("#").split(',');
+    let patterns = patterns.map(parse_pattern).collect::<Result<Vec<_>, _>>()?;
+    let events = state.events.clone();
+    let write = move |out: &mut dyn std::io::Write| events.export(&patterns, out);
+    let kind = "application/vnd.ipld.car; version=1";
+    Ok(answer::bytes_blocking(kind, "log export", &call, state, write).await)
+}
+
+/// Takes in the events of a CAR file.
+pub(super) async fn import(Extract(state): Node, Extension(call): OfCall, body: Body) -> Response {
+    let mut body = super::content::body_reader(body, Arc::clone(&call));
+    let events = state.events.clone();
+    answer::lines_of_upload(&state, &call, answer::status_of_upload, move |lines| {
+        lines.send(&events.import(&mut body)?)
+    })
+    .await
+}
+
 /// All consumers of this node.
 pub(super) async fn consumers(
     Extract(state): Node,
@@ -725,6 +760,7 @@ pub(super) async fn ack(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RenewRequest {
     token: u64,
 }
@@ -741,6 +777,7 @@ pub(super) async fn renew(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LeaveRequest {
     worker: u64,
 }
@@ -758,6 +795,7 @@ pub(super) async fn leave(
 
 /// Where a consumer is to go on; exactly one of them.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SeekRequest {
     /// `start` or `tail`.
     to: Option<String>,
@@ -805,8 +843,11 @@ pub(super) async fn dead(
 
 /// Which letter.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LetterRequest {
     id: String,
+    /// Needed where letters of several streams have this id.
+    stream: Option<String>,
 }
 
 /// Tries one again.
@@ -815,7 +856,10 @@ pub(super) async fn retry(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
-    let retried = state.with_log(move |events| events.consumers().retry(&name, &request.id));
+    let retried = state.with_log(move |events| {
+        let which = (request.id.as_str(), request.stream.as_deref());
+        events.consumers().retry(&name, which)
+    });
     retried.await?;
     Ok(Json(Done { ok: true }))
 }
@@ -826,7 +870,10 @@ pub(super) async fn drop_letter(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
-    let dropped = state.with_log(move |events| events.consumers().drop_letter(&name, &request.id));
+    let dropped = state.with_log(move |events| {
+        let which = (request.id.as_str(), request.stream.as_deref());
+        events.consumers().drop_letter(&name, which)
+    });
     dropped.await?;
     Ok(Json(Done { ok: true }))
 }

@@ -420,7 +420,7 @@ fn import_progress(file: &Path) -> Progress {
     Progress::bytes("importing", total.filter(|len| *len > 0))
 }
 
-fn open_input(file: &Path) -> Result<Box<dyn Read + Send>, Fail> {
+pub(super) fn open_input(file: &Path) -> Result<Box<dyn Read + Send>, Fail> {
     if file == Path::new("-") {
         return Ok(Box::new(std::io::stdin()));
     }

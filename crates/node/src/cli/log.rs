@@ -1,6 +1,8 @@
-//! Commands about events: `log append`, `read`, `tail`, `ls`, `describe`, `consume`, `ack`, `dead`, `verify`, `consumers`.
+//! Commands about events: `log append`, `read`, `tail`, `ls`, `describe`, `consume`, `ack`, `dead`, `verify`, `consumers`, `export`, `import`.
 //!
 //! With a daemon they work through its API, without one on the log itself, by the same code.
+
+mod transfer;
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -13,13 +15,13 @@ use gemba_log::{MAX_PAYLOAD, NewEvent};
 use hyper::Method;
 use serde_json::json;
 
-use super::session::{Daemon, answer_fail, blocking, encoded, talk_within, url};
+use super::session::{Daemon, answer_fail, blocking, encoded, talk_leaving, talk_within, url};
 use super::{Context, interrupt, output};
 use crate::api::types::Done;
 use crate::client::Client;
 use crate::error::{Code, Fail};
 use crate::log::about::About;
-use crate::log::consumers::{Goal, parse_event};
+use crate::log::consumers::{Goal, is_letter, many_letters, no_letter, parse_event};
 use crate::log::wire::{
     self, AckRequest, BranchView, ClaimRequest, Claimed, ClaimedEvent, ConsumerView, DeadLetter,
     EventAck, EventLine, LogVerified, StreamView,
@@ -51,7 +53,7 @@ pub enum Command {
     Append(AppendArgs),
     /// Print the events of a stream, in the one order over all authors
     Read(ReadArgs),
-    /// Print the last events of a stream, and those that come
+    /// Print the last events of a stream, and those that come as long as a daemon runs; without one, the last
     Tail(TailArgs),
     /// List the streams: events, rates, authors, what they say of themselves
     Ls(LsArgs),
@@ -70,6 +72,10 @@ pub enum Command {
     Dead(DeadCommand),
     /// Read every byte and check it
     Verify,
+    /// Write events to standard output, as a file for devices that no network reaches (CAR, as Kubo's `dag import` takes it)
+    Export(transfer::ExportArgs),
+    /// Take the events of such a file, each batch after it was verified; what is here already stays as it is
+    Import(transfer::ImportArgs),
     /// Say that this repository is a copy or came back from a backup: events go on in new epochs, so that no number is given twice
     Restored,
 }
@@ -227,8 +233,8 @@ pub struct AckArgs {
     /// Through this event of one feed: AUTHOR:EPOCH:SEQ
     #[arg(long, value_name = "EVENT", requires = "stream")]
     event: Option<String>,
-    /// The stream of that event
-    #[arg(long, value_name = "STREAM")]
+    /// The stream of that event; the other places are those of all streams
+    #[arg(long, value_name = "STREAM", conflicts_with_all = ["to_start", "to_tail", "to_time"])]
     stream: Option<String>,
 }
 
@@ -268,6 +274,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one, as `ls` names it
         id: String,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM")]
+        stream: Option<String>,
     },
     /// Try one again, or all
     Retry {
@@ -275,6 +284,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one; without it all of them
         id: Option<String>,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM", requires = "id")]
+        stream: Option<String>,
     },
     /// Drop one: nobody needs it
     Drop {
@@ -282,6 +294,9 @@ pub enum DeadCommand {
         consumer: String,
         /// Which one
         id: String,
+        /// Its stream: letters of several streams may have one id
+        #[arg(long, value_name = "STREAM")]
+        stream: Option<String>,
     },
 }
 
@@ -305,6 +320,8 @@ pub fn run(context: &Context, command: &Command) -> Result<(), Fail> {
         },
         Command::Dead(command) => dead(context, command),
         Command::Verify => verify(context),
+        Command::Export(args) => transfer::export(context, args),
+        Command::Import(args) => transfer::import(context, args),
         Command::Restored => restored(context),
     }
 }
@@ -597,7 +614,8 @@ fn read_there(
     mut shown: impl FnMut(&EventLine) -> Result<(), Fail>,
 ) -> Result<(), Fail> {
     let path = url(&format!("/v1/streams/{}/events", encoded(stream)), query);
-    talk_within(context.timeout, daemon, async |client| {
+    let follows = query.contains(&("follow", "true"));
+    let read = talk_within(context.timeout, daemon, async |client| {
         let mut lines = client
             .lines::<(), EventLine>(Method::GET, &path, None)
             .await?;
@@ -605,6 +623,13 @@ fn read_there(
             shown(&line?)?;
         }
         Ok(())
+    });
+    read.map_err(|fail| match fail.code {
+        Code::Timeout if follows => {
+            let cause = format!("the time to follow {stream} ran out; what came is printed");
+            Fail::new(Code::Timeout, cause).hint("without --timeout it goes on until it is ended")
+        }
+        _ => fail,
     })
 }
 
@@ -824,15 +849,20 @@ fn consume(context: &Context, args: &ConsumeArgs) -> Result<(), Fail> {
         None => Work::Here(here(context)?),
     };
     match work {
-        Work::There(daemon) => talk_within(context.timeout, daemon, async |client| {
-            let mut request = request.clone();
-            let outcome = consume_there(context, args, client, &mut request).await;
+        Work::There(daemon) => {
+            let worker = json!({"worker": request.worker});
             let path = format!("/v1/consumers/{}/leave", encoded(&args.consumer));
-            let left: Result<Done, Fail> = client
-                .post_json(&path, &json!({"worker": request.worker}))
-                .await;
-            outcome.and(left.map(drop))
-        }),
+            let work = async |client: &Client| {
+                consume_there(context, args, client, &mut request.clone()).await
+            };
+            let leave =
+                async |client: &Client| client.post_json::<_, Done>(&path, &worker).await.map(drop);
+            let outcome = talk_leaving(context.timeout, daemon, work, leave);
+            outcome.map_err(|fail| match fail.code {
+                Code::Timeout => consumer_late(),
+                _ => fail,
+            })
+        }
         Work::Here(events) => {
             let outcome = consume_here(context, args, &events, request);
             events.close();
@@ -1029,13 +1059,7 @@ fn consume_here(
     loop {
         interrupt::check()?;
         if context.timeout.is_some_and(|limit| began.elapsed() > limit) {
-            return Err(Fail::new(
-                Code::Timeout,
-                "the time for this consumer ran out; what was acknowledged stays so",
-            )
-            .hint(
-                "the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good",
-            ));
+            return Err(consumer_late());
         }
         let claimed = consumers
             .claim(&args.consumer, &request)?
@@ -1065,6 +1089,14 @@ fn consume_here(
             }
         }
     }
+}
+
+fn consumer_late() -> Fail {
+    Fail::new(
+        Code::Timeout,
+        "the time for this consumer ran out; what was acknowledged stays so",
+    )
+    .hint("the same command goes on; `gemba log dead ls CONSUMER` tells what fails for good")
 }
 
 /// What `consume` says of each event.
@@ -1185,10 +1217,14 @@ fn ack(context: &Context, args: &AckArgs) -> Result<(), Fail> {
 
 fn show_consumer(context: &Context, view: &ConsumerView) -> Result<(), Fail> {
     context.out.entry(view, |view| {
+        let streams = view.streams.join(" ");
+        if view.elsewhere {
+            let (name, dead) = (&view.consumer, view.dead);
+            return format!("{name}  reads {streams}, runs on another node, {dead} dead");
+        }
         format!(
-            "{}  reads {}, {} behind, {} dead",
+            "{}  reads {streams}, {} behind, {} dead",
             view.consumer,
-            view.streams.join(" "),
             text::count(view.lag, "event", "events"),
             view.dead
         )
@@ -1244,11 +1280,21 @@ fn dead(context: &Context, command: &DeadCommand) -> Result<(), Fail> {
             }
             Ok(())
         }
-        DeadCommand::Show { consumer, id } => {
-            let found = letters(context, consumer)?
-                .into_iter()
-                .find(|letter| letter.id == *id);
-            let letter = found.ok_or_else(|| no_letter(consumer, id))?;
+        DeadCommand::Show {
+            consumer,
+            id,
+            stream,
+        } => {
+            let letters = letters(context, consumer)?.into_iter();
+            let mut found = letters
+                .filter(|letter| is_letter((id, stream.as_deref()), &letter.stream, &letter.id));
+            let letter = match (found.next(), found.next()) {
+                (Some(letter), None) => letter,
+                (Some(one), Some(other)) => {
+                    return Err(many_letters(consumer, id, one.stream, other.stream));
+                }
+                (None, _) => return Err(no_letter(consumer, id)),
+            };
             if context.out.json {
                 return context.out.result(&letter, |_| String::new());
             }
@@ -1259,28 +1305,24 @@ fn dead(context: &Context, command: &DeadCommand) -> Result<(), Fail> {
             context.out.bytes(&bytes)?;
             context.out.bytes(b"\n")
         }
-        DeadCommand::Retry { consumer, id } => {
-            let ids = match id {
-                Some(id) => vec![id.clone()],
-                None => letters(context, consumer)?
-                    .into_iter()
-                    .map(|letter| letter.id)
-                    .collect(),
-            };
-            change_letters(context, consumer, &ids, "retry")
+        DeadCommand::Retry {
+            consumer, id: None, ..
+        } => {
+            let letters = letters(context, consumer)?.into_iter();
+            let all = letters.map(|letter| (letter.id, Some(letter.stream)));
+            change_letters(context, consumer, &all.collect::<Vec<_>>(), "retry")
         }
-        DeadCommand::Drop { consumer, id } => {
-            change_letters(context, consumer, std::slice::from_ref(id), "drop")
-        }
+        DeadCommand::Retry {
+            consumer,
+            id: Some(id),
+            stream,
+        } => change_letters(context, consumer, &[(id.clone(), stream.clone())], "retry"),
+        DeadCommand::Drop {
+            consumer,
+            id,
+            stream,
+        } => change_letters(context, consumer, &[(id.clone(), stream.clone())], "drop"),
     }
-}
-
-fn no_letter(consumer: &str, id: &str) -> Fail {
-    Fail::new(
-        Code::NotFound,
-        format!("consumer {consumer} has no dead letter {id}"),
-    )
-    .hint(format!("`gemba log dead ls {consumer}` lists them"))
 }
 
 fn letters(context: &Context, consumer: &str) -> Result<Vec<DeadLetter>, Fail> {
@@ -1298,31 +1340,33 @@ fn letters(context: &Context, consumer: &str) -> Result<Vec<DeadLetter>, Fail> {
 fn change_letters(
     context: &Context,
     consumer: &str,
-    ids: &[String],
+    which: &[(String, Option<String>)],
     what: &str,
 ) -> Result<(), Fail> {
     match context.daemon()? {
         Some(daemon) => {
             let path = format!("/v1/consumers/{}/dead/{what}", encoded(consumer));
             context.talk(daemon, async |client| {
-                for id in ids {
-                    let _done: Done = client.post_json(&path, &json!({"id": id})).await?;
+                for (id, stream) in which {
+                    let body = json!({"id": id, "stream": stream});
+                    let _done: Done = client.post_json(&path, &body).await?;
                 }
                 Ok(())
             })?;
         }
         None => {
             let events = here(context)?;
-            for id in ids {
+            for (id, stream) in which {
+                let one = (id.as_str(), stream.as_deref());
                 match what {
-                    "retry" => events.consumers().retry(consumer, id)?,
-                    _ => events.consumers().drop_letter(consumer, id)?,
+                    "retry" => events.consumers().retry(consumer, one)?,
+                    _ => events.consumers().drop_letter(consumer, one)?,
                 }
             }
         }
     }
-    let done = json!({"consumer": consumer, what: ids.len()});
+    let done = json!({"consumer": consumer, what: which.len()});
     context.out.result(&done, |_| {
-        text::count(ids.len() as u64, "dead letter", "dead letters")
+        text::count(which.len() as u64, "dead letter", "dead letters")
     })
 }

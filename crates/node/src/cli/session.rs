@@ -18,6 +18,9 @@ use crate::error::{Code, Fail};
 use crate::meta::Meta;
 use crate::repo::{Access, Purpose, Repo};
 
+/// Whoever ends gives back what it holds, and waits no longer than this for the answer.
+const LEAVING: Duration = Duration::from_secs(1);
+
 /// A daemon that answers, and the runtime to talk to it. Neither is made for a command that finds no `api` file.
 #[derive(Debug)]
 pub struct Daemon {
@@ -144,6 +147,37 @@ pub fn talk_within<T>(
     // A blocking thread may hang in a read or a write; it ends with the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// As [`talk_within`], for whoever holds something at the daemon: `leave` gives it back however the conversation ends, by Ctrl-C, SIGTERM or time, too.
+pub fn talk_leaving<T>(
+    limit: Option<Duration>,
+    daemon: Daemon,
+    work: impl AsyncFnOnce(&Client) -> Result<T, Fail>,
+    leave: impl AsyncFnOnce(&Client) -> Result<(), Fail>,
+) -> Result<T, Fail> {
+    let Daemon { client, runtime } = daemon;
+    let outcome = runtime.block_on(async {
+        let outcome = tokio::select! {
+            outcome = within(limit, &client, work(&client)) => outcome,
+            () = terminated() => Err(interrupt::fail()),
+        };
+        // A daemon that does not answer is ending, or gives it back when the lease is over.
+        let left = tokio::time::timeout(LEAVING, leave(&client)).await;
+        outcome.and_then(|done| left.unwrap_or(Ok(())).map(|()| done))
+    });
+    // As above.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut signals) => drop(signals.recv().await),
+        // Then the signal ends the process at once.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn within<T>(

@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{
-    ConsumeError, Consumer, LogSource as _, Receipt, Taken, Takeover, forget,
+    ConsumeError, Consumer, LogSource as _, Receipt, SourceError, Taken, Takeover, forget,
 };
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{
     KeyValue as _, RedbStore, RedbTx, StateError, StateStore as _, Transaction as _,
 };
-use gemba_log::{EventId, FeedId, Log, Pattern, Seq};
+use gemba_log::{EventId, FeedId, Log, LogError, Pattern, Seq};
 use serde::{Deserialize, Serialize};
 
 use super::waiting::{Waiters, Waiting};
@@ -71,7 +71,12 @@ pub struct Consumers {
     next_token: AtomicU64,
     /// Workers that wait for events.
     waiters: Waiters,
+    /// How many letters of a consumer are open, and what its letters' feeds held when they were counted.
+    counted: Mutex<BTreeMap<String, (Held, u64)>>,
 }
+
+/// Which events of each feed are here, as the first and the one behind the last.
+type Held = Vec<(FeedId, Seq, Seq)>;
 
 /// What a worker has not acknowledged. Its token is no number of the consumer's own: these begin anew when it is opened again, and a worker from
 /// before would acknowledge what another one has.
@@ -123,6 +128,7 @@ impl Consumers {
             claims: Mutex::default(),
             next_token: AtomicU64::new(first_token()?),
             waiters: Waiters::default(),
+            counted: Mutex::default(),
         })
     }
 
@@ -352,7 +358,31 @@ impl Consumers {
     /// The disk's.
     pub fn list(&self) -> Result<Vec<ConsumerView>, Fail> {
         let names: Vec<String> = lock(&self.known).keys().cloned().collect();
-        names.iter().map(|name| self.view(name)).collect()
+        let views = names.iter().map(|name| self.listed(name));
+        // One may have been forgotten meanwhile.
+        views
+            .filter(|view| !view.as_ref().is_err_and(|e| e.code == Code::NotFound))
+            .collect()
+    }
+
+    /// As [`Consumers::view`], and of one that was taken over, that it was: the others are to be seen all the same.
+    fn listed(&self, name: &str) -> Result<ConsumerView, Fail> {
+        let is_moved = |fail: &Fail| {
+            let opened = self.consumer(name, None);
+            fail.code == Code::Conflict && opened.is_err_and(|e| e.code == Code::Conflict)
+        };
+        match self.view(name) {
+            Err(fail) if is_moved(&fail) => Ok(ConsumerView {
+                consumer: name.to_owned(),
+                streams: self.settings(&consumer_name(name)?, None)?.streams,
+                generation: 0,
+                lag: 0,
+                dead: self.open_letters(&consumer_name(name)?)?,
+                feeds: Vec::new(),
+                elsewhere: true,
+            }),
+            other => other,
+        }
     }
 
     /// How many there are, and what those that are open have not acknowledged.
@@ -372,6 +402,14 @@ impl Consumers {
         consumer
             .refresh(self.now())
             .map_err(|e| self.failed(name, &consumer, &e))?;
+        // What was taken over and does not know it yet is told by opening it again.
+        let consumer = match consumer.is_running() {
+            true => consumer,
+            false => {
+                self.close(name, &consumer);
+                self.consumer(name, None)?
+            }
+        };
         let settings = lock(&self.known).get(name).cloned().unwrap_or_default();
         let feeds = consumer
             .lag()
@@ -392,30 +430,32 @@ impl Consumers {
             streams: settings.streams,
             generation: consumer.generation(),
             lag: consumer.behind(),
-            dead: consumer.counters().dead,
+            dead: self.open_letters(&consumer_name(name)?)?,
             feeds: feeds.collect::<Result<_, Fail>>()?,
+            elsewhere: false,
         })
     }
 
-    /// The dead letters of a consumer that are neither done nor dropped.
+    /// The dead letters of a consumer that are neither done nor dropped. Letters travel, so that those of a consumer that runs elsewhere, or is
+    /// forgotten, are told as well.
     ///
     /// # Errors
-    /// No such consumer; the log's.
+    /// Nothing is known of such a consumer; the log's.
     pub fn dead(&self, name: &str) -> Result<Vec<DeadLetter>, Fail> {
-        self.letters(name)
-            .map(|letters| letters.iter().map(letter).collect())
+        let checked = consumer_name(name)?;
+        match self.consumer(name, None) {
+            // Without a single letter it has to be one of ours, or nobody would ever be told that the name is wrong.
+            Err(fail) if self.letter_feeds(&checked)?.is_empty() => return Err(fail),
+            Err(fail) if !matches!(fail.code, Code::Conflict | Code::NotFound) => return Err(fail),
+            _ => {}
+        }
+        let letters = self.letters(&checked)?;
+        Ok(letters.iter().map(letter).collect())
     }
 
-    fn letters(&self, name: &str) -> Result<Vec<dead::Letter>, Fail> {
-        // It has to be one of ours, or nobody would ever be told that the name is wrong.
-        self.consumer(name, None)?;
-        let of = consumer_name(name)?;
-        let pattern = format!("{}/{}/#", dead::LEVEL, of.as_str());
-        let feeds = self.log.feeds(&parse_pattern(&pattern)?);
-        let starts: Vec<_> = feeds
-            .into_iter()
-            .filter_map(|feed| Some((feed.clone(), self.log.head(&feed)?.low)))
-            .collect();
+    fn letters(&self, of: &ConsumerName) -> Result<Vec<dead::Letter>, Fail> {
+        let feeds = self.letter_feeds(of)?.into_iter();
+        let starts: Vec<_> = feeds.map(|(feed, low, _)| (feed, low)).collect();
         let mut letters = Letters::new(MOST_LETTERS);
         let mut merge = self.log.merge(&starts).map_err(|e| super::fail(&e))?;
         while let Some(batch) = merge.next_batch().map_err(|e| super::fail(&e))? {
@@ -433,13 +473,41 @@ impl Consumers {
             .collect())
     }
 
+    /// The feeds that hold letters of a consumer.
+    fn letter_feeds(&self, of: &ConsumerName) -> Result<Held, Fail> {
+        let pattern = format!("{}/{}/#", dead::LEVEL, of.as_str());
+        let feeds = self.log.feeds(&parse_pattern(&pattern)?).into_iter();
+        Ok(feeds
+            .filter_map(|feed| {
+                let head = self.log.head(&feed)?;
+                Some((feed, head.low, head.next))
+            })
+            .collect())
+    }
+
+    /// How many letters are open. They are read only when there are others than at the last time: whoever drains a consumer asks often.
+    fn open_letters(&self, of: &ConsumerName) -> Result<u64, Fail> {
+        let held = self.letter_feeds(of)?;
+        if held.is_empty() {
+            return Ok(0);
+        }
+        if let Some((then, count)) = lock(&self.counted).get(of.as_str())
+            && *then == held
+        {
+            return Ok(*count);
+        }
+        let count = self.letters(of)?.len() as u64;
+        lock(&self.counted).insert(of.as_str().to_owned(), (held, count));
+        Ok(count)
+    }
+
     /// Tries the event of a dead letter again.
     ///
     /// # Errors
     /// No such letter; the disk's.
-    pub fn retry(&self, name: &str, id: &str) -> Result<(), Fail> {
-        let id = self.find_letter(name, id)?;
+    pub fn retry(&self, name: &str, which: Which<'_>) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
+        let id = self.find_letter(name, which)?;
         let retried = consumer.retry(id, self.now());
         self.waiters.ring(name);
         retried.map_err(|e| self.failed(name, &consumer, &e))
@@ -449,26 +517,29 @@ impl Consumers {
     ///
     /// # Errors
     /// No such letter; the log's.
-    pub fn drop_letter(&self, name: &str, id: &str) -> Result<(), Fail> {
-        let id = self.find_letter(name, id)?;
+    pub fn drop_letter(&self, name: &str, which: Which<'_>) -> Result<(), Fail> {
         let consumer = self.consumer(name, None)?;
+        let id = self.find_letter(name, which)?;
         consumer
             .drop_letter(id)
             .map_err(|e| self.failed(name, &consumer, &e))
     }
 
-    fn find_letter(&self, name: &str, id: &str) -> Result<EventId, Fail> {
-        let found = self
-            .letters(name)?
-            .into_iter()
-            .find(|letter| letter_id(&letter.id) == id);
-        found.map(|letter| letter.id).ok_or_else(|| {
-            Fail::new(
-                Code::NotFound,
-                format!("consumer {name} has no dead letter {id}"),
-            )
-            .hint(format!("`gemba log dead ls {name}` lists them"))
-        })
+    fn find_letter(&self, name: &str, which: Which<'_>) -> Result<EventId, Fail> {
+        let letters = self.letters(&consumer_name(name)?)?;
+        let found = letters.into_iter().map(|letter| letter.id);
+        let mut found =
+            found.filter(|id| is_letter(which, &id.feed.stream.to_string(), &letter_id(id)));
+        match (found.next(), found.next()) {
+            (Some(id), None) => Ok(id),
+            (Some(one), Some(other)) => Err(many_letters(
+                name,
+                which.0,
+                &one.feed.stream,
+                &other.feed.stream,
+            )),
+            (None, _) => Err(no_letter(name, which.0)),
+        }
     }
 
     /// What the consumers of this node need of each feed, for retention: of all that are known, whether somebody works through them now or not.
@@ -692,6 +763,7 @@ impl Consumers {
         }
         *lock(&self.known) = known;
         lock(&self.open).remove(name);
+        lock(&self.counted).remove(name);
         lock(&self.claims).retain(|_, claim| claim.name != name);
         // Workers that wait learn of it.
         self.waiters.ring(name);
@@ -858,6 +930,13 @@ fn state_fail(error: &StateError) -> Fail {
 }
 
 fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
+    // What to do about a log that is full, or a disk that fails, the log knows.
+    if let ConsumeError::Log(SourceError(cause)) = error
+        && let Some(cause) = cause.downcast_ref::<LogError>()
+    {
+        return Fail::new(Code::Failure, format!("consumer {name}: {error}"))
+            .hint(super::fail(cause).hint);
+    }
     match error {
         ConsumeError::State(error) => state_fail(error),
         ConsumeError::Refused(Refused::Lease) => claim_over(),
@@ -878,6 +957,40 @@ fn consume_fail(name: &str, error: &ConsumeError) -> Fail {
         other => Fail::new(Code::Failure, format!("consumer {name}: {other}"))
             .hint("claim again; if it stays so, look at the daemon's log"),
     }
+}
+
+/// The id of a letter, and its stream where that is said: an author numbers the events of each stream, so that letters of two may have one id.
+pub type Which<'a> = (&'a str, Option<&'a str>);
+
+/// Whether it is this one.
+#[must_use]
+pub fn is_letter((id, of): Which<'_>, stream: &str, its: &str) -> bool {
+    its == id && of.is_none_or(|of| of == stream)
+}
+
+/// No letter is called so.
+#[must_use]
+pub fn no_letter(consumer: &str, id: &str) -> Fail {
+    Fail::new(
+        Code::NotFound,
+        format!("consumer {consumer} has no dead letter {id}"),
+    )
+    .hint(format!("`gemba log dead ls {consumer}` lists them"))
+}
+
+/// Letters of two streams are called so.
+#[must_use]
+pub fn many_letters(
+    consumer: &str,
+    id: &str,
+    one: impl std::fmt::Display,
+    other: impl std::fmt::Display,
+) -> Fail {
+    Fail::new(
+        Code::Conflict,
+        format!("consumer {consumer} has several dead letters {id}: of {one}, of {other}"),
+    )
+    .hint("say which: by --stream, or by `stream` beside the id")
 }
 
 fn letter_id(id: &EventId) -> String {

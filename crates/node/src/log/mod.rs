@@ -1,11 +1,12 @@
 //! The event log of the node: the same code with a daemon and without one.
 //!
 //! `Events` is the log on this device with its consumers; `wire` is what the API and the command line say of events, `consumers` are those
-//! who work through them, `about` is what streams say of themselves. Everything here blocks on the disk and is called from threads that may.
+//! who work through them, `about` is what streams say of themselves, `transfer` makes files of events. Everything here blocks on the disk and is called from threads that may.
 
 pub mod about;
 mod born;
 pub mod consumers;
+pub mod transfer;
 pub mod waiting;
 pub mod wire;
 

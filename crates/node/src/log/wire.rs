@@ -383,10 +383,13 @@ pub struct ConsumerView {
     pub generation: u64,
     /// Events that are not acknowledged.
     pub lag: u64,
-    /// Events that became dead letters here.
+    /// Its dead letters that are neither done nor dropped.
     pub dead: u64,
     /// How far it is in each feed.
     pub feeds: Vec<ConsumerFeed>,
+    /// It was taken over by another node, which alone knows how far it is; `generation`, `lag` and `feeds` say nothing here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub elsewhere: bool,
 }
 
 /// What a worker asks for.
@@ -463,7 +466,7 @@ pub struct AckRequest {
 /// A dead letter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// `AUTHOR:EPOCH:SEQ` of the event, by which it is retried or dropped.
+    /// `AUTHOR:EPOCH:SEQ` of the event, by which, with its stream, it is retried or dropped.
     pub id: String,
     /// Its stream.
     pub stream: String,
