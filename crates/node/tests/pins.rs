@@ -1,5 +1,5 @@
 //! What is wanted on a device and what is being done about it: by real daemons, and without one.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/kubo.rs"]
