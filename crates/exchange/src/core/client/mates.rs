@@ -29,7 +29,7 @@ const LONG_PATIENCE: u32 = 60;
 /// While another of the site waits for bytes from outside too, whether they come or not, it is the line that is full or dead rather than a
 /// device, and who gets nothing has so many stall times: to take over what it fetches would send it over that line twice (SI-10).
 const LINE_PATIENCE: u32 = 4;
-/// How often a want is left again to mates that had their turn.
+/// How often a want is left again to mates that had their turn, or held against one that took it as well.
 const RETURNS: u8 = 4;
 /// Wants of a session that wait for mates at a time. With the 256 that are looked for they stay within the 512 that a peer keeps for us after it
 /// said that it has them not (EX-6).
@@ -118,8 +118,11 @@ impl Client {
         let is_ours = !still && !site.outranks_us(by, cid);
         let had_turn = want.shared.lapsed.contains(&Some(by));
         if is_ours {
-            // It does not know that bytes come to us.
-            site.take(*cid);
+            // It does not know that bytes come to us. All mates are told, so not as often as anybody likes.
+            if want.shared.returns < RETURNS {
+                want.shared.returns += 1;
+                site.take(*cid);
+            }
         } else if !had_turn || want.shared.returns < RETURNS {
             counters.site_yielded += 1;
             want.shared.returned(by);

@@ -41,7 +41,7 @@ pub(super) struct Shared {
     pub(super) outside: bool,
     /// Who had his turn and did not fetch it, in this round.
     pub(super) lapsed: Vec<Who>,
-    /// How often it was left again to one that had its turn.
+    /// How often it was left again to one that had its turn, or held against one.
     pub(super) returns: u8,
     /// When whoever has the turn was last asked again.
     pub(super) nudged: Time,
