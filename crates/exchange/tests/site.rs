@@ -6,7 +6,8 @@ mod world;
 use std::time::Duration;
 
 use gemba_block::Block;
-use gemba_exchange::{Config, Time, WaitingFor};
+use gemba_exchange::wire::SiteMessage;
+use gemba_exchange::{Config, Input, SiteFact, Time, WaitingFor};
 use gemba_testkit::{Rng, check, sim_scale};
 use world::{HOUR, MS, Manner, World, blocks};
 
@@ -353,6 +354,31 @@ fn si_10_a_line_that_stalls_for_all_does_not_multiply_copies() {
     println!(
         "figure: si_10 the origin sent {worst:.3} copies to 8 devices while its line stood still for up to 6 s three times, at most"
     );
+}
+
+/// SI-8: a mate says again and again that it takes everything. What that costs others is bounded: they do not answer each time, all of them to all.
+#[test]
+fn si_8_a_mate_that_takes_everything_for_ever_gets_few_words() {
+    check!(sim_scale(20), |rng| {
+        let content = blocks(rng, 100, 100_000);
+        let mut world = site(rng, &[Manner::Honest; 4], &content);
+        want_all(&mut world, 0..4, &content);
+        let liar = world.nodes[3].id;
+        let takes: Vec<_> = content.iter().map(|block| *block.cid()).collect();
+        for _ in 0..400 {
+            world.run(world.now + 10 * MS, |_| false);
+            let fact = SiteFact::Said(SiteMessage {
+                takes: takes.clone(),
+                ..SiteMessage::default()
+            });
+            let (peer, now) = (liar, world.now);
+            world.nodes[0].core.handle(Input::Site { peer, fact }, now);
+        }
+        let said = world.takes_said.get(&0).copied().unwrap_or_default();
+        // Each block once, and four times again, to three mates.
+        assert!(said <= content.len() * 5 * 3, "{said} words");
+        whole(&mut world, 4, HOUR);
+    });
 }
 
 /// SI-10: on a full line a connection now and then gets nothing for a few seconds, while others do. Nobody takes over what it fetches, for that

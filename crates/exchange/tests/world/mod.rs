@@ -180,6 +180,8 @@ pub struct World {
     pub config: Config,
     /// What is wanted is below this root.
     pub root: Option<Cid>,
+    /// Blocks that each node said to mates it takes.
+    pub takes_said: BTreeMap<usize, usize>,
 }
 
 pub const MS: Duration = Duration::from_millis(1);
@@ -253,6 +255,7 @@ impl World {
             rng,
             config,
             root: None,
+            takes_said: BTreeMap::new(),
         }
     }
 
@@ -773,6 +776,7 @@ impl World {
 
     /// A word about the site: as it is on the wire, after the time of the way. It is small and does not wait behind blocks.
     fn say(&mut self, from: usize, to: usize, message: &SiteMessage) {
+        *self.takes_said.entry(from).or_default() += message.takes.len();
         let Some(link) = self.links.get(&(from, to)).filter(|l| l.up) else {
             return;
         };
