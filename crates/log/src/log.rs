@@ -42,12 +42,21 @@ pub struct Log {
     commit: GroupCommit<Vec<Op>, Vec<Result<Appended, LogError>>>,
     ring: Mutex<Ring>,
     files: Mutex<VecDeque<(u32, Reader)>>,
-    rebuilt: Mutex<VecDeque<Arc<Segment>>>,
+    rebuilt: Mutex<Rebuilt>,
     ended: Mutex<Ended>,
     pub(crate) counters: Counters,
     report: OpenReport,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
     bell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// Indexes that were made anew from the frames, because those on disk are damaged.
+#[derive(Debug, Default)]
+struct Rebuilt {
+    /// The last few.
+    kept: VecDeque<Arc<Segment>>,
+    /// All segments whose index was found damaged since the opening.
+    found: BTreeSet<u32>,
 }
 
 /// Why nothing is written any more.
@@ -113,6 +122,8 @@ pub struct Stat {
     pub producers_forgotten: u64,
     /// Batches that are known to be damaged.
     pub damaged: u64,
+    /// Segments whose index was found damaged since the opening. It is made anew from the frames, so that no event is missing; the medium rots.
+    pub damaged_indexes: u64,
 }
 
 /// The end of a feed.
@@ -491,6 +502,7 @@ impl Log {
             fast_waiting: ring.len() as u64,
             producers_forgotten: state.producers.forgotten,
             damaged: state.bad.len() as u64,
+            damaged_indexes: self.all_rebuilt().found.len() as u64,
         }
     }
 
@@ -678,9 +690,14 @@ impl Log {
 
     /// The segment with an index that was made anew, if that was necessary.
     pub(crate) fn rebuilt(&self, segment: &Arc<Segment>) -> Arc<Segment> {
-        let rebuilt = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = rebuilt.iter().find(|other| other.number == segment.number);
+        let rebuilt = self.all_rebuilt();
+        let mut kept = rebuilt.kept.iter();
+        let found = kept.find(|other| other.number == segment.number);
         Arc::clone(found.unwrap_or(segment))
+    }
+
+    fn all_rebuilt(&self) -> MutexGuard<'_, Rebuilt> {
+        self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the index of a segment from its frames. A few are kept.
@@ -700,11 +717,12 @@ impl Log {
             }
         }
         let segment = Arc::new(Segment::resident(number, resident));
-        let mut rebuilt = self.rebuilt.lock().unwrap_or_else(PoisonError::into_inner);
-        if rebuilt.len() == KEEP {
-            rebuilt.pop_front();
+        let mut rebuilt = self.all_rebuilt();
+        if rebuilt.kept.len() == KEEP {
+            rebuilt.kept.pop_front();
         }
-        rebuilt.push_back(Arc::clone(&segment));
+        rebuilt.kept.push_back(Arc::clone(&segment));
+        rebuilt.found.insert(number);
         Ok(segment)
     }
 

@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::lying::{Lie, Lying};
 use common::{Model, check_open, config, open, open_on, served, stream};
-use gemba_log::{Config, Log, LogError, NewEvent};
+use gemba_log::{Batch, Config, FeedId, Log, LogError, NewEvent, Seq};
 use gemba_segment::Disk;
 use gemba_testkit::disk::{Call, SimDisk};
 use gemba_testkit::{Rng, sim_scale};
@@ -27,6 +28,11 @@ fn segments(sim: &SimDisk) -> Vec<PathBuf> {
 
 /// A log of about so many bytes in small batches, closed in order, and what it holds.
 fn sealed(bytes: usize, config: &Config) -> (SimDisk, Model) {
+    sealed_with(bytes, usize::MAX, config)
+}
+
+/// As [`sealed`], with small batches up to `small` bytes and large ones from there on.
+fn sealed_with(bytes: usize, small: usize, config: &Config) -> (SimDisk, Model) {
     let sim = SimDisk::new(1);
     let mut model = Model::default();
     let mut rng = Rng::new(7);
@@ -34,7 +40,8 @@ fn sealed(bytes: usize, config: &Config) -> (SimDisk, Model) {
     let mut written = 0;
     while written < bytes {
         let stream = stream(["a", "b/c"][rng.index(2)]);
-        let events: Vec<_> = (0..1 + rng.below(5))
+        let most = if written < small { 5 } else { 100 };
+        let events: Vec<_> = (0..1 + rng.below(most))
             .map(|i| {
                 let len = 1 + rng.index(400);
                 NewEvent::new(i as i64, rng.bytes(len))
@@ -48,107 +55,216 @@ fn sealed(bytes: usize, config: &Config) -> (SimDisk, Model) {
     (sim, model)
 }
 
-/// Whether a log with one flipped byte says so, and serves nothing wrong: at opening, when it is read, or when it is verified.
-fn is_found(disk: Arc<dyn Disk>, config: &Config, model: &Model) -> Result<bool, String> {
-    let log = match open_on(disk, config.clone()) {
-        Ok(log) => log,
-        // Refused by name, which is found too; only files beside the segments can do that.
-        Err(e) => return Ok(!e.to_string().is_empty()),
+/// Row L3: whichever byte of a closed log of 1 MiB is flipped, it is found, no wrong event is served, and a replica heals it. Every byte in full,
+/// every second by half, else one in 499; another one begins with each seed.
+#[test]
+fn l3_every_flipped_byte_is_found_served_never_and_healed() {
+    const LEN: usize = 1 << 20;
+    /// Bytes of which is known what cannot be read without them: that is looked at after each flip.
+    const CHUNK: usize = 4 << 10;
+    let every = match sim_scale(20) {
+        20 => 1,
+        10 => 2,
+        _ => 499,
     };
-    let mut found = !log.open_report().is_clean();
-    for head in log.heads() {
-        let mut cursor = log.cursor(&head.feed, head.low);
-        loop {
-            match cursor.next_batch() {
-                Ok(Some(batch)) => {
-                    for event in batch.events() {
-                        let right = model.acked.get(&(head.feed.clone(), event.seq));
-                        if right.map(Vec::as_slice) != Some(event.payload) {
-                            return Err(format!("{:?} {} is wrong", head.feed, event.seq));
-                        }
-                    }
+    let mut rng = Rng::from_env_or(3);
+    let flips = Flips::new(LEN, LEN / 32, &config().segment_bytes(LEN as u64 / 16));
+    let mut looked = 0_u64;
+    for path in segments(&flips.sim) {
+        let len = flips.sim.bytes(&path).unwrap().len();
+        let mut span = (len, Span::new());
+        for at in (rng.index(every)..len).step_by(every) {
+            let chunk = at / CHUNK * CHUNK;
+            if span.0 != chunk {
+                span = (chunk, flips.held_by(&path, chunk..len.min(chunk + CHUNK)));
+            }
+            // All of the log now and then.
+            let span = match looked.is_multiple_of(997) {
+                true => &flips.all(),
+                false => &span.1,
+            };
+            let hurt = flips.sim.kill();
+            hurt.flip_bit(&path, at as u64 * 8 + rng.below(8));
+            flips
+                .judge(Arc::new(hurt), span)
+                .unwrap_or_else(|e| panic!("byte {at} of {path:?}: {e}"));
+            looked += 1;
+        }
+    }
+    assert!(looked >= (LEN / every) as u64, "{looked}");
+}
+
+/// A stretch of each feed that is looked at; the feeds as [`Flips::events`] numbers them.
+type Span = Vec<Range<Seq>>;
+
+/// A sealed log whose bytes are flipped one by one, and what is known of it.
+struct Flips {
+    sim: SimDisk,
+    config: Config,
+    /// The payloads of each feed from its first event on.
+    events: Vec<(FeedId, Vec<Vec<u8>>)>,
+    /// The batches that a replica has, by the places of their first events.
+    replica: Vec<BTreeMap<Seq, Batch>>,
+}
+
+impl Flips {
+    fn new(bytes: usize, small: usize, config: &Config) -> Self {
+        let (sim, model) = sealed_with(bytes, small, config);
+        let mut by_feed: BTreeMap<FeedId, Vec<Vec<u8>>> = BTreeMap::new();
+        for ((feed, _), payload) in model.acked {
+            by_feed.entry(feed).or_default().push(payload);
+        }
+        let log = open(&sim.kill(), config.clone());
+        let batches = |feed: &FeedId| {
+            let mut batches = BTreeMap::new();
+            let mut next = 0;
+            while let Some(block) = log.range(feed, next, 1).unwrap().blocks.first() {
+                let batch = Batch::from_block(block).unwrap();
+                next = batch.end();
+                batches.insert(batch.first(), batch);
+            }
+            batches
+        };
+        let replica = by_feed.keys().map(batches).collect();
+        Self {
+            replica,
+            events: by_feed.into_iter().collect(),
+            config: config.clone(),
+            sim,
+        }
+    }
+
+    fn all(&self) -> Span {
+        self.events
+            .iter()
+            .map(|(_, events)| 0..events.len() as Seq)
+            .collect()
+    }
+
+    /// What cannot be read without some bytes of a segment, and a few events before and behind.
+    fn held_by(&self, path: &Path, chunk: Range<usize>) -> Span {
+        const BESIDE: Seq = 3;
+        let gone = self.sim.kill();
+        gone.edit(path, |bytes| bytes[chunk.clone()].fill(0));
+        let missing = self
+            .read(&open(&gone, self.config.clone()), &self.all())
+            .unwrap();
+        let around = self
+            .events
+            .iter()
+            .zip(missing)
+            .map(|((_, events), missing)| {
+                let (Some(first), Some(last)) = (missing.first(), missing.last()) else {
+                    return 0..0;
+                };
+                first.saturating_sub(BESIDE)..(last + 1 + BESIDE).min(events.len() as Seq)
+            });
+        around.collect()
+    }
+
+    /// Whether a disk with one flipped bit is found to have it, when it is opened, read or verified; nothing wrong is served; and all is there
+    /// again with what a replica has.
+    fn judge(&self, hurt: Arc<dyn Disk>, span: &Span) -> Result<(), String> {
+        let log = open_on(hurt, self.config.clone()).map_err(|e| format!("does not open: {e}"))?;
+        let missing = self.read(&log, span)?;
+        let is_found = !log.open_report().is_clean()
+            || missing.iter().any(|places| !places.is_empty())
+            || log.stat().damaged_indexes > 0
+            || !self.verified_clean(&log)?;
+        if !is_found {
+            return Err("nobody says that it was flipped".to_owned());
+        }
+        self.heal(&log, &missing)?;
+        match self.read(&log, span)?.iter().all(Vec::is_empty) {
+            true => Ok(()),
+            false => Err(format!("healed, and {missing:?} are not served")),
+        }
+    }
+
+    fn verified_clean(&self, log: &Log) -> Result<bool, String> {
+        let report = log.verify(|progress| match progress.damaged {
+            0 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        });
+        Ok(report.map_err(|e| e.to_string())?.is_clean())
+    }
+
+    /// The places of a span that are not served, by feed; an error where a wrong event is.
+    fn read(&self, log: &Log, span: &Span) -> Result<Vec<Vec<Seq>>, String> {
+        let each = self.events.iter().zip(span);
+        each.map(|((feed, events), places)| read(log, feed, events, places))
+            .collect()
+    }
+
+    /// Hands in the batches of all missing places, as a replica sends them.
+    fn heal(&self, log: &Log, missing: &[Vec<Seq>]) -> Result<(), String> {
+        for (batches, missing) in self.replica.iter().zip(missing) {
+            let mut healed = 0;
+            for place in missing {
+                if *place < healed {
+                    continue;
                 }
-                Ok(None) => break,
-                Err(LogError::Damaged { to, .. }) => {
-                    found = true;
-                    cursor.seek(to);
-                }
-                Err(e) => return Err(e.to_string()),
+                let (_, batch) = batches.range(..=place).next_back().unwrap();
+                healed = batch.end();
+                let done = log.append_replica(batch.clone());
+                done.map_err(|e| format!("{place} is not healed: {e}"))?;
             }
         }
+        Ok(())
     }
-    if found {
-        return Ok(true);
-    }
-    let verified = log
-        .verify(|_| ControlFlow::Continue(()))
-        .map_err(|e| e.to_string())?;
-    Ok(!verified.is_clean())
 }
 
-/// Row L3: whichever byte of closed logs of 1 MiB together is flipped, it is found, and no wrong event is served. Every fifth byte in full,
-/// of 64 logs and from another one on with each seed: each flip has all of its log read, and those of one of 1 MiB would take an hour.
-#[test]
-fn l3_every_flipped_byte_is_found_and_nothing_wrong_is_served() {
-    let is_full = sim_scale(2) == 2;
-    let (logs, len, every) = match is_full {
-        true => (64, 16 << 10, 5),
-        false => (1, 1 << 20, 4_999),
-    };
-    let config = config().segment_bytes(len as u64 * 3 / 16);
-    let mut rng = Rng::from_env_or(3);
-    let mut looked = 0_u64;
-    for n in 0..logs {
-        // No two are cut alike.
-        let (sim, model) = sealed(len + n * 97, &config);
-        for path in segments(&sim) {
-            looked += flip_each(&sim, &path, every, (&config, &model), &mut rng);
+/// Reads a stretch of a feed; gives the places that are not served.
+fn read(
+    log: &Log,
+    feed: &FeedId,
+    right: &[Vec<u8>],
+    places: &Range<Seq>,
+) -> Result<Vec<Seq>, String> {
+    let (mut missing, mut next) = (Vec::new(), places.start);
+    let mut cursor = log.cursor(feed, next);
+    while next < places.end {
+        match cursor.next_batch() {
+            Ok(Some(batch)) => {
+                for event in batch.events() {
+                    if right.get(event.seq as usize).map(Vec::as_slice) != Some(event.payload) {
+                        return Err(format!("{feed:?} {} is wrong", event.seq));
+                    }
+                    missing.extend(next..event.seq.min(places.end));
+                    next = next.max(event.seq + 1);
+                }
+            }
+            Ok(None) => {
+                missing.extend(next..places.end);
+                break;
+            }
+            Err(LogError::Damaged { to, .. } | LogError::Trimmed { low: to, .. }) => {
+                missing.extend(next..to.min(places.end));
+                next = to;
+                cursor.seek(to);
+            }
+            Err(e) => return Err(e.to_string()),
         }
     }
-    assert!(looked >= (1 << 20) / every as u64, "{looked}");
-}
-
-/// Flips a bit of every so manieth byte of a file; how many that were.
-fn flip_each(
-    sim: &SimDisk,
-    path: &Path,
-    every: usize,
-    (config, model): (&Config, &Model),
-    rng: &mut Rng,
-) -> u64 {
-    let len = sim.bytes(path).unwrap().len();
-    let from = rng.index(every.min(len));
-    let mut looked = 0;
-    for at in (from..len).step_by(every) {
-        let hurt = sim.kill();
-        hurt.flip_bit(path, at as u64 * 8 + rng.below(8));
-        let found = is_found(Arc::new(hurt), config, model)
-            .unwrap_or_else(|e| panic!("byte {at} of {path:?}: {e}"));
-        assert!(
-            found,
-            "byte {at} of {path:?} was flipped and nobody says so"
-        );
-        looked += 1;
-    }
-    looked
+    Ok(missing)
 }
 
 /// The same finds an engine that does not look at checksums.
 #[test]
 fn l3_an_engine_that_checks_no_checksum_is_found() {
-    let (sim, model) = sealed(20_000, &config());
+    let flips = Flips::new(20_000, usize::MAX, &config());
     let mut rng = Rng::new(5);
     let mut wrong = 0;
     for _ in 0..60 {
-        let hurt = sim.kill();
+        let hurt = flips.sim.kill();
         let path = segment(1 + rng.below(2) as u32);
-        let len = sim.bytes(&path).unwrap().len() as u64;
+        let len = flips.sim.bytes(&path).unwrap().len() as u64;
         hurt.flip_bit(&path, rng.below(len * 8));
         let lying = Arc::new(Lying {
             sim: hurt,
             lie: Lie::CrcUnchecked,
         });
-        wrong += u32::from(is_found(lying, &config(), &model) != Ok(true));
+        wrong += u32::from(flips.judge(lying, &flips.all()).is_err());
     }
     assert!(wrong > 5, "{wrong}");
 }
@@ -184,7 +300,7 @@ fn l3_a_replica_heals_what_is_damaged() {
                         continue;
                     }
                     let chunk = replica.range(&head.feed, next, 1).unwrap();
-                    let batch = gemba_log::Batch::from_block(&chunk.blocks[0]).unwrap();
+                    let batch = Batch::from_block(&chunk.blocks[0]).unwrap();
                     log.append_replica(batch).unwrap();
                     healed += 1;
                     next = chunk.next;

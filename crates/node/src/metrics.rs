@@ -49,7 +49,7 @@ impl Figures {
 impl EventCounts {
     /// What goes up and down, as [`Figures::gauges`].
     #[must_use]
-    pub fn gauges(&self) -> [(&'static str, &'static str, Option<Unit>, i64); 9] {
+    pub fn gauges(&self) -> [(&'static str, &'static str, Option<Unit>, i64); 10] {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         [
             (
@@ -82,6 +82,12 @@ impl EventCounts {
                 "Batches of events that are damaged on disk",
                 None,
                 gauge(self.damaged),
+            ),
+            (
+                "log_damaged_indexes",
+                "Indexes of events that were damaged on disk and made anew",
+                None,
+                gauge(self.damaged_indexes),
             ),
             (
                 "log_stopped",

@@ -134,8 +134,9 @@ struct Plan {
 
 #[derive(Clone, Default)]
 struct FileState {
-    live: Vec<u8>,
-    durable: Vec<u8>,
+    /// Shared with the disks that were made of this one until one of them writes: such disks are made by the million.
+    live: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
     pending: Vec<FileOp>,
     /// Stretches of `live` that take no room: punched out, or never written since the length was set beyond them.
     holes: Holes,
@@ -329,8 +330,8 @@ impl SimDisk {
         let mut world = self.world();
         let id = *world.names.get(path).expect("the file exists");
         let file = &mut world.files[id];
-        change(&mut file.live);
-        file.durable = file.live.clone();
+        change(Arc::make_mut(&mut file.live));
+        file.durable = Arc::clone(&file.live);
         file.pending.clear();
     }
 
@@ -338,7 +339,7 @@ impl SimDisk {
     pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let world = self.world();
         let id = world.names.get(path)?;
-        Some(world.files[*id].live.clone())
+        Some(world.files[*id].live.to_vec())
     }
 
     /// Makes a file with these bytes, durably.
@@ -351,8 +352,9 @@ impl SimDisk {
             dir = parent.parent();
         }
         let id = world.files.len();
+        let bytes = Arc::new(bytes);
         world.files.push(FileState {
-            live: bytes.clone(),
+            live: Arc::clone(&bytes),
             durable: bytes,
             pending: Vec::new(),
             holes: Holes::default(),
@@ -602,7 +604,7 @@ impl DiskFile for SimFile {
             world.refuse(Call::SetLen, "eio set_len", EIO)?;
             let file = &mut world.files[self.id];
             let (before, len) = (file.live.len(), len as usize);
-            file.live.resize(len, 0);
+            Arc::make_mut(&mut file.live).resize(len, 0);
             file.holes.fill(len, usize::MAX);
             file.holes.add(before.min(len), len);
             file.pending.push(FileOp::SetLen(len));
@@ -619,7 +621,7 @@ impl DiskFile for SimFile {
             // The kernel marks the pages clean: they are read, but never written again.
             refused?;
             for op in pending {
-                op.apply(&mut file.durable);
+                op.apply(Arc::make_mut(&mut file.durable));
             }
             landed
         })
@@ -706,7 +708,7 @@ impl World {
         let file = &mut self.files[id];
         file.holes.fill(at, at + data.len());
         let op = FileOp::Write { at, data };
-        op.clone().apply(&mut file.live);
+        op.clone().apply(Arc::make_mut(&mut file.live));
         file.pending.push(op);
     }
 
@@ -750,7 +752,7 @@ impl World {
             .map(|file| {
                 let bytes = file.survive(rng, &mut faults);
                 FileState {
-                    live: bytes.clone(),
+                    live: Arc::clone(&bytes),
                     durable: bytes,
                     pending: Vec::new(),
                     holes: file.holes.clone(),
@@ -784,36 +786,40 @@ impl FileState {
     }
 
     /// One way in which the file may look after a power cut.
-    fn survive(&self, rng: &mut Rng, faults: &mut Faults) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
+    fn survive(&self, rng: &mut Rng, faults: &mut Faults) -> Arc<Vec<u8>> {
+        let mut shared = Arc::clone(&self.durable);
         // Most cuts have a temper: everything got out, nothing did, or some of it.
         let temper = rng.below(4);
+        if self.pending.is_empty() {
+            return shared;
+        }
+        let bytes = Arc::make_mut(&mut shared);
         for op in &self.pending {
             match op {
                 FileOp::SetLen(_) => {
                     if rng.coin() {
-                        op.clone().apply(&mut bytes);
+                        op.clone().apply(bytes);
                     }
                 }
                 FileOp::Write { at, data } => match (temper, rng.below(3)) {
                     (0, _) | (_, 0) => {
                         faults.hit("write kept");
-                        op.clone().apply(&mut bytes);
+                        op.clone().apply(bytes);
                     }
                     (1, _) | (_, 1) => {
                         faults.hit("write dropped");
                         if rng.chance(1, 3) {
-                            grow_without_data(&mut bytes, at + data.len(), rng, faults);
+                            grow_without_data(bytes, at + data.len(), rng, faults);
                         }
                     }
                     _ => {
                         faults.hit("write torn");
-                        tear(&mut bytes, *at, data, rng);
+                        tear(bytes, *at, data, rng);
                     }
                 },
             }
         }
-        bytes
+        shared
     }
 }
 

@@ -175,6 +175,8 @@ pub struct EventCounts {
     pub bytes: u64,
     /// Batches that are known to be damaged on this disk.
     pub damaged: u64,
+    /// Segments whose index was found damaged on this disk since the daemon started, and made anew: no event is missing.
+    pub damaged_indexes: u64,
     /// Writes that failed since the daemon started.
     pub failures: u64,
     /// Events of the fast class that were dropped since the daemon started.

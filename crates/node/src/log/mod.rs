@@ -225,6 +225,7 @@ impl Events {
             events: streams.iter().map(|info| info.events).sum(),
             bytes: stat.disk_bytes,
             damaged: stat.damaged,
+            damaged_indexes: stat.damaged_indexes,
             failures: stat.failures,
             fast_dropped: stat.fast_dropped,
             consumers,
@@ -254,6 +255,11 @@ impl Events {
         let damaged = (counts.damaged > 0).then(|| {
             let cause = format!("{} batches of events are damaged on this disk, and passed over by readers: devices that have them are asked for them; `gemba log verify` names the places", counts.damaged);
             trouble("events_damaged", counts.damaged, cause)
+        });
+        let rotten = (counts.damaged_indexes > 0).then(|| {
+            let indexes = crate::text::count(counts.damaged_indexes, "index", "indexes");
+            let cause = format!("{indexes} of events on this disk were damaged, and made anew: no event is missing, but the disk changes what it holds; look at it (`dmesg`, its SMART data), and let `gemba log verify` look at the events");
+            trouble("events_index_damaged", counts.damaged_indexes, cause)
         });
         let failing = self.log.failing().filter(|_| stopped.is_none());
         let failing = failing.map(|error| {
@@ -285,7 +291,7 @@ impl Events {
             trouble("events_forked", counts.new_forks, cause)
         });
         let all = [
-            stopped, failing, full, damaged, cloned, returned, copied, forked,
+            stopped, failing, full, damaged, rotten, cloned, returned, copied, forked,
         ];
         all.into_iter().flatten().collect()
     }

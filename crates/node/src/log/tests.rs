@@ -369,6 +369,12 @@ fn l7_a_reader_passes_over_what_is_damaged() {
     let counts = events.counts();
     assert!(counts.damaged >= 2, "{counts:?}");
     assert_eq!(events.troubles(&counts)[0].kind, "events_damaged");
+    assert_eq!(counts.damaged_indexes, 0);
+    let rotten = EventCounts {
+        damaged_indexes: 1,
+        ..EventCounts::default()
+    };
+    assert_eq!(events.troubles(&rotten)[0].kind, "events_index_damaged");
     // The newest ones are found in spite of it, over all feeds together.
     let mut cursor = events.tail(&what, 3);
     let mut newest = Vec::new();
