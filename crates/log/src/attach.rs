@@ -301,4 +301,8 @@ impl LogSink for Log {
         }
         Ok(())
     }
+
+    fn wall_ms(&self) -> i64 {
+        self.wall()
+    }
 }

@@ -124,6 +124,10 @@ pub trait LogSink: Send + Sync {
     /// # Errors
     /// [`SourceError`].
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError>;
+
+    /// What the clock on the wall says, in milliseconds since 1970: for what a consumer writes of its own accord (that it runs here, that a letter is done or
+    /// dropped), which is the time of no event. Shown to people and asked by retention; it orders nothing.
+    fn wall_ms(&self) -> i64;
 }
 
 /// A log in a reference, an `Arc` or a `Box`.
@@ -154,6 +158,9 @@ impl<P: Deref<Target: LogSource> + Send + Sync> LogSource for P {
 impl<P: Deref<Target: LogSink> + Send + Sync> LogSink for P {
     fn append(&self, stream: &StreamName, events: Vec<NewEvent>) -> Result<(), SourceError> {
         (**self).append(stream, events)
+    }
+    fn wall_ms(&self) -> i64 {
+        (**self).wall_ms()
     }
 }
 
@@ -333,7 +340,8 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         tx.put_row(&keys.owner(), Some(&claim.encode()))?;
         tx.commit()?;
         // All nodes learn of it; who ran it before stops as soon as it hears of it.
-        log.append(&keys.claims, vec![NewEvent::new(0, claim.encode())])?;
+        let told = NewEvent::new(log.wall_ms(), claim.encode());
+        log.append(&keys.claims, vec![told])?;
         let core = Core::load(config, claim.generation, existed, rows, now);
         let consumer = Self {
             log,
@@ -490,8 +498,8 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
     /// [`ConsumeError`].
     pub fn drop_letter(&self, id: EventId) -> Result<(), ConsumeError> {
         let stream = self.dead_stream(&id.feed.stream)?;
-        self.log
-            .append(&stream, vec![Record::Dropped(id).to_event(0)])?;
+        let dropped = Record::Dropped(id).to_event(self.log.wall_ms());
+        self.log.append(&stream, vec![dropped])?;
         Ok(())
     }
 
@@ -676,7 +684,8 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
             let stream = self.dead_stream(&feed.stream)?;
             let (feed, seq) = (feed.clone(), *seq);
             let done = Record::Done(EventId { feed, seq });
-            self.log.append(&stream, vec![done.to_event(0)])?;
+            let done = done.to_event(self.log.wall_ms());
+            self.log.append(&stream, vec![done])?;
         }
         let mut inner = self.lock();
         if inner.told.len() >= MAX_TOLD {
@@ -778,9 +787,11 @@ impl<L: LogSource + LogSink, S: StateStore> Consumer<L, S> {
         let found = portion.and_then(|p| Some((p.events.into_iter().next()?, p.hash)));
         let found = found.filter(|(event, _)| event.seq == id.seq);
         let consumer = self.lock().core.config().name.clone();
-        let (time, hash) = found
-            .as_ref()
-            .map_or((0, EventHash([0; 32])), |(event, hash)| (event.time, *hash));
+        // A letter stands at the time of its event; of one that is gone that is not known.
+        let (time, hash) = match &found {
+            Some((event, hash)) => (event.time, *hash),
+            None => (self.log.wall_ms(), EventHash([0; 32])),
+        };
         let event = found.map(|(event, _)| event);
         let letter = Letter::of(id, hash, event, consumer, cause, attempts, held);
         Ok((hash, Record::Letter(Box::new(letter)).to_event(time)))
@@ -1194,6 +1205,14 @@ impl Claim {
         let node = Author(rest.try_into().ok()?);
         Some(Self { generation, node })
     }
+}
+
+/// Who runs a consumer, as far as this log has heard: the newest claim in its stream. `None`: nobody has told of such a consumer, or retention took it.
+///
+/// # Errors
+/// [`SourceError`].
+pub fn runner(log: &impl LogSource, name: &ConsumerName) -> Result<Option<Claim>, SourceError> {
+    newest_claim(log, &log.spans()?, &Keys::new(name))
 }
 
 /// The highest claim in `$consumer/<name>`: one small feed a node that ever ran it, of which the last event counts.

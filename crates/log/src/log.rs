@@ -48,6 +48,7 @@ pub struct Log {
     report: OpenReport,
     lock: Mutex<Option<Box<dyn LockGuard>>>,
     bell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    wall: OnceLock<Box<dyn Fn() -> i64 + Send + Sync>>,
 }
 
 /// Indexes that were made anew from the frames, because those on disk are damaged.
@@ -225,6 +226,7 @@ impl Log {
             report: report.clone(),
             lock: Mutex::new(lock),
             bell: OnceLock::new(),
+            wall: OnceLock::new(),
         };
         if log.pen().note {
             // If it cannot be written now, it is with the first append, or that fails too.
@@ -237,6 +239,16 @@ impl Log {
     /// goes on. It is called by the one who writes, so it only tells somebody, and calls nothing of this log. One bell a log; a second one is not taken.
     pub fn on_change(&self, bell: impl Fn() + Send + Sync + 'static) {
         let _the_first_stays = self.bell.set(Box::new(bell));
+    }
+
+    /// Hands in the clock on the wall, in milliseconds since 1970, once: the time of what consumers write of their own accord (that they run here, that a dead letter
+    /// is done or dropped). It is shown to people and asked by retention, and orders nothing. A log without one writes 1970.
+    pub fn on_wall(&self, clock: impl Fn() -> i64 + Send + Sync + 'static) {
+        let _the_first_stays = self.wall.set(Box::new(clock));
+    }
+
+    pub(crate) fn wall(&self) -> i64 {
+        self.wall.get().map_or(0, |clock| clock())
     }
 
     pub(crate) fn has_changed(&self) {

@@ -195,4 +195,8 @@ impl LogSink for FusedLog {
         self.fuse.appends.fetch_add(1, Ordering::Relaxed);
         self.fuse.tick_log()
     }
+
+    fn wall_ms(&self) -> i64 {
+        self.log.wall_ms()
+    }
 }

@@ -1043,7 +1043,8 @@ fn letter(letter: &dead::Letter) -> DeadLetter {
         cause: letter.cause.clone(),
         attempts: letter.attempts,
         held_s: letter.held.as_secs_f64(),
-        time: wire::time_text(letter.time),
+        // Of an event that was gone when its letter was written there is only the name.
+        time: (letter.hash.0 != [0; 32]).then(|| wire::time_text(letter.time)),
         data: letter
             .event()
             .map(|event| data_encoding::BASE64.encode(&event.payload)),

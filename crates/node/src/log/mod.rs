@@ -107,6 +107,7 @@ impl Events {
         tell_what_was_found(&report);
         let is_copy = begin_epochs_of_a_copy(&log, dir);
         let log = Arc::new(log);
+        log.on_wall(crate::names::wall_ms);
         let changed = watch::Sender::new(0_u64);
         let bell = changed.clone();
         log.on_change(move || bell.send_modify(|count| *count = count.wrapping_add(1)));

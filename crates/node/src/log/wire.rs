@@ -480,8 +480,8 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// For how long it was tried, in seconds.
     pub held_s: f64,
-    /// The event's own time, RFC 3339.
-    pub time: String,
+    /// The event's own time, RFC 3339; null if the log no longer had it.
+    pub time: Option<String>,
     /// Its payload in base64; null if the log no longer had it.
     pub data: Option<String>,
 }
