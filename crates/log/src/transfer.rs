@@ -1,5 +1,6 @@
 //! Export and import: feeds as a CAR file of version 1, which Kubo's `dag import` takes too (specs/log.md §12).
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 
 use cid::Cid;
@@ -72,6 +73,7 @@ impl Log {
     /// See [`TransferError`]. Damaged events end the export; verify and repair first.
     pub fn export(&self, feeds: &[FeedId], to: &mut dyn Write) -> Result<Exported, TransferError> {
         let heads = self.heads();
+        let feeds: BTreeSet<&FeedId> = feeds.iter().collect();
         let mut heads: Vec<&Head> = heads
             .iter()
             .filter(|head| feeds.contains(&head.feed))
@@ -106,8 +108,20 @@ impl Log {
             return Err(TransferError::Car("it is empty"));
         };
         check_header(&header)?;
-        let mut done = Imported::default();
-        let mut together = Vec::new();
+        let (mut done, mut together) = (Imported::default(), Vec::new());
+        let walked = self.take_sections(from, &mut together, &mut done);
+        // Those before the place where the file is cut or damaged are kept, whoever began with them.
+        self.take_all(together, &mut done)?;
+        walked.map(|()| done)
+    }
+
+    /// Takes a file in to its end; what was not appended yet is left in `together`.
+    fn take_sections(
+        &self,
+        from: &mut dyn Read,
+        together: &mut Vec<Batch>,
+        done: &mut Imported,
+    ) -> Result<(), TransferError> {
         let mut bytes = 0;
         let most = (128 + MAX_BATCH_BYTES.max(gemba_block::MAX_BLOCK_BYTES)) as u64;
         while let Some(section) = take_section(from, most)? {
@@ -126,12 +140,11 @@ impl Log {
                 _ => done.foreign += 1,
             }
             if together.len() == TOGETHER || bytes >= TOGETHER_BYTES {
-                self.take_all(std::mem::take(&mut together), &mut done)?;
+                self.take_all(std::mem::take(together), done)?;
                 bytes = 0;
             }
         }
-        self.take_all(together, &mut done)?;
-        Ok(done)
+        Ok(())
     }
 
     fn take_all(&self, batches: Vec<Batch>, done: &mut Imported) -> Result<(), TransferError> {

@@ -846,6 +846,18 @@ fn s3_50_s4_7_logs_at_rest_agree() {
         (40, 0, 0)
     );
     assert_eq!(fourth.import(&mut file.as_slice()).unwrap().present, 40);
+    // Of a file that is cut all before the cut is kept: it was as long as 64 batches, or all of it was lost.
+    let fifth = Log::open(
+        Arc::new(SimDisk::new(8)),
+        Path::new(DIR),
+        config(),
+        Arc::new(signer(8)),
+    )
+    .unwrap()
+    .0;
+    assert!(fifth.import(&mut &file[..file.len() - 1]).is_err());
+    let imported = fifth.import(&mut file.as_slice()).unwrap();
+    assert_eq!((imported.new, imported.present), (1, 39));
     assert_eq!(merged(&fourth), orders[0]);
     // A damaged file: what came before the damage is kept, and nothing wrong is taken.
     for _ in 0..40 {
