@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
@@ -78,7 +78,6 @@ pub(crate) struct Counters {
     pub(crate) failures: AtomicU64,
     pub(crate) forks: AtomicU64,
     pub(crate) returned: AtomicU64,
-    pub(crate) returned_time: AtomicI64,
     pub(crate) fast: AtomicU64,
 }
 
@@ -98,9 +97,6 @@ pub struct Stat {
     pub new_forks: u64,
     /// Batches of our own author that came from others and were not here: this log is a copy, or another one has our key.
     pub returned: u64,
-    /// The newest event in them, by the wall clock of whoever wrote it, in milliseconds since 1970; 0 without one. If it was written since this log was opened,
-    /// somebody writes with our key now.
-    pub returned_time: i64,
     /// Bytes that the log may take.
     pub limit: u64,
     /// Writes, each with one flush.
@@ -502,7 +498,6 @@ impl Log {
             forks: branches.count() as u64,
             new_forks: count(&self.counters.forks),
             returned: count(&self.counters.returned),
-            returned_time: self.counters.returned_time.load(Ordering::Relaxed),
             limit: self.config.max_bytes,
             flushes: count(&self.counters.groups),
             batches: count(&self.counters.batches),

@@ -653,9 +653,6 @@ impl<'a> Plan<'a> {
             let returned = u64::from(!is_repair);
             let counters = &self.log.counters;
             counters.returned.fetch_add(returned, Ordering::Relaxed);
-            if !is_repair {
-                counters.returned_time.fetch_max(time, Ordering::Relaxed);
-            }
         }
         Ok(Answer::Then(done(false)))
     }

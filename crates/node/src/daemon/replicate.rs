@@ -14,7 +14,7 @@ use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
 use gemba_gossip::{Delivery, Topic};
 use gemba_log::core::reconcile::Tip;
 use gemba_log::core::replicate::{Config, Event, Input, NotAppended, Output, Peer, Replicate};
-use gemba_log::wire::{Announce, MAX_MESSAGE_BYTES, Message, PROTOCOL, Run};
+use gemba_log::wire::{Announce, MAX_MESSAGE_BYTES, MAX_PATTERNS, Message, PROTOCOL, Run};
 use gemba_log::{Batch, FeedId, Loaded, Pattern, Seq, UnverifiedBatch};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{Stream, StreamProtocol};
@@ -165,11 +165,17 @@ impl Replicator {
     pub(super) async fn run(parts: Parts, ending: CancellationToken) {
         let (facts, mut incoming) = mpsc::channel(FACTS);
         let settings = &parts.settings;
-        let patterns: Vec<Pattern> = settings
+        let mut patterns: Vec<Pattern> = settings
             .subscribe
             .iter()
             .filter_map(|text| Pattern::new(text).ok())
             .collect();
+        // Two devices with one identity hear of each other by way of third ones, whatever these subscribe to.
+        if let Ok(opened) = Pattern::new(crate::log::OPENED)
+            && patterns.len() < MAX_PATTERNS
+        {
+            patterns.push(opened);
+        }
         let mut config = Config::new(patterns);
         config.announce_gap = GAP;
         config.patience = parts.settings.patience;
@@ -292,7 +298,11 @@ impl Replicator {
     /// Tells the core which feeds grew.
     async fn look_at_log(&mut self) {
         let events = self.events.clone();
-        let Ok(all) = tokio::task::spawn_blocking(move || events.log().all_tips()).await else {
+        let looking = tokio::task::spawn_blocking(move || {
+            events.look_for_others();
+            events.log().all_tips()
+        });
+        let Ok(all) = looking.await else {
             return;
         };
         let mut tips: BTreeMap<FeedId, Vec<(Seq, [u8; 32])>> = BTreeMap::new();

@@ -6,6 +6,7 @@
 pub mod about;
 mod born;
 pub mod consumers;
+mod openings;
 pub mod transfer;
 pub mod waiting;
 pub mod wire;
@@ -30,6 +31,9 @@ use crate::error::{Code, Fail};
 use crate::repo::Repo;
 use born::Born;
 use consumers::Consumers;
+use openings::Openings;
+
+pub use openings::STREAM as OPENED;
 
 /// Most events that one answer of a range holds in memory.
 pub const PAGE: usize = 1024;
@@ -48,8 +52,8 @@ pub struct Events {
     dir: Arc<std::path::Path>,
     /// The files were copied since they were written last.
     is_copy: bool,
-    /// By the wall clock, in milliseconds since 1970.
-    opened_ms: i64,
+    /// Whether another device writes with our identity now.
+    openings: Arc<Openings>,
 }
 
 /// The identity of the node signs its batches.
@@ -118,7 +122,7 @@ impl Events {
             changed,
             dir: dir.into(),
             is_copy,
-            opened_ms: crate::names::wall_ms(),
+            openings: Arc::new(Openings::new()?),
         })
     }
 
@@ -200,6 +204,13 @@ impl Events {
         born.note(least)
     }
 
+    /// Looks whether another device writes with our identity, and lets it know of this one. Worth while when the log has changed.
+    pub fn look_for_others(&self) {
+        if let Err(fail) = self.openings.look(&self.log, crate::names::wall_ms()) {
+            tracing::warn!(%fail, "it could not be looked for devices that have the identity of this one");
+        }
+    }
+
     /// Ends it in order.
     pub fn close(&self) {
         if let Err(error) = self.log.close() {
@@ -221,7 +232,7 @@ impl Events {
             forks: stat.forks,
             new_forks: stat.new_forks,
             returned: stat.returned,
-            cloned: stat.returned_time > self.opened_ms,
+            cloned: self.openings.are_several(),
             copied: self.is_copy,
             events: streams.iter().map(|info| info.events).sum(),
             bytes: stat.disk_bytes,
@@ -274,7 +285,7 @@ impl Events {
         });
         let cloned = counts.cloned.then(|| {
             let batches = crate::text::count(counts.returned, "batch", "batches");
-            let cause = format!("another device writes events with the identity of this node now: {batches} came that were not written here, some since this start. It runs on a copy of this repository. Both go on in epochs of their own, so that no event is lost or given another's number, but who reads cannot tell them apart: stop one of the two and give it a repository of its own (`gemba init`). If this device's clock was behind when it started, a backup that came back looks so, too");
+            let cause = format!("another device writes events with the identity of this node now: {batches} came that were not written here, and it has heard of this start. It runs on a copy of this repository. Both go on in epochs of their own, so that no event is lost or given another's number, but who reads cannot tell them apart: stop one of the two, move its repository away and give it one of its own (`gemba init`)");
             trouble("events_cloned", counts.returned, cause)
         });
         let returned = (counts.returned > 0 && !counts.cloned).then(|| {
@@ -288,7 +299,13 @@ impl Events {
         });
         let forked = (counts.new_forks > 0).then(|| {
             let times = crate::text::count(counts.new_forks, "time", "times");
-            let cause = format!("{times} an author wrote a second history of a feed, on a cloned device or after a backup came back: both are kept and read (`gemba log ls --json` names them); give one of the devices a repository of its own");
+            let all = self.branches();
+            let one = all.last().map(|one| {
+                let wire::BranchView { stream, author, epoch, from, .. } = one;
+                format!(" ({author} in {stream}, epoch {epoch}, from event {from} on)")
+            });
+            let one = one.unwrap_or_default();
+            let cause = format!("{times} since this start an author was found to have written a second history of a feed{one}, on a cloned device or after a backup came back: both are kept and read, consumers are given the first (`gemba log verify` names all). If two devices run with that identity, stop one, move its repository away and give it one of its own (`gemba init`); if it was a backup, nothing is left to do");
             trouble("events_forked", counts.new_forks, cause)
         });
         let all = [
@@ -769,7 +786,7 @@ impl Events {
                 rate: self.rate(&info.stream, now_ms),
                 last: (info.last_time > i64::MIN).then(|| wire::time_text(info.last_time)),
                 branches: match info.forked {
-                    true => self.branches(&Pattern::from(&info.stream)),
+                    true => self.branches_of(&Pattern::from(&info.stream)),
                     false => Vec::new(),
                 },
                 forked: info.forked,
@@ -779,7 +796,12 @@ impl Events {
     }
 
     /// The second histories that authors wrote.
-    fn branches(&self, pattern: &Pattern) -> Vec<wire::BranchView> {
+    fn branches(&self) -> Vec<wire::BranchView> {
+        self.log.heads().iter().filter_map(wire::branch).collect()
+    }
+
+    /// Those of some streams.
+    fn branches_of(&self, pattern: &Pattern) -> Vec<wire::BranchView> {
         let heads = self.log.heads_of(pattern).into_iter();
         heads.filter_map(|head| wire::branch(&head)).collect()
     }
@@ -856,7 +878,7 @@ impl Events {
             batches: report.batches,
             events: report.events,
             damaged: damaged.collect(),
-            branches: self.log.heads().iter().filter_map(wire::branch).collect(),
+            branches: self.branches(),
         })
     }
 }

@@ -660,6 +660,15 @@ fn l5_both_histories_of_a_forked_feed_are_read_and_flagged() {
     assert_eq!((branch.from, branch.next, branch.epoch), (3, 12, 0));
     let verified = reader.verify().unwrap();
     assert!(verified.ok && verified.branches == streams[0].branches);
+    // Whose, of which stream, and what to do, stand in it.
+    let told = reader.troubles(&reader.counts()).remove(0);
+    let by = format!("{} in hall/a, epoch 0, from event 3 on", branch.author);
+    assert_eq!(told.kind, "events_forked");
+    assert!(
+        told.cause.contains(&by) && told.cause.contains("gemba init"),
+        "{}",
+        told.cause
+    );
     let troubles = reader.troubles(&reader.counts());
     assert_eq!(troubles[0].kind, "events_forked");
     let line = wire::line(
