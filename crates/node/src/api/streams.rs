@@ -22,7 +22,7 @@ use super::types::Done;
 use crate::daemon::Call;
 use crate::error::{Code, Fail};
 use crate::log::about::{About, parse_class};
-use crate::log::consumers::{Goal, parse_event};
+use crate::log::consumers::{Consumers, Goal, parse_event};
 use crate::log::wire::{
     self, AckRequest, ClaimRequest, Claimed, ConsumerView, EventLine, EventRequest, LogVerified,
     StreamView,
@@ -722,9 +722,18 @@ pub(super) async fn claim(
     let mut place = None;
     loop {
         let (of, wish) = (name.clone(), request.clone());
-        let claimed = state.with_log(move |events| events.consumers().claim(&of, &wish));
-        if let Some(claimed) = call.within(claimed).await? {
-            return Ok(Json(claimed));
+        let claimed = state.with_log(move |events| {
+            let claimed = events.consumers().claim(&of, &wish)?;
+            // Who reads on keeps what he has: he holds it under another token, and comes again.
+            let gives_back = wish.read_on.is_none();
+            Ok(claimed.map(|claimed| Untold {
+                consumers: gives_back.then(|| Arc::clone(events.consumers())),
+                name: of,
+                claimed,
+            }))
+        });
+        if let Some(untold) = call.within(claimed).await? {
+            return Ok(Json(untold.told()));
         }
         let Some(waiting) = waiting.as_mut().filter(|_| Instant::now() < until) else {
             return Ok(Json(Claimed::default()));
@@ -745,6 +754,29 @@ pub(super) async fn claim(
             Ok(())
         };
         call.within(more).await?;
+    }
+}
+
+/// What was claimed for somebody. Who went away while the log was asked is told nothing, and what he would have held goes to others at once, not when the
+/// lease is over.
+struct Untold {
+    consumers: Option<Arc<Consumers>>,
+    name: String,
+    claimed: Claimed,
+}
+
+impl Untold {
+    fn told(mut self) -> Claimed {
+        self.consumers = None;
+        std::mem::take(&mut self.claimed)
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        if let Some(consumers) = &self.consumers {
+            consumers.give_back(&self.name, self.claimed.token);
+        }
     }
 }
 

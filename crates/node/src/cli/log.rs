@@ -949,9 +949,10 @@ fn count(context: &Context, args: &CountArgs) -> Result<(), Fail> {
         ..ClaimRequest::default()
     };
     let view = match context.daemon()? {
-        Some(daemon) => talk_within(context.timeout, daemon, async |client| {
+        Some(daemon) => {
+            let worker = json!({"worker": request.worker});
             let path = |what: &str| format!("/v1/consumers/{}{what}", encoded(&args.consumer));
-            loop {
+            let work = async |client: &Client| loop {
                 let claimed: Claimed = client.post_json(&path("/claim"), &request).await?;
                 goes_on(&mut request);
                 if let Some(ack) = counted(&claimed)? {
@@ -959,15 +960,18 @@ fn count(context: &Context, args: &CountArgs) -> Result<(), Fail> {
                 } else if !args.follow {
                     let view: ConsumerView = client.get_json(&path("")).await?;
                     if is_drained(&view) {
-                        let worker = json!({"worker": request.worker});
-                        let _left: Done = client.post_json(&path("/leave"), &worker).await?;
                         return Ok(view);
                     }
                     // Another worker has them still, or had them when it was killed: then its lease has to run out.
                     tokio::time::sleep(LOOK).await;
                 }
-            }
-        })?,
+            };
+            let leave = async |client: &Client| {
+                let path = path("/leave");
+                client.post_json::<_, Done>(&path, &worker).await.map(drop)
+            };
+            talk_leaving(context.timeout, daemon, work, leave)?
+        }
         None => count_here(context, args, &request)?,
     };
     let mut totals = std::collections::BTreeMap::new();
@@ -1014,7 +1018,7 @@ fn count_here(
     interrupt::watch();
     let events = here(context)?;
     let consumers = events.consumers();
-    loop {
+    let counting = || loop {
         interrupt::check()?;
         let claimed = consumers
             .claim(&args.consumer, request)?
@@ -1022,10 +1026,11 @@ fn count_here(
         match counted(&claimed)? {
             Some(ack) => consumers.acknowledge(&args.consumer, ack)?,
             // Nobody else can write here while this command has the log.
-            None => break,
+            None => return consumers.view(&args.consumer),
         }
-    }
-    let view = consumers.view(&args.consumer);
+    };
+    // A claim ends with this process: leases lie in memory.
+    let view = counting();
     events.close();
     view
 }

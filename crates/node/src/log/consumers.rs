@@ -163,12 +163,13 @@ impl Consumers {
         });
         let events = events.collect();
         let feed = taken.receipt.feed.clone();
-        let token = self.keep(Claim {
+        let claim = Claim {
             name: name.to_owned(),
             worker: request.worker,
             consumer,
             receipt: taken.receipt,
-        });
+        };
+        let token = self.hold(claim, MOST_CLAIMS);
         Ok(Some(Claimed {
             token,
             state: self.state(name, &feed)?,
@@ -225,17 +226,41 @@ impl Consumers {
         }
     }
 
-    fn keep(&self, claim: Claim) -> u64 {
-        let mut claims = lock(&self.claims);
-        let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        claims.insert(token, claim);
-        if claims.len() > MOST_CLAIMS {
-            claims.retain(|_, claim| !claim.consumer.is_done(&claim.receipt));
-        }
-        while claims.len() > MOST_CLAIMS {
-            claims.pop_first();
+    /// Takes a claim in, with a token of its own. With more than `most` the oldest end, and what they held is given back: their workers cannot acknowledge it any
+    /// more, so that nobody is to wait for their leases.
+    fn hold(&self, claim: Claim, most: usize) -> u64 {
+        let (token, ended) = keep(&mut lock(&self.claims), &self.next_token, claim, most);
+        for claim in ended {
+            let Claim {
+                name,
+                worker,
+                consumer,
+                ..
+            } = claim;
+            tracing::warn!(
+                consumer = name,
+                worker,
+                "{most} claims are open: the oldest one ends, and its events go to others"
+            );
+            if let Err(error) = consumer.leave(Worker(worker), self.now()) {
+                // It is to be had again when its lease is over, as after a restart.
+                tracing::warn!(consumer = name, %error, "the events of a claim could not be given back");
+            }
+            self.waiters.ring(&name);
         }
         token
+    }
+
+    /// Gives back what was claimed for somebody who went away before he was told.
+    pub fn give_back(&self, name: &str, token: u64) {
+        let claim = lock(&self.claims).remove(&token);
+        let Some(claim) = claim.filter(|claim| !claim.consumer.is_done(&claim.receipt)) else {
+            return;
+        };
+        if let Err(error) = claim.consumer.leave(Worker(claim.worker), self.now()) {
+            tracing::debug!(consumer = name, %error, "events that nobody was told of could not be given back");
+        }
+        self.waiters.ring(name);
     }
 
     /// Forgets what a worker has not acknowledged; whether there was something.
@@ -820,6 +845,39 @@ impl Consumers {
     }
 }
 
+/// The token of a claim that was taken in, and the claims that had to end for it to find room, `most` being kept. Of one lease there are several claims where its
+/// worker reads on: the last of them is the one that is needed, and whoever reads on and on pushes out nobody but himself.
+fn keep(
+    claims: &mut BTreeMap<u64, Claim>,
+    next: &AtomicU64,
+    claim: Claim,
+    most: usize,
+) -> (u64, Vec<Claim>) {
+    let token = next.fetch_add(1, Ordering::Relaxed);
+    claims.insert(token, claim);
+    let mut ended = Vec::new();
+    if claims.len() <= most {
+        return (token, ended);
+    }
+    claims.retain(|_, claim| !claim.consumer.is_done(&claim.receipt));
+    if claims.len() > most {
+        // From the newest on: those behind which no other of their lease stands.
+        let mut leases = std::collections::HashSet::new();
+        let mut last = Vec::new();
+        for (token, claim) in claims.iter().rev() {
+            if leases.insert((claim.name.clone(), claim.worker)) {
+                last.push(*token);
+            }
+        }
+        let is_last = |token: &u64| last.binary_search_by(|at| token.cmp(at)).is_ok();
+        claims.retain(|token, _| is_last(token));
+    }
+    while claims.len() > most {
+        ended.extend(claims.pop_first().map(|(_, claim)| claim));
+    }
+    (token, ended)
+}
+
 /// What consumers need of feeds.
 pub struct Needs(Vec<(Vec<Pattern>, Option<Arc<Open>>)>);
 
@@ -1048,5 +1106,89 @@ fn letter(letter: &dead::Letter) -> DeadLetter {
         data: letter
             .event()
             .map(|event| data_encoding::BASE64.encode(&event.payload)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::tests::{append, open};
+
+    fn claim_of(consumers: &Consumers, consumer: &Arc<Open>, worker: u64) -> Option<Claim> {
+        let taken = consumer.take(Worker(worker), consumers.now()).unwrap();
+        Some(Claim {
+            name: "c".to_owned(),
+            worker,
+            consumer: Arc::clone(consumer),
+            receipt: taken?.receipt,
+        })
+    }
+
+    /// Where there is no room for another claim the oldest one ends, and its events are to be had at once: they were kept from everybody until its lease was over,
+    /// for a worker who could not acknowledge them any more. Whoever reads on and on pushes out nobody but himself.
+    #[test]
+    fn s3_29_a_claim_that_finds_no_room_gives_back_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = open(dir.path(), gemba_log::Config::default());
+        for stream in ["hall/a", "hall/b", "hall/c"] {
+            append(&events, stream, (0..4).map(|n| vec![n]));
+        }
+        let consumers = events.consumers();
+        let request = ClaimRequest {
+            streams: vec!["hall/#".to_owned()],
+            batch: Some(2),
+            lease_ms: Some(3_600_000),
+            ..ClaimRequest::default()
+        };
+        let consumer = consumers.consumer("c", Some(&request)).unwrap();
+        let first = claim_of(consumers, &consumer, 1).unwrap();
+        let feed = first.receipt.feed.clone();
+        let first = consumers.hold(first, 2);
+        let second = claim_of(consumers, &consumer, 2).unwrap();
+        let read_on = consumer.read_on(&second.receipt, consumers.now()).unwrap();
+        let receipt = read_on.unwrap().receipt;
+        let more = Claim {
+            receipt,
+            ..second.clone()
+        };
+        consumers.hold(second, 2);
+        let second = consumers.hold(more, 2);
+        assert!(
+            consumers.claimed("c", first).is_ok(),
+            "pushed out by one who read on"
+        );
+
+        let third = claim_of(consumers, &consumer, 3).unwrap();
+        let third = consumers.hold(third, 2);
+        assert!(consumers.claimed("c", first).is_err());
+        for token in [second, third] {
+            assert!(consumers.claimed("c", token).is_ok());
+        }
+        let fourth = claim_of(consumers, &consumer, 4).expect("the events wait for a lease");
+        assert_eq!(fourth.receipt.feed, feed);
+    }
+
+    /// Who went away while the log was asked holds nothing: others need not wait for his lease.
+    #[test]
+    fn s3_27_what_nobody_was_told_of_goes_to_others_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = open(dir.path(), gemba_log::Config::default());
+        append(&events, "hall/a", [b"1".to_vec()]);
+        let consumers = events.consumers();
+        let claim = |worker| {
+            let request = ClaimRequest {
+                worker,
+                streams: vec!["hall/#".to_owned()],
+                ..ClaimRequest::default()
+            };
+            consumers.claim("c", &request).unwrap()
+        };
+        let untold = claim(1).unwrap();
+        assert!(claim(2).is_none());
+        consumers.give_back("c", untold.token);
+        let told = claim(2).expect("the events wait for a lease");
+        // It is over for good, and harms nobody.
+        consumers.give_back("c", untold.token);
+        assert!(consumers.renew("c", told.token).is_ok());
     }
 }
