@@ -492,6 +492,8 @@ fn consumers(said: &mut Scene) {
     let claim = json!({"worker": 1, "streams": ["x"], "lease_ms": 60_000});
     let begin = json!({"worker": 1, "streams": ["x"], "start": "middle"});
     said.answer("consumer-start", post_json(node, &to("claim"), &begin));
+    let never = json!({"worker": 1, "streams": ["x"], "attempts": 0});
+    said.answer("number-out-of-range", post_json(node, &to("claim"), &never));
     said.answer(
         "request-unreadable",
         post_json(node, &to("claim"), &json!({})),

@@ -791,6 +791,107 @@ fn s3_58_requests_that_cannot_be_read_are_refused_in_words() {
     assert_eq!(get(&node, "/v1/consumers").lines().len(), 0);
 }
 
+/// specs/log-http.md §5: a number that would mean something else than was asked for is refused, by its name, with what may be. A most that is above what there is
+/// counts as that.
+#[test]
+fn s3_58_numbers_out_of_range_are_refused_by_their_names() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    for (field, given, bounds) in [
+        ("worker", json!(1_u64 << 53), "from 0 to 9007199254740991"),
+        ("attempts", json!(0), "from 1 to 4294967295"),
+        ("lease_ms", json!(99), "from 100 to 3600000"),
+        ("lease_ms", json!(3_600_001), "from 100 to 3600000"),
+        ("batch", json!(0), "from 1 to 4294967295"),
+    ] {
+        let mut more = json!({});
+        more[field] = given.clone();
+        let cause = claim(&node, "work", 1, &more).cause(400);
+        let words = format!("{field} is {given}, and may be {bounds}");
+        assert!(cause.contains(&words), "{cause}");
+    }
+    let many = json!({"streams": vec!["x"; 1_025]});
+    assert!(claim(&node, "work", 1, &many).cause(400).contains("1024"));
+    // Nothing of it made a consumer.
+    assert_eq!(get(&node, "/v1/consumers").lines().len(), 0);
+    for (n, more) in [
+        json!({"lease_ms": 100, "attempts": 1, "batch": 1}),
+        json!({"lease_ms": 3_600_000, "attempts": u32::MAX, "batch": 1_024, "wait_ms": 60_000}),
+        json!({"batch": 5_000, "wait_ms": 600_000}),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let name = format!("good-{n}");
+        let claimed = claim(&node, &name, 1, more).object();
+        assert_ne!(claimed["events"], json!([]), "{more}");
+    }
+
+    // Numbers of a producer end: they do not begin anew at 0.
+    let path = format!("{EVENTS}?producer=plc&producer_seq={}", u64::MAX);
+    let refused = call(&node, "POST", &path, "", b"a\nb\nc\n");
+    assert!(refused.cause(400).contains("2^53 - 1"));
+    let path = format!("{EVENTS}?producer=plc&producer_seq={}", (1_u64 << 53) - 1);
+    let lines = call(&node, "POST", &path, "", b"a\nb\n").lines();
+    assert_eq!(lines[0]["seq"].as_u64(), Some(2));
+    assert!(
+        lines[1]["error"]["cause"]
+            .as_str()
+            .unwrap()
+            .contains("2^53 - 1")
+    );
+    assert_eq!(get(&node, EVENTS).lines().len(), 3);
+    let far = format!("{}:0:{}", lines[0]["author"].as_str().unwrap(), u64::MAX);
+    let seek = json!({"stream": lines[0]["stream"], "event": far});
+    let refused = post(&node, "/v1/consumers/good-0/seek", &seek);
+    assert!(refused.cause(400).contains("is no event"));
+}
+
+/// LH-31: a place that cannot be read is refused, whatever bytes it is made of. One that was no text was passed over, and its reader told everything again.
+#[test]
+fn s3_48_a_last_event_id_that_is_no_text_is_refused() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n2\n");
+    for id in [
+        "hall-1/count \u{e4}:0:1",
+        "\t",
+        "x",
+        ",",
+        "hall-1/count a:0:1@b",
+    ] {
+        let headers = format!("Accept: text/event-stream\r\nLast-Event-ID: {id}\r\n");
+        let path = format!("{EVENTS}?limit=2");
+        let mut answer = send(&node, "GET", &path, &headers, b"");
+        assert_eq!(status_of(&mut answer), 400, "{id:?}");
+        let mut body = String::new();
+        answer.read_to_string(&mut body).unwrap();
+        assert!(cause(&serde_json::from_str(&body).unwrap()).contains("no place to go on from"));
+    }
+}
+
+/// A counter that ends before it has acknowledged, here since somebody else works under the name, gives back what it holds: nobody waits for its lease.
+#[test]
+fn s3_27_a_counter_that_ends_leaves_its_consumer() {
+    let node = Node::new();
+    let _daemon = Daemon::start(&node, &[]);
+    append(&node, "", "1\n");
+    let lease = json!({"lease_ms": 3_600_000});
+    let held = claim(&node, "odd", 1, &lease).object();
+    let ack = json!({"token": held["token"], "seq": 0, "state": {"pieces": 2}});
+    post(&node, "/v1/consumers/odd/ack", &ack).object();
+    append(&node, "", "2\n");
+    let count = ["log", "count", "hall-1/#", "--consumer", "odd"];
+    let refused = node.fails(&count, 7);
+    assert!(
+        refused.cause.contains("something else than a count"),
+        "{refused:?}"
+    );
+    let claimed = claim(&node, "odd", 2, &json!({})).object();
+    assert_eq!(texts(claimed["events"].as_array().unwrap()), ["2"]);
+}
+
 /// specs/log-http.md §4: readers that follow are bounded in number, in words; whoever ends gives his place back, also where nothing comes.
 #[test]
 fn readers_that_follow_are_bounded_and_give_back_when_they_end() {

@@ -222,7 +222,8 @@ impl Form {
         };
         if let Some((id, seq)) = &mut self.producer {
             event.headers = event.headers.produced_by(id.clone(), *seq);
-            *seq += 1;
+            // Beyond the last number there is none, and the log refuses it: it does not begin again at 0.
+            *seq = seq.saturating_add(1);
         }
         Ok(event)
     }
@@ -427,7 +428,10 @@ pub(super) async fn read(
         from: query.from,
         since: query.since_ms,
     };
-    let after = query.after.as_deref().or_else(|| text("last-event-id"));
+    let last_id = headers.get("last-event-id");
+    // One that is no text was never given: whoever sends it would be told everything again.
+    let last_id = last_id.map(|id| String::from_utf8_lossy(id.as_bytes()));
+    let after = query.after.as_deref().or(last_id.as_deref());
     let after = after.map(parse_after).transpose()?;
     let tail = query.tail;
     let follow = query.follow || is_sse;
@@ -576,7 +580,15 @@ impl Reading {
             let mut places: Places = self.cursor.places().map(place_of).collect();
             loop {
                 changes.borrow_and_update();
-                let (page, more) = self.page().await?;
+                let (page, more) = match self.page().await {
+                    Ok(read) => read,
+                    // Whoever listens is told why it ends, as readers of lines are; by itself it would come again and again, and never hear it.
+                    Err(fail) => {
+                        let text = format!("event: fail\ndata: {}\n\n", fail.to_json());
+                        pieces.put(text.into()).await;
+                        return Err(fail);
+                    }
+                };
                 let is_last = !more;
                 let count = page.len();
                 for ((part, seq, event), n) in page.into_iter().zip(1..) {

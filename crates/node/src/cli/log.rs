@@ -441,7 +441,8 @@ fn append_here(context: &Context, args: &AppendArgs) -> Result<(), Fail> {
         if let Some(producer) = &args.producer {
             let mut number = number.borrow_mut();
             event.headers = event.headers.produced_by(producer.clone(), *number);
-            *number += 1;
+            // As over HTTP: beyond the last one there is none.
+            *number = number.saturating_add(1);
         }
         event
     };

@@ -17,18 +17,21 @@ use gemba_log::core::dead::{self, Letters, Record};
 use gemba_log::store::{
     KeyValue as _, RedbStore, RedbTx, StateError, StateStore as _, Transaction as _,
 };
-use gemba_log::{EventId, FeedId, Log, LogError, Pattern, Seq};
+use gemba_log::{EventId, FeedId, Log, LogError, MAX_NUMBER, Pattern, Seq};
+use libp2p_identity::PeerId;
 use serde::{Deserialize, Serialize};
 
 use super::waiting::{Waiters, Waiting};
 use super::wire::{
     AckRequest, ClaimRequest, Claimed, ClaimedEvent, ConsumerFeed, ConsumerView, DeadLetter,
 };
-use super::{author_text, parse_author, parse_pattern, parse_stream, wire};
+use super::{author_text, parse_author, parse_pattern, parse_stream, wire, within};
 use crate::error::{Code, Fail};
 
 /// Most consumers of a node.
 const MOST: usize = 256;
+/// Most patterns of a consumer: all are kept together, and written whenever a consumer is made.
+const MOST_STREAMS: u64 = 1024;
 /// Most claims that are not acknowledged; one more ends the oldest, whose events are given again.
 const MOST_CLAIMS: usize = 4096;
 /// The shortest and the longest lease.
@@ -77,6 +80,26 @@ pub struct Consumers {
 
 /// Which events of each feed are here, as the first and the one behind the last.
 type Held = Vec<(FeedId, Seq, Seq)>;
+
+/// What describes a consumer is kept for as long as it lives, and a number that means something else than was asked for would not be seen again: it is refused.
+/// A most that is above what there is is none of those: who asks for 5,000 events at most gets no more than he asked for (specs/log-http.md §5).
+fn check(request: &ClaimRequest) -> Result<(), Fail> {
+    let streams = request.streams.len() as u64;
+    within("the number of streams", Some(streams), (0, MOST_STREAMS))?;
+    let ms = |lease: Duration| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+    within("worker", Some(request.worker), (0, MAX_NUMBER))?;
+    within(
+        "attempts",
+        request.attempts.map(u64::from),
+        (1, u64::from(u32::MAX)),
+    )?;
+    within("lease_ms", request.lease_ms, (ms(LEASE.0), ms(LEASE.1)))?;
+    within(
+        "batch",
+        request.batch.map(u64::from),
+        (1, u64::from(u32::MAX)),
+    )
+}
 
 /// What a worker has not acknowledged. Its token is no number of the consumer's own: these begin anew when it is opened again, and a worker from
 /// before would acknowledge what another one has.
@@ -149,6 +172,7 @@ impl Consumers {
     }
 
     fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
+        check(request)?;
         let consumer = self.consumer(name, Some(request))?;
         let taken = match request.read_on {
             Some(token) => self.read_on(name, request.worker, token)?,
@@ -1076,10 +1100,12 @@ pub fn parse_event(stream: &str, text: &str) -> Result<EventId, Fail> {
     let seq = parts
         .next()
         .and_then(|seq| seq.parse().ok())
+        .filter(|seq| *seq <= MAX_NUMBER)
         .ok_or_else(wrong)?;
     let epoch = parts
         .next()
         .and_then(|epoch| epoch.parse().ok())
+        .filter(|epoch| *epoch <= MAX_NUMBER)
         .ok_or_else(wrong)?;
     let author = parse_author(parts.next().ok_or_else(wrong)?)?;
     Ok(EventId {

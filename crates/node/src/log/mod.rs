@@ -686,6 +686,21 @@ pub fn parse_author(text: &str) -> Result<Author, Fail> {
     Ok(Author(key.ok_or_else(wrong)?.to_bytes()))
 }
 
+/// A number of a request, within its bounds; one that is not given is none.
+///
+/// # Errors
+/// [`Code::Usage`], with the name of the field, what was given, and what may be.
+pub fn within(field: &str, given: Option<u64>, (least, most): (u64, u64)) -> Result<(), Fail> {
+    match given {
+        Some(number) if !(least..=most).contains(&number) => Err(Fail::new(
+            Code::Usage,
+            format!("{field} is {number}, and may be from {least} to {most}"),
+        )
+        .hint("nothing was done; without it the default counts, which the documentation names")),
+        _ => Ok(()),
+    }
+}
+
 /// The stream of this name.
 ///
 /// # Errors
