@@ -487,6 +487,8 @@ fn consumers(said: &mut Scene) {
         !other.lines(&["log", "ls", "$consumer/#"]).is_empty()
     });
     said.command("consumer-elsewhere", other, &consume("x", "one"));
+    let retry = ["log", "dead", "retry", "one", "letter"];
+    said.command("consumer-on-other-node", other, &retry);
 
     let to = |what: &str| format!("/v1/consumers/work/{what}");
     let claim = json!({"worker": 1, "streams": ["x"], "lease_ms": 60_000});

@@ -699,6 +699,16 @@ fn s3_22_s3_53_claims_and_dead_letters_reach_other_nodes_by_themselves() {
     let id = letters[0]["id"].as_str().unwrap();
     assert_eq!(two.ok(&["log", "dead", "show", "work", id]), "bad\n");
     two.fails(&["log", "dead", "ls", "nobody"], 3);
+    // What is to be done about it is done where the consumer runs: which node that is, and how, is told.
+    let elsewhere = two.fails(&["log", "dead", "retry", "work", id], 3);
+    let runs_on = one.json(&["id"])["id"].as_str().unwrap().to_owned();
+    assert!(elsewhere.cause.contains(&runs_on), "{elsewhere:?}");
+    let command = format!("on {runs_on} run `gemba log dead retry work {id}`");
+    assert!(elsewhere.hint.contains(&command), "{elsewhere:?}");
+    assert!(
+        elsewhere.hint.contains("connected, at /ip4/"),
+        "{elsewhere:?}"
+    );
 
     let mut waiting = worker(one, "work", "true");
     two.ok(&consume("true", &["--take-over"]));
@@ -723,6 +733,13 @@ fn s3_22_s3_53_claims_and_dead_letters_reach_other_nodes_by_themselves() {
     });
     let told: Vec<_> = told.collect();
     assert_eq!(told, [("pieces", false, Some(0)), ("work", true, Some(1))]);
+    let runs_on = two.json(&["id"])["id"].clone();
+    assert_eq!(views[1]["runs_on"], runs_on);
+    let elsewhere = one.fails(&["log", "dead", "drop", "work", id], 7);
+    assert!(
+        elsewhere.hint.contains(runs_on.as_str().unwrap()),
+        "{elsewhere:?}"
+    );
 }
 
 /// L11: a consumer is forgotten by command, with a daemon and without one; whoever works for it is told.

@@ -19,7 +19,7 @@ use super::State;
 use super::answer::{self, Lines, line, typed};
 use super::extract::{Json, Path, Query};
 use super::types::Done;
-use crate::daemon::Call;
+use crate::daemon::{Call, Command};
 use crate::error::{Code, Fail};
 use crate::log::about::{About, parse_class};
 use crate::log::consumers::{Consumers, Goal, parse_event};
@@ -59,6 +59,27 @@ impl State {
             work(&events)
         });
         working.await.map_err(Fail::internal)?
+    }
+
+    /// A failure that sends to the node that runs a consumer also says where that one is, if it is connected.
+    async fn with_address(&self, name: &str, mut fail: Fail) -> Fail {
+        let of = name.to_owned();
+        let runs_on = self.with_log(move |events| Ok(events.consumers().runs_on(&of)));
+        let Ok(Some(peer)) = runs_on.await.map(|peer| peer.map(|peer| peer.to_string())) else {
+            return fail;
+        };
+        if !fail.hint.contains(&peer) {
+            return fail;
+        }
+        let peers = self.handle.ask(Command::Peers).await.unwrap_or_default();
+        let connected = peers.into_iter().find(|one| one.id == peer);
+        match connected {
+            Some(one) => fail
+                .hint
+                .push_str(&format!("; it is connected, at {}", one.address)),
+            None => fail.hint.push_str("; it is not connected now"),
+        }
+        fail
     }
 
     /// The right to read on as events come.
@@ -900,12 +921,15 @@ pub(super) async fn retry(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
+    let of = name.clone();
     let retried = state.with_log(move |events| {
         let which = (request.id.as_str(), request.stream.as_deref());
-        events.consumers().retry(&name, which)
+        events.consumers().retry(&of, which)
     });
-    retried.await?;
-    Ok(Json(Done { ok: true }))
+    match retried.await {
+        Ok(()) => Ok(Json(Done { ok: true })),
+        Err(fail) => Err(state.with_address(&name, fail).await),
+    }
 }
 
 /// Closes one.
@@ -914,12 +938,15 @@ pub(super) async fn drop_letter(
     Path(name): Path<String>,
     Json(request): Json<LetterRequest>,
 ) -> Result<Json<Done>, Fail> {
+    let of = name.clone();
     let dropped = state.with_log(move |events| {
         let which = (request.id.as_str(), request.stream.as_deref());
-        events.consumers().drop_letter(&name, which)
+        events.consumers().drop_letter(&of, which)
     });
-    dropped.await?;
-    Ok(Json(Done { ok: true }))
+    match dropped.await {
+        Ok(()) => Ok(Json(Done { ok: true })),
+        Err(fail) => Err(state.with_address(&name, fail).await),
+    }
 }
 
 async fn all<T: serde::Serialize + Send + Sync + 'static>(

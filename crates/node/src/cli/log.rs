@@ -1226,7 +1226,8 @@ fn show_consumer(context: &Context, view: &ConsumerView) -> Result<(), Fail> {
         let streams = view.streams.join(" ");
         if view.elsewhere {
             let (name, dead) = (&view.consumer, view.dead);
-            return format!("{name}  reads {streams}, runs on another node, {dead} dead");
+            let node = view.runs_on.as_deref().unwrap_or("another node");
+            return format!("{name}  reads {streams}, runs on {node}, {dead} dead");
         }
         format!(
             "{}  reads {streams}, {} behind, {} dead",

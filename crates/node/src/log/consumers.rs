@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{
-    ConsumeError, Consumer, LogSource as _, Receipt, SourceError, Taken, Takeover, forget,
+    ConsumeError, Consumer, LogSource as _, Receipt, SourceError, Taken, Takeover, forget, runner,
 };
 use gemba_log::core::consumer::{Config, ConsumerName, Refused, Start, Worker};
 use gemba_log::core::dead::{self, Letters, Record};
@@ -429,6 +429,7 @@ impl Consumers {
                 dead: self.open_letters(&consumer_name(name)?)?,
                 feeds: Vec::new(),
                 elsewhere: true,
+                runs_on: self.runs_on(name).map(|peer| peer.to_string()),
             }),
             other => other,
         }
@@ -442,23 +443,26 @@ impl Consumers {
         (lock(&self.known).len() as u64, lag)
     }
 
+    /// A consumer that runs here, as far as the log has heard.
+    fn running(&self, name: &str) -> Result<Arc<Open>, Fail> {
+        let consumer = self.consumer(name, None)?;
+        consumer
+            .refresh(self.now())
+            .map_err(|e| self.failed(name, &consumer, &e))?;
+        if consumer.is_running() {
+            return Ok(consumer);
+        }
+        // What was taken over and does not know it yet is told by opening it again.
+        self.close(name, &consumer);
+        self.consumer(name, None)
+    }
+
     /// One of them.
     ///
     /// # Errors
     /// No such consumer; the disk's.
     pub fn view(&self, name: &str) -> Result<ConsumerView, Fail> {
-        let consumer = self.consumer(name, None)?;
-        consumer
-            .refresh(self.now())
-            .map_err(|e| self.failed(name, &consumer, &e))?;
-        // What was taken over and does not know it yet is told by opening it again.
-        let consumer = match consumer.is_running() {
-            true => consumer,
-            false => {
-                self.close(name, &consumer);
-                self.consumer(name, None)?
-            }
-        };
+        let consumer = self.running(name)?;
         let settings = lock(&self.known).get(name).cloned().unwrap_or_default();
         let feeds = consumer
             .lag()
@@ -482,6 +486,7 @@ impl Consumers {
             dead: self.open_letters(&consumer_name(name)?)?,
             feeds: feeds.collect::<Result<_, Fail>>()?,
             elsewhere: false,
+            runs_on: None,
         })
     }
 
@@ -555,7 +560,8 @@ impl Consumers {
     /// # Errors
     /// No such letter; the disk's.
     pub fn retry(&self, name: &str, which: Which<'_>) -> Result<(), Fail> {
-        let consumer = self.consumer(name, None)?;
+        let consumer = self.running(name);
+        let consumer = consumer.map_err(|fail| self.letter_fail(fail, "retry", name, which))?;
         let id = self.find_letter(name, which)?;
         let retried = consumer.retry(id, self.now());
         self.waiters.ring(name);
@@ -567,7 +573,8 @@ impl Consumers {
     /// # Errors
     /// No such letter; the log's.
     pub fn drop_letter(&self, name: &str, which: Which<'_>) -> Result<(), Fail> {
-        let consumer = self.consumer(name, None)?;
+        let consumer = self.running(name);
+        let consumer = consumer.map_err(|fail| self.letter_fail(fail, "drop", name, which))?;
         let id = self.find_letter(name, which)?;
         consumer
             .drop_letter(id)
@@ -686,7 +693,7 @@ impl Consumers {
         };
         let (log, store) = (Arc::clone(&self.log), Arc::clone(&self.store));
         let consumer = Consumer::open(log, store, self.log.author(), config, takeover, self.now());
-        let consumer = Arc::new(consumer.map_err(|e| consume_fail(name, &e))?);
+        let consumer = Arc::new(consumer.map_err(|e| self.consume_fail(name, &e))?);
         self.remember(name, settings)?;
         lock(&self.claims).retain(|_, claim| claim.name != name);
         lock(&self.open).insert(name.to_owned(), Arc::clone(&consumer));
@@ -699,6 +706,7 @@ impl Consumers {
         name: &ConsumerName,
         request: Option<&ClaimRequest>,
     ) -> Result<Settings, Fail> {
+        let checked = name;
         let name = name.as_str();
         let known = lock(&self.known).get(name).cloned();
         let asked = request.filter(|request| !request.streams.is_empty());
@@ -722,8 +730,59 @@ impl Consumers {
                 batch: request.batch,
                 lease_ms: request.lease_ms,
             }),
-            (None, None) => Err(no_consumer(name)),
+            (None, None) => Err(self.absent(checked)),
         }
+    }
+
+    /// The node that runs a consumer, if that is another one and this one has heard of it: whoever runs one says so in the log.
+    #[must_use]
+    pub fn runs_on(&self, name: &str) -> Option<PeerId> {
+        let name = ConsumerName::new(name).ok()?;
+        let claim = runner(&*self.log, &name).ok()??;
+        (claim.node != self.log.author())
+            .then(|| super::peer_of(&claim.node))
+            .flatten()
+    }
+
+    /// Nobody works under that name here.
+    fn absent(&self, name: &ConsumerName) -> Fail {
+        match self.runs_on(name.as_str()) {
+            None => no_consumer(name.as_str()),
+            Some(peer) => Fail::new(
+                Code::NotFound,
+                format!("there is no consumer {name} on this node: it runs on {peer}"),
+            )
+            .hint(format!(
+                "run the command on that node; {}",
+                taken_over(name.as_str())
+            )),
+        }
+    }
+
+    /// As [`consume_fail`]; of one that was taken over, by whom.
+    fn consume_fail(&self, name: &str, error: &ConsumeError) -> Fail {
+        let fail = consume_fail(name, error);
+        match (error, self.runs_on(name)) {
+            (ConsumeError::Refused(Refused::Fenced { .. }), Some(peer)) => fail.hint(format!(
+                "it runs on {peer}: run the command there; {}",
+                taken_over(name)
+            )),
+            _ => fail,
+        }
+    }
+
+    /// What is to be done about a letter is done where its consumer runs: says where that is, and with which command.
+    fn letter_fail(&self, fail: Fail, what: &str, name: &str, (id, stream): Which<'_>) -> Fail {
+        let is_elsewhere = matches!(fail.code, Code::NotFound | Code::Conflict);
+        let Some(peer) = self.runs_on(name).filter(|_| is_elsewhere) else {
+            return fail;
+        };
+        let stream = stream.map(|stream| format!(" --stream {stream}"));
+        let stream = stream.unwrap_or_default();
+        fail.hint(format!(
+            "on {peer} run `gemba log dead {what} {name} {id}{stream}`; {}",
+            taken_over(name)
+        ))
     }
 
     /// Notes that a worker waits for events.
@@ -854,7 +913,7 @@ impl Consumers {
         if ends {
             self.close(name, consumer);
         }
-        consume_fail(name, error)
+        self.consume_fail(name, error)
     }
 
     fn close(&self, name: &str, consumer: &Arc<Open>) {
@@ -980,6 +1039,13 @@ fn consumer_name(name: &str) -> Result<ConsumerName, Fail> {
         Fail::new(Code::Usage, format!("{name:?} is no consumer: {e}"))
             .hint("call it after what it does, such as pieces-per-hour")
     })
+}
+
+/// What is left to do where the node that runs a consumer is no more.
+fn taken_over(name: &str) -> String {
+    format!(
+        "if it is gone for good, `gemba log consume STREAM --consumer {name} --exec CMD --take-over` makes it this one, with what this node knows of it"
+    )
 }
 
 fn no_consumer(name: &str) -> Fail {

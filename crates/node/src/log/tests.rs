@@ -1032,3 +1032,182 @@ fn s3_48_pages_over_many_feeds_open_each_feed_when_its_turn_comes() {
         assert!(read == expected, "pages of {limit}");
     }
 }
+
+/// S3.53: the records that close a letter, and those that say who runs a consumer, have a time: they were shown as of 1970, and older than anything that
+/// retention keeps.
+#[test]
+fn s3_53_records_that_close_a_letter_have_the_time_when_they_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let events = open(dir.path(), Config::default());
+    append(&events, "hall/a", small(2));
+    let before = crate::names::wall_ms();
+    let wish = ClaimRequest {
+        attempts: Some(1),
+        ..request(1)
+    };
+    let claimed = events.consumers().claim("c", &wish).unwrap().unwrap();
+    for seq in [0, 1] {
+        refuse(&events, claimed.token, seq);
+    }
+    let letters = events.consumers().dead("c").unwrap();
+    let [dropped, retried] = &letters[..] else {
+        panic!("{letters:?}");
+    };
+    // A letter stands at the time of its event.
+    assert_eq!(dropped.time.as_deref(), Some("1970-01-01T00:00:01.000Z"));
+    events
+        .consumers()
+        .drop_letter("c", (&dropped.id, None))
+        .unwrap();
+    events.consumers().retry("c", (&retried.id, None)).unwrap();
+    let again = claim(&events, 1);
+    ack(&events, again.token, again.events[0].event.seq).unwrap();
+    assert!(events.consumers().dead("c").unwrap().is_empty());
+    let times = |pattern: &str| {
+        let query = Query {
+            pattern: parse_pattern(pattern).unwrap(),
+            author: None,
+            from: 0,
+            since: None,
+        };
+        let mut times = Vec::new();
+        let mut cursor = events.begin(&query).unwrap();
+        let read = events.read(&query, &mut cursor, PAGE, |_, event| {
+            times.push(event.time);
+            Ok(())
+        });
+        assert!(!read.unwrap());
+        times
+    };
+    let records = times("$dead/#");
+    assert_eq!((records.len(), &records[..2]), (4, &[1_000, 1_000][..]));
+    let claims = times("$consumer/#");
+    assert_eq!(claims.len(), 1);
+    for time in records[2..].iter().chain(&claims) {
+        assert!(*time >= before, "{time} is before {before}");
+    }
+}
+
+/// S3.53: letters are listed on every node and closed on one. Whoever tries it elsewhere is told on which, and the command.
+#[test]
+fn s3_53_a_letter_of_a_consumer_elsewhere_names_the_node_and_the_command() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let here = open_as(7, folders[0].path(), Config::default());
+    let there = open_as(8, folders[1].path(), Config::default());
+    append(&here, "hall/a", small(1));
+    let wish = ClaimRequest {
+        attempts: Some(1),
+        ..request(1)
+    };
+    let claimed = here.consumers().claim("c", &wish).unwrap().unwrap();
+    refuse(&here, claimed.token, 0);
+    copy(&here, &there);
+    let id = there.consumers().dead("c").unwrap().remove(0).id;
+    let (ours, theirs) = (
+        author_text(&here.log().author()),
+        author_text(&there.log().author()),
+    );
+    let told = |fail: Fail, code: Code, peer: &str, what: &str| {
+        assert_eq!(fail.code, code, "{fail}");
+        assert!(fail.to_string().contains(peer), "{fail}");
+        let command = format!("on {peer} run `gemba log dead {what}`");
+        assert!(fail.hint.contains(&command), "{fail}");
+    };
+    let retried = there.consumers().retry("c", (&id, None)).unwrap_err();
+    assert!(
+        retried.cause.contains("no consumer c on this node"),
+        "{retried}"
+    );
+    told(retried, Code::NotFound, &ours, &format!("retry c {id}"));
+    let dropped = there.consumers().drop_letter("c", (&id, Some("hall/a")));
+    let command = format!("drop c {id} --stream hall/a");
+    told(dropped.unwrap_err(), Code::NotFound, &ours, &command);
+    let nobody = there.consumers().view("nobody").unwrap_err();
+    assert!(!nobody.to_string().contains("12D3Koo"), "{nobody}");
+
+    // The other one takes it over: the first hears of it, and says so.
+    let wish = ClaimRequest {
+        take_over: true,
+        ..request(1)
+    };
+    there.consumers().claim("c", &wish).unwrap();
+    copy(&there, &here);
+    for what in ["retry", "drop"] {
+        let which = (id.as_str(), None);
+        let fail = match what {
+            "retry" => here.consumers().retry("c", which),
+            _ => here.consumers().drop_letter("c", which),
+        };
+        told(
+            fail.unwrap_err(),
+            Code::Conflict,
+            &theirs,
+            &format!("{what} c {id}"),
+        );
+    }
+    let listed = here.consumers().list().unwrap().remove(0);
+    assert_eq!((listed.elsewhere, listed.runs_on), (true, Some(theirs)));
+    there.consumers().drop_letter("c", (&id, None)).unwrap();
+    assert!(there.consumers().dead("c").unwrap().is_empty());
+}
+
+fn kinds(events: &Events) -> Vec<String> {
+    let troubles = events.troubles(&events.counts()).into_iter();
+    troubles.map(|trouble| trouble.kind).collect()
+}
+
+/// L5, LOG-7: a backup came back, and the clock of its device is behind: what it had written before it was lost is newer than this start, by the clock. Nobody
+/// else runs on a copy, and no alarm says so. Then the lost disk turns up and is started beside it, with a clock that is behind, too: both say so.
+#[test]
+fn l5_the_alarm_about_a_clone_asks_no_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    let stream = parse_stream("hall/a").unwrap();
+    let write = |events: &Events, time: i64| {
+        let acks = events.append(&stream, &[NewEvent::new(time, "x")]);
+        assert!(acks.iter().all(Result::is_ok));
+    };
+    let future = crate::names::wall_ms() + 50 * 365 * 86_400_000;
+    let first = open(&old, Config::default());
+    write(&first, future);
+    copy_folder(&old, &new);
+    for _ in 0..3 {
+        write(&first, future);
+    }
+    let restored = open(&new, Config::default());
+    restored.look_for_others();
+    copy(&first, &restored);
+    restored.look_for_others();
+    assert_eq!(kinds(&restored), ["events_returned", "events_copied"]);
+    // Whoever is in doubt says so once.
+    let said = |events: &Events| {
+        let heads = events.log().heads_of(&parse_pattern(OPENED).unwrap());
+        heads.iter().map(|head| head.next).sum::<u64>()
+    };
+    for _ in 0..3 {
+        restored.look_for_others();
+    }
+    assert_eq!((said(&first), said(&restored)), (0, 1));
+    restored.close();
+    drop(restored);
+    // Neither does the next start, which comes upon what the last one said.
+    let restored = open(&new, Config::default());
+    copy(&first, &restored);
+    write(&first, future);
+    copy(&first, &restored);
+    restored.look_for_others();
+    assert_eq!(kinds(&restored), ["events_returned"]);
+
+    for _ in 0..4 {
+        for (from, to) in [(&first, &restored), (&restored, &first)] {
+            write(from, 1);
+            copy(from, to);
+            to.look_for_others();
+        }
+    }
+    for events in [&first, &restored] {
+        assert_eq!(kinds(events), ["events_cloned"]);
+        // And it costs a few events, not one for each that comes.
+        assert!(said(events) <= 6, "{}", said(events));
+    }
+}

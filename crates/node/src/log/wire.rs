@@ -390,6 +390,9 @@ pub struct ConsumerView {
     /// It was taken over by another node, which alone knows how far it is; `generation`, `lag` and `feeds` say nothing here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub elsewhere: bool,
+    /// The peer id of that node, if this one has heard which it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs_on: Option<String>,
 }
 
 /// What a worker asks for.
