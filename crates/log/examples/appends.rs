@@ -1,7 +1,9 @@
 //! What a log does in a second, and what it takes: prints one JSON object. Events have 200 bytes.
 //!
-//! `cargo run --release -p gemba-log --example appends [events] [folder]`; by default ten million events in a temporary folder, which needs
-//! about 3 GB. The program starts itself again for the figures of a start: one child is killed while it writes, the next opens the log.
+//! `cargo run --release -p gemba-log --example appends [--only PART]… [--rounds N] [events] [folder]`; by default ten million events in a
+//! temporary folder, which needs about 3 GB. Parts are `appends`, `large`, `fast` and `compression`, all without `--only`; `--rounds` is how
+//! often appends are measured, twice without it. The program starts itself again for the figures of a start: one child is killed while it
+//! writes, the next opens the log. `interop/log-beside` measures parts of it in turns with others.
 #![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -31,22 +33,74 @@ fn main() -> Result<(), Failure> {
         Some("--open") => return open_and_tell(Path::new(&arguments[1])),
         _ => {}
     }
-    let events: u64 = arguments
-        .first()
-        .map_or(Ok(10_000_000), |text| text.parse())?;
+    let Arguments {
+        only,
+        rounds,
+        events,
+        folder,
+    } = Arguments::parse(arguments)?;
     let temporary = tempfile::tempdir()?;
-    let dir = arguments
-        .get(1)
-        .map_or(temporary.path().to_path_buf(), PathBuf::from);
-    let figures = json!({
-        "event_bytes": EVENT,
-        "appends": appends(&dir.join("appends"))?,
-        "large": large(&dir.join("large"), events)?,
-        "fast": fast(&dir.join("fast"))?,
-        "compression": compression(&dir.join("compression"))?,
-    });
+    let dir = folder.unwrap_or_else(|| temporary.path().to_path_buf());
+    let mut figures = json!({ "event_bytes": EVENT });
+    for part in PARTS {
+        if !only.is_empty() && !only.iter().any(|name| name == part) {
+            continue;
+        }
+        let dir = dir.join(part);
+        figures[part] = match part {
+            "appends" => appends(&dir, rounds)?,
+            "large" => large(&dir, events)?,
+            "fast" => fast(&dir)?,
+            _ => compression(&dir)?,
+        };
+    }
     println!("{figures:#}");
     Ok(())
+}
+
+/// What is measured, in this order.
+const PARTS: [&str; 4] = ["appends", "large", "fast", "compression"];
+
+struct Arguments {
+    /// All parts if it is empty.
+    only: Vec<String>,
+    rounds: usize,
+    events: u64,
+    folder: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn parse(given: Vec<String>) -> Result<Self, Failure> {
+        let mut parsed = Self {
+            only: Vec::new(),
+            rounds: 2,
+            events: 10_000_000,
+            folder: None,
+        };
+        let mut places = Vec::new();
+        let mut given = given.into_iter();
+        while let Some(word) = given.next() {
+            let mut value = || given.next().ok_or(format!("{word} wants a value"));
+            match word.as_str() {
+                "--only" => parsed.only.push(value()?),
+                "--rounds" => parsed.rounds = value()?.parse()?,
+                flag if flag.starts_with('-') => return Err(format!("{flag} is not known").into()),
+                _ => places.push(word),
+            }
+        }
+        if let Some(name) = parsed.only.iter().find(|n| !PARTS.contains(&n.as_str())) {
+            return Err(format!("{name} is no part: {}", PARTS.join(", ")).into());
+        }
+        let mut places = places.into_iter();
+        if let Some(events) = places.next() {
+            parsed.events = events.parse()?;
+        }
+        parsed.folder = places.next().map(PathBuf::from);
+        match places.next() {
+            Some(word) => Err(format!("{word} is one word too many").into()),
+            None => Ok(parsed),
+        }
+    }
 }
 
 fn open(dir: &Path, config: Config) -> Result<Log, Failure> {
@@ -72,12 +126,12 @@ fn event(i: u64) -> NewEvent {
     NewEvent::new(1_700_000_000_000 + i as i64, Bytes::from(payload))
 }
 
-/// Durable appends with 1 and with 1,024 in flight, beside appends to a bare file with a flush each; one after the other, twice, so that a
-/// disk whose speed changes shows.
-fn appends(dir: &Path) -> Result<Value, Failure> {
+/// Durable appends with 1 and with 1,024 in flight, beside appends to a bare file with a flush each; one after the other, more than once, so
+/// that a disk whose speed changes shows.
+fn appends(dir: &Path, times: usize) -> Result<Value, Failure> {
     let stream: StreamName = "hamburg/line-1/press".parse()?;
     let mut rounds = Vec::new();
-    for round in 0..2 {
+    for round in 0..times {
         let raw = raw_flushes(&dir.join(format!("raw-{round}")))?;
         let log = open(&dir.join(format!("one-{round}")), config())?;
         let one = rate(|i| {
