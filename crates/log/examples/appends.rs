@@ -190,7 +190,7 @@ fn threads(log: &Arc<Log>, stream: &StreamName, threads: u64) -> Result<f64, Fai
 }
 
 /// The fast class: 300 devices offer as fast as two threads can speak for them, while a third writes every millisecond what there is. What the disk cannot
-/// take is dropped; all three rates are told, and making an event is in them.
+/// take is dropped; all three rates are told, and making an event is in them. Memory is that of the program: the fast class has it to itself with `--only fast`.
 fn fast(dir: &Path) -> Result<Value, Failure> {
     const DEVICES: u64 = 300;
     let log = open(dir, config())?;
@@ -230,6 +230,7 @@ fn fast(dir: &Path) -> Result<Value, Failure> {
         "offered_per_s": stat.fast as f64 / seconds,
         "stored_per_s": (stat.fast - stat.fast_dropped) as f64 / seconds,
         "dropped_per_s": stat.fast_dropped as f64 / seconds,
+        "rss_kib": rss_kib(),
     }))
 }
 
