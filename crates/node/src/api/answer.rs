@@ -26,6 +26,8 @@ const PIECE: usize = 128 * 1024;
 const LINES: usize = 64;
 /// Their bytes: an event makes a line of up to 700 KiB. A longer one waits alone.
 const LINES_BYTES: usize = 1 << 20;
+/// Bytes after which lines that are there together go to the client: each by itself costs more than making it.
+const TOGETHER: usize = 64 << 10;
 /// Failures of broken-off answers that are remembered.
 const FAILURES: usize = 64;
 
@@ -140,6 +142,20 @@ impl Lines {
         }
     }
 
+    /// Lines that are there together, from a task. What comes first must not begin with a failure.
+    ///
+    /// # Errors
+    /// As [`Lines::send`].
+    pub(super) async fn send_text(&self, text: Text) -> Result<(), Fail> {
+        for piece in text.into_pieces() {
+            self.call.check()?;
+            if !self.pieces.put(piece).await {
+                return Err(gone());
+            }
+        }
+        Ok(())
+    }
+
     /// As [`Lines::send`], from a task.
     ///
     /// # Errors
@@ -150,6 +166,45 @@ impl Lines {
             true => Ok(()),
             false => Err(gone()),
         }
+    }
+}
+
+/// Lines, in pieces of a size that is worth the way.
+#[derive(Default)]
+pub(super) struct Text {
+    pieces: Vec<Bytes>,
+    rest: Vec<u8>,
+}
+
+impl Text {
+    /// One line more.
+    ///
+    /// # Errors
+    /// A value that has no JSON.
+    pub(super) fn line<T: Serialize>(&mut self, value: &T) -> Result<(), Fail> {
+        serde_json::to_writer(&mut self.rest, value).map_err(|e| Fail::new(Code::Failure, e))?;
+        self.raw(b"\n");
+        Ok(())
+    }
+
+    /// Bytes more; they are not parted.
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.rest.extend_from_slice(bytes);
+        if self.rest.len() >= TOGETHER {
+            self.pieces.push(std::mem::take(&mut self.rest).into());
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.rest.is_empty()
+    }
+
+    /// All of it.
+    pub(super) fn into_pieces(mut self) -> Vec<Bytes> {
+        if !self.rest.is_empty() {
+            self.pieces.push(self.rest.into());
+        }
+        self.pieces
     }
 }
 

@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use gemba_log::{Class, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
+use gemba_log::{Class, Event, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::State;
-use super::answer::{self, Lines, line, typed};
+use super::answer::{self, Lines, Text, line, typed};
 use super::extract::{Json, Path, Query};
 use super::types::Done;
 use crate::daemon::{Call, Command};
@@ -24,8 +24,7 @@ use crate::error::{Code, Fail};
 use crate::log::about::{About, parse_class};
 use crate::log::consumers::{Consumers, Goal, parse_event};
 use crate::log::wire::{
-    self, AckRequest, ClaimRequest, Claimed, ConsumerView, EventLine, EventRequest, LogVerified,
-    StreamView,
+    self, AckRequest, ClaimRequest, Claimed, ConsumerView, EventRequest, LogVerified, StreamView,
 };
 use crate::log::{Cursor, Events, PAGE, Query as What, parse_author, parse_pattern, parse_stream};
 use crate::names::wall_ms;
@@ -39,6 +38,8 @@ const ALIVE: Duration = Duration::from_secs(15);
 const GROUP: usize = 1024;
 /// Their bytes.
 const GROUP_BYTES: usize = 1 << 20;
+/// A body that says it has no more is read before any of it is appended: its lines are one group then, and answered together.
+const SHORT: u64 = 64 << 10;
 /// What is read of a line before it is refused: base64 and headers take room beside the payload.
 const MOST_LINE: usize = 2 * MAX_PAYLOAD;
 /// The longest that a claim waits.
@@ -169,14 +170,6 @@ pub(super) async fn append(
 ) -> Result<Response, Fail> {
     let stream = own_stream(&stream)?;
     let class = query.class.as_deref().map(parse_class).transpose()?;
-    let is_fast = match class {
-        Some(class) => class == Class::Fast,
-        None => {
-            let of = stream.clone();
-            let about = state.with_log(move |events| events.about(&of)).await?;
-            about.is_some_and(|about| about.class.as_deref() == Some("fast"))
-        }
-    };
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|kind| kind.to_str().ok());
@@ -187,18 +180,25 @@ pub(super) async fn append(
     let appending = Appending {
         events: state.events.clone(),
         stream,
-        form,
-        is_fast,
+        class,
     };
     if query.whole {
         let data = axum::body::to_bytes(body, MAX_PAYLOAD)
             .await
             .map_err(|_| too_large())?;
-        let pieces = futures::stream::iter([Ok::<_, Fail>(data)]);
-        return Ok(appending.answer(&call, pieces.boxed()).await);
+        return appending.at_once(form, &[data]).await;
+    }
+    if body.size_hint().exact().is_some_and(|len| len <= SHORT) {
+        let data = axum::body::to_bytes(body, SHORT as usize).await;
+        let lines: Vec<Bytes> = lines_in(&data.map_err(broke_off)?).collect();
+        if lines.len() <= GROUP {
+            return appending.at_once(form, &lines).await;
+        }
+        let lines = futures::stream::iter(lines.into_iter().map(Ok));
+        return appending.answer(&state, &call, form, lines).await;
     }
     let lines = lines_of(body.into_data_stream());
-    Ok(appending.answer(&call, lines.boxed()).await)
+    appending.answer(&state, &call, form, lines.boxed()).await
 }
 
 /// A stream of the user's own, to write to.
@@ -254,80 +254,108 @@ impl Form {
 struct Appending {
     events: Events,
     stream: StreamName,
-    form: Form,
-    is_fast: bool,
+    /// What the request says; where it says nothing, the stream does.
+    class: Option<Class>,
 }
 
 impl Appending {
-    /// Takes as many lines as have come into one group; the next group gathers while this one becomes durable.
-    async fn answer(
-        mut self,
-        call: &Arc<Call>,
-        lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
-    ) -> Response {
-        answer::lines_async(call, move |out| async move {
-            let mut groups = groups(lines);
-            loop {
-                let Some((group, end)) = groups.recv().await else {
-                    return (out, Ok(()));
-                };
-                if let Err(fail) = self.group(&group, &out).await {
-                    return (out, Err(fail));
-                }
-                if let Some(fail) = end {
-                    return (out, Err(fail));
-                }
-            }
-        })
-        .await
-    }
-
-    async fn group(&mut self, lines: &[Bytes], out: &Lines) -> Result<(), Fail> {
-        let mut wrong = None;
+    /// A few lines that are all there: one group, and an answer of one piece.
+    async fn at_once(self, mut form: Form, lines: &[Bytes]) -> Result<Response, Fail> {
         let mut list = Vec::with_capacity(lines.len());
+        let mut wrong = Ok(());
         for line in lines {
-            match self.form.event(line) {
+            match form.event(line) {
                 Ok(event) => list.push(event),
                 // Those before it are appended and answered first.
                 Err(fail) => {
-                    wrong = Some(fail);
+                    wrong = Err(fail);
                     break;
                 }
             }
         }
-        if !list.is_empty() {
-            self.append(list, out).await?;
+        let appending = tokio::task::spawn_blocking(move || {
+            let is_fast = self.is_fast(&self.events)?;
+            Ok::<_, Fail>(self.append(&list, is_fast))
+        });
+        let (mut text, outcome) = appending.await.map_err(Fail::internal)??;
+        if let Err(fail) = outcome.and(wrong) {
+            if text.is_empty() {
+                return Err(fail);
+            }
+            text.line(&fail.to_json())?;
         }
-        wrong.map_or(Ok(()), Err)
+        let body = text.into_pieces().concat();
+        Ok(typed("application/x-ndjson", body.into()))
     }
 
-    async fn append(&self, list: Vec<NewEvent>, out: &Lines) -> Result<(), Fail> {
-        let (events, stream, is_fast) = (self.events.clone(), self.stream.clone(), self.is_fast);
-        let count = list.len();
-        let appending = tokio::task::spawn_blocking(move || {
-            if is_fast {
-                events.offer(&stream, &list).map(|_| Vec::new())
-            } else {
-                Ok(events.append(&stream, &list))
+    /// Takes as many lines as have come into one group; the next group gathers while this one becomes durable.
+    async fn answer(
+        self,
+        state: &State,
+        call: &Arc<Call>,
+        form: Form,
+        lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
+    ) -> Result<Response, Fail> {
+        let appending = Arc::new(self);
+        let is_fast = {
+            let appending = Arc::clone(&appending);
+            state
+                .with_log(move |events| appending.is_fast(events))
+                .await?
+        };
+        let producing = move |out: Lines| async move {
+            let mut groups = groups(lines, form);
+            while let Some((list, end)) = groups.recv().await {
+                let appending = Arc::clone(&appending);
+                let working = tokio::task::spawn_blocking(move || appending.append(&list, is_fast));
+                let (text, outcome) = match working.await {
+                    Ok(done) => done,
+                    Err(e) => return (out, Err(Fail::internal(e))),
+                };
+                let sent = out.send_text(text).await;
+                let outcome = sent.and(outcome).and(end.map_or(Ok(()), Err));
+                if outcome.is_err() {
+                    return (out, outcome);
+                }
             }
-        });
-        let acks = appending.await.map_err(Fail::internal)??;
-        if is_fast {
-            return out.send_async(&serde_json::json!({"stream": self.stream.to_string(), "taken": count, "class": "fast"})).await;
+            (out, Ok(()))
+        };
+        Ok(answer::lines_async(call, producing).await)
+    }
+
+    /// Blocks.
+    fn is_fast(&self, events: &Events) -> Result<bool, Fail> {
+        if let Some(class) = self.class {
+            return Ok(class == Class::Fast);
         }
-        for ack in acks {
-            out.send_async(&ack?).await?;
-        }
-        Ok(())
+        let about = events.about(&self.stream)?;
+        Ok(about.is_some_and(|about| about.class.as_deref() == Some("fast")))
+    }
+
+    /// Appends events and tells of each, up to one that is refused; of the fast class, how many were taken. Blocks until they are durable.
+    fn append(&self, list: &[NewEvent], is_fast: bool) -> (Text, Result<(), Fail>) {
+        let mut text = Text::default();
+        let outcome = match list {
+            [] => Ok(()),
+            list if is_fast => self.events.offer(&self.stream, list).and_then(|_dropped| {
+                text.line(&serde_json::json!({"stream": self.stream.to_string(), "taken": list.len(), "class": "fast"}))
+            }),
+            list => {
+                let acks = self.events.append(&self.stream, list);
+                acks.into_iter().try_for_each(|ack| text.line(&ack?))
+            }
+        };
+        (text, outcome)
     }
 }
 
-/// A group of lines, and why there are no more, if that is not the end.
-type Group = (Vec<Bytes>, Option<Fail>);
+/// A group of events, and why there are no more, if that is not the end.
+type Group = (Vec<NewEvent>, Option<Fail>);
 
 /// Gathers lines while those before are being written.
 fn groups(
     lines: impl Stream<Item = Result<Bytes, Fail>> + Send + Unpin + 'static,
+    mut form: Form,
 ) -> mpsc::Receiver<Group> {
     let (sender, receiver) = mpsc::channel(1);
     // It is asked once more after its end, where that came in the middle of a group.
@@ -337,11 +365,13 @@ fn groups(
             let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
             let mut end = None;
             while let Some(came) = next {
-                match came {
-                    Ok(line) => {
-                        bytes += line.len();
-                        group.push(line);
-                    }
+                let event = came.and_then(|line| {
+                    bytes += line.len();
+                    form.event(&line)
+                });
+                match event {
+                    Ok(event) => group.push(event),
+                    // Those before it are appended and answered first.
                     Err(fail) => end = Some(fail),
                 }
                 if end.is_some() || group.len() >= GROUP || bytes >= GROUP_BYTES {
@@ -366,7 +396,18 @@ fn groups(
     receiver
 }
 
-/// The lines of a body, each without its end.
+fn broke_off(why: impl std::fmt::Display) -> Fail {
+    Fail::new(Code::Interrupted, format!("the request broke off: {why}"))
+}
+
+/// The lines of a body that is there, each without its end.
+fn lines_in(data: &Bytes) -> impl Iterator<Item = Bytes> {
+    let lines = data.strip_suffix(b"\n").unwrap_or(data);
+    let lines = (!data.is_empty()).then(|| lines.split(|byte| *byte == b'\n'));
+    lines.into_iter().flatten().map(|line| data.slice_ref(line))
+}
+
+/// The lines of a body, each without its end, as it comes.
 fn lines_of<E: std::fmt::Display>(
     body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
 ) -> impl Stream<Item = Result<Bytes, Fail>> + Send {
@@ -406,8 +447,7 @@ fn lines_of<E: std::fmt::Display>(
                 Some(Err(e)) => {
                     reading.ended = true;
                     reading.rest.clear();
-                    let cause = format!("the request broke off: {e}");
-                    return Some((Err(Fail::new(Code::Interrupted, cause)), reading));
+                    return Some((Err(broke_off(e)), reading));
                 }
                 None => reading.ended = true,
             }
@@ -554,11 +594,11 @@ impl Reading {
         let mut changes = self.events.changes();
         loop {
             changes.borrow_and_update();
-            let (page, more) = self.page().await?;
+            let (text, more) = self
+                .page(|text: &mut Text, part, event| text.line(&wire::line(part, event)))
+                .await?;
             let is_last = !more;
-            for (_, _, event) in page {
-                lines.send_async(&event).await?;
-            }
+            lines.send_text(text).await?;
             if self.left == 0 || is_last && !self.follow {
                 return Ok(());
             }
@@ -571,23 +611,26 @@ impl Reading {
         }
     }
 
-    /// The next events, each with its place, and whether there may be more now.
-    async fn page(&mut self) -> Result<(Vec<(Part, Seq, EventLine)>, bool), Fail> {
+    /// What `put` makes of the next events, and whether there may be more now.
+    async fn page<T: Default + Send + 'static>(
+        &mut self,
+        put: impl Fn(&mut T, &Part, &Event) -> Result<(), Fail> + Send + 'static,
+    ) -> Result<(T, bool), Fail> {
         let most = PAGE.min(usize::try_from(self.left).unwrap_or(PAGE));
         let (events, what) = (self.events.clone(), self.what.clone());
         let mut cursor = std::mem::take(&mut self.cursor);
         let reading = tokio::task::spawn_blocking(move || {
-            let mut page = Vec::new();
+            let (mut page, mut count) = (T::default(), 0);
             let read = events.read(&what, &mut cursor, most, |part, event| {
-                page.push((part.clone(), event.seq, wire::line(part, event)));
-                Ok(())
+                count += 1;
+                put(&mut page, part, event)
             });
-            (cursor, read.map(|more| (page, more)))
+            (cursor, read.map(|more| (page, count, more)))
         });
         let (cursor, page) = reading.await.map_err(Fail::internal)?;
         self.cursor = cursor;
-        let (page, more) = page?;
-        self.left -= page.len() as u64;
+        let (page, count, more) = page?;
+        self.left -= count;
         Ok((page, more))
     }
 
@@ -601,7 +644,11 @@ impl Reading {
             let mut places: Places = self.cursor.places().map(place_of).collect();
             loop {
                 changes.borrow_and_update();
-                let (page, more) = match self.page().await {
+                let page = self.page(|page: &mut Vec<_>, part, event| {
+                    page.push((part.clone(), event.seq, wire::line(part, event)));
+                    Ok(())
+                });
+                let (page, more) = match page.await {
                     Ok(read) => read,
                     // Whoever listens is told why it ends, as readers of lines are; by itself it would come again and again, and never hear it.
                     Err(fail) => {
@@ -612,14 +659,17 @@ impl Reading {
                 };
                 let is_last = !more;
                 let count = page.len();
+                let mut text = Text::default();
                 for ((part, seq, event), n) in page.into_iter().zip(1..) {
                     let place = place_text(&part, seq);
                     places.insert(part, place);
                     let data = line(&event)?;
                     let data = String::from_utf8_lossy(&data);
                     let id = id_of(&places, n == count);
-                    let text = format!("{id}event: event\ndata: {data}\n");
-                    if !pieces.put(text.into()).await {
+                    text.raw(format!("{id}event: event\ndata: {data}\n").as_bytes());
+                }
+                for piece in text.into_pieces() {
+                    if !pieces.put(piece).await {
                         return Ok::<(), Fail>(());
                     }
                 }
@@ -965,4 +1015,32 @@ async fn all<T: serde::Serialize + Send + Sync + 'static>(
         (lines, Ok(()))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use gemba_testkit::Rng;
+
+    use super::*;
+
+    /// A short body has the lines that it would have if it came in pieces.
+    #[tokio::test]
+    async fn s3_58_a_body_has_the_same_lines_whether_it_is_there_or_comes_in_pieces() {
+        let mut rng = Rng::from_env_or(358);
+        for _ in 0..2_000 {
+            let len = rng.index(12);
+            let data: Vec<u8> = (0..len).map(|_| b"a\n"[rng.index(2)]).collect();
+            let data = Bytes::from(data);
+            let mut pieces = Vec::new();
+            let mut left = data.clone();
+            while !left.is_empty() {
+                pieces.push(Ok::<_, std::io::Error>(
+                    left.split_to(1 + rng.index(left.len())),
+                ));
+            }
+            let came = lines_of(futures::stream::iter(pieces));
+            let came: Vec<Bytes> = came.map(Result::unwrap_or_default).collect().await;
+            assert_eq!(lines_in(&data).collect::<Vec<_>>(), came, "{data:?}");
+        }
+    }
 }

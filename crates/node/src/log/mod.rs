@@ -14,6 +14,7 @@ pub mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -663,7 +664,19 @@ pub fn peer_of(author: &Author) -> Option<PeerId> {
 /// How people read an author.
 #[must_use]
 pub fn author_text(author: &Author) -> String {
-    peer_of(author).map_or_else(|| author.to_string(), |peer| peer.to_string())
+    // Making it takes longer than all else of an event's line, for the key is checked to be one; and events of one author come in runs.
+    thread_local! {
+        static LAST: RefCell<(Author, String)> = RefCell::new((Author([0; 32]), made(&Author([0; 32]))));
+    }
+    fn made(author: &Author) -> String {
+        peer_of(author).map_or_else(|| author.to_string(), |peer| peer.to_string())
+    }
+    LAST.with_borrow_mut(|(of, text)| {
+        if of != author {
+            (*of, *text) = (*author, made(author));
+        }
+        text.clone()
+    })
 }
 
 /// The author that is called so: a peer id of an Ed25519 key.
