@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use gemba_log::{Class, Event, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
 use serde::Deserialize;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
@@ -273,11 +274,11 @@ impl Appending {
                 }
             }
         }
-        let appending = tokio::task::spawn_blocking(move || {
+        let appending = here_if_possible(move || {
             let is_fast = self.is_fast(&self.events)?;
             Ok::<_, Fail>(self.append(&list, is_fast))
         });
-        let (mut text, outcome) = appending.await.map_err(Fail::internal)??;
+        let (mut text, outcome) = appending.await??;
         if let Err(fail) = outcome.and(wrong) {
             if text.is_empty() {
                 return Err(fail);
@@ -346,6 +347,19 @@ impl Appending {
             }
         };
         (text, outcome)
+    }
+}
+
+/// Runs work that blocks on this very thread, whose other tasks go to another one: waking one for the work, and this one for its end, takes as long
+/// as half a flush. On a thread beside it where the runtime has but one.
+async fn here_if_possible<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Fail> {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => Ok(tokio::task::block_in_place(work)),
+        _ => tokio::task::spawn_blocking(work)
+            .await
+            .map_err(Fail::internal),
     }
 }
 
