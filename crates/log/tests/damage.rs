@@ -56,13 +56,14 @@ fn sealed_with(bytes: usize, small: usize, config: &Config) -> (SimDisk, Model) 
 }
 
 /// Row L3: whichever byte of a closed log of 1 MiB is flipped, it is found, no wrong event is served, and a replica heals it. Every byte in full,
-/// every fourth by half, else one in 499; another one begins with each seed.
+/// every fourth by half, every eighth by a quarter, else one in 499; another one begins with each seed.
 #[test]
 fn l3_every_flipped_byte_is_found_served_never_and_healed() {
     const LEN: usize = 1 << 20;
     let every = match sim_scale(20) {
         20 => 1,
         10 => 4,
+        5 => 8,
         _ => 499,
     };
     let mut rng = Rng::from_env_or(3);

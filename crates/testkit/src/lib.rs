@@ -13,7 +13,7 @@
 //! - [`faults`]: counters that prove a fault was really injected
 //! - [`alloc`]: an allocator that counts
 //!
-//! `GEMBA_SIM=full` runs simulations in full, `half` half of them; otherwise [`sim_scale`] gives a twentieth.
+//! `GEMBA_SIM=full` runs simulations in full, `half` half of them, `quarter` a quarter; otherwise [`sim_scale`] gives a twentieth.
 
 pub mod alloc;
 pub mod clock;
@@ -31,11 +31,12 @@ pub use faults::Faults;
 pub use net::Net;
 pub use rng::{Replay, Rng};
 
-/// How many rounds to run: all of them under `GEMBA_SIM=full`, half of them under `half`, else a twentieth, at least one.
+/// How many rounds to run: all of them under `GEMBA_SIM=full`, half of them under `half`, a quarter under `quarter`, else a twentieth, at least one.
 pub fn sim_scale(full: usize) -> usize {
     match std::env::var("GEMBA_SIM").as_deref() {
         Ok("full") => full,
         Ok("half") => full.div_ceil(2),
+        Ok("quarter") => full.div_ceil(4),
         _ => (full / 20).max(1),
     }
 }
