@@ -1,5 +1,6 @@
 //! Routes about events: streams, what is in them, and those who work through them (specs/log-http.md).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use futures::{Stream, StreamExt as _};
 use gemba_log::{Class, Event, EventId, MAX_PAYLOAD, NewEvent, Part, Seq, StreamName};
 use serde::Deserialize;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::State;
@@ -191,12 +192,13 @@ pub(super) async fn append(
     }
     if body.size_hint().exact().is_some_and(|len| len <= SHORT) {
         let data = axum::body::to_bytes(body, SHORT as usize).await;
-        let lines: Vec<Bytes> = lines_in(&data.map_err(broke_off)?).collect();
+        let data = data.map_err(broke_off)?;
+        let lines: Vec<Bytes> = lines_in(&data).take(GROUP + 1).collect();
         if lines.len() <= GROUP {
             return appending.at_once(form, &lines).await;
         }
-        let lines = futures::stream::iter(lines.into_iter().map(Ok));
-        return appending.answer(&state, &call, form, lines).await;
+        let lines = lines_of(futures::stream::iter([Ok::<_, Infallible>(data)]));
+        return appending.answer(&state, &call, form, lines.boxed()).await;
     }
     let lines = lines_of(body.into_data_stream());
     appending.answer(&state, &call, form, lines.boxed()).await
@@ -351,12 +353,17 @@ impl Appending {
 }
 
 /// Runs work that blocks on this very thread, whose other tasks go to another one: waking one for the work, and this one for its end, takes as long
-/// as half a flush. On a thread beside it where the runtime has but one.
+/// as half a flush. One at a time, and not on the only thread: where the pool has no thread left for the other tasks, because a disk hangs, they would
+/// wait for that disk. Whoever comes beside it works on a thread of the pool.
 async fn here_if_possible<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fail> {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread => Ok(tokio::task::block_in_place(work)),
+    static HERE: Semaphore = Semaphore::const_new(1);
+    let runtime = Handle::current();
+    let has_others = runtime.runtime_flavor() == RuntimeFlavor::MultiThread
+        && runtime.metrics().num_workers() > 1;
+    match HERE.try_acquire() {
+        Ok(_here) if has_others => Ok(tokio::task::block_in_place(work)),
         _ => tokio::task::spawn_blocking(work)
             .await
             .map_err(Fail::internal),
