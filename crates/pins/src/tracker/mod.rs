@@ -242,6 +242,17 @@ impl Tracker {
         self.outputs.pop_front()
     }
 
+    /// The next [`Output::Remove`] alone, before its turn. Whoever writes the record of a wish takes these first: a removal that was asked for before the
+    /// wish must get to the disk before it.
+    pub fn poll_removal(&mut self) -> Option<Ticket> {
+        let is_removal = |output: &Output| matches!(output, Output::Remove(_));
+        let at = self.outputs.iter().position(is_removal)?;
+        match self.outputs.remove(at)? {
+            Output::Remove(ticket) => Some(ticket),
+            _ => None,
+        }
+    }
+
     /// When to call [`expire`](Self::expire) next.
     pub fn deadline(&self) -> Option<Time> {
         let stalls = self.walks.iter().filter_map(|cid| self.stalls_at(cid));

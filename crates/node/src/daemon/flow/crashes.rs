@@ -780,6 +780,26 @@ fn n11_s0_26_a_rollback_that_is_cut_off_points_to_a_whole_version() {
     }
 }
 
+/// A pin that was taken away from under a follow while its blocks were on their way is wanted again, and the version becomes whole.
+#[test]
+fn a_version_whose_pin_was_taken_away_on_its_way_is_wanted_again() {
+    let (_disk, cloud, mut device) = life(1, 1, 6);
+    device.follow();
+    device.hear(0);
+    device.run(|device| !device.walks.is_empty());
+    device.step();
+    let (reply, mut removed) = oneshot::channel();
+    let root = *cloud.versions[0].blocks[0].cid();
+    let handle = device.runtime.handle().clone();
+    {
+        let _inside = handle.enter();
+        device.pins.unpin(root, reply, device.now);
+    }
+    device.run(|_| removed.try_recv().is_ok());
+    device.run_until_complete(0);
+    assert_eq!(device.lacks_nothing(), Ok(()));
+}
+
 /// A pin that was taken away behind the daemon's back is wanted again when it starts: the row of the follow tells what has to be here.
 #[test]
 fn a_version_that_is_kept_and_not_pinned_is_pinned_again() {

@@ -450,6 +450,8 @@ impl Open {
                         self.last = Some(view.borrow().clone());
                         Some(Next::Step(move_to(name, target, false, names, now)))
                     }
+                    // Its pin was taken away from under it: it is wanted again.
+                    None if view.has_changed().is_err() => self.lost(),
                     None => {
                         self.step = Step::Fetching(view);
                         None

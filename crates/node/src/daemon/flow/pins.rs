@@ -121,6 +121,7 @@ impl Pins {
 
     fn want(&mut self, edit: PinEdit, cid: Cid, reply: Reply<Result<View, Fail>>, now: Duration) {
         self.tell(Input::Pin(cid), now);
+        self.record_removals(now);
         self.edit(vec![edit], After::Pinned(reply), now);
     }
 
@@ -134,6 +135,7 @@ impl Pins {
         for add in &adds {
             self.tell(Input::Pin(add.cid), now);
         }
+        self.record_removals(now);
         let count = adds.len();
         let edits = adds.into_iter().map(PinEdit::Listed).collect();
         self.edit(edits, After::Listed(reply, count), now);
@@ -491,6 +493,13 @@ impl Pins {
         self.walks.take_begun()
     }
 
+    /// What was taken back before a wish is recorded before it.
+    fn record_removals(&mut self, now: Duration) {
+        while let Some(ticket) = self.tracker.poll_removal() {
+            self.record(Output::Remove(ticket), now);
+        }
+    }
+
     /// What is to be persisted or told.
     fn record(&mut self, output: Output, now: Duration) {
         match output {
@@ -528,6 +537,17 @@ impl Pins {
         let Some(view) = self.views.get(&cid) else {
             return;
         };
+        // A newer wish became durable in the same transaction: whoever follows the root follows that one.
+        if (op.kind, is_done) == (OpKind::Unpin, true)
+            && let Some(told) = self.status(&cid)
+        {
+            let is_over = told.status == Status::Pinned.as_str();
+            view.send_replace(told);
+            if is_over {
+                self.views.remove(&cid);
+            }
+            return;
+        }
         let status = match (op.kind, is_done) {
             (OpKind::Pin, true) => Status::Pinned,
             // Another pin of the root took its place.
@@ -880,6 +900,13 @@ mod tests {
             self.settle().await;
         }
 
+        /// Asks for it; the answer comes when somebody settles.
+        fn ask(&mut self, n: u8) -> tokio::sync::oneshot::Receiver<Result<View, Fail>> {
+            let (reply, done) = tokio::sync::oneshot::channel();
+            self.pins.pin((cid(n), Kind::Recursive), None, reply, NOW);
+            done
+        }
+
         fn told(&self) -> Told {
             let rows = self.pins.rows().unwrap();
             let told = |pin: Result<Pin, Fail>| {
@@ -888,6 +915,26 @@ mod tests {
             };
             rows.iter().map(told).collect()
         }
+    }
+
+    /// A removal and a newer wish for the same root reach the disk in this order and in one transaction: the end of the older takes nothing from the newer,
+    /// and says nothing to who follows it.
+    #[tokio::test]
+    async fn s4_22_who_follows_a_newer_wish_hears_nothing_of_the_removal_before_it() {
+        let mut flow = Flow::over(Arc::new(Bucket::default()));
+        flow.pin(1, Kind::Recursive, None).await;
+        flow.whole(1).await;
+        // It keeps the disk busy, so that the two wait for each other.
+        let _other = flow.ask(2);
+        let (reply, removed) = tokio::sync::oneshot::channel();
+        flow.pins.unpin(cid(1), reply, NOW);
+        let asked = flow.ask(1);
+        flow.settle().await;
+        removed.await.unwrap().unwrap();
+        let view = asked.await.unwrap().unwrap();
+        assert_eq!(view.borrow().status, "pinning");
+        flow.whole(1).await;
+        assert_eq!(view.borrow().status, "pinned");
     }
 
     fn cid(n: u8) -> Cid {
