@@ -28,7 +28,7 @@ use crate::api::types::FollowStatus;
 use crate::config::Config;
 use crate::content::collect::{Extent, collect};
 use crate::daemon::command::Reply;
-use crate::error::Fail;
+use crate::error::{Code, Fail};
 use crate::meta::{Meta, PinEdit, PinState as _, Table};
 use crate::names::follows;
 use crate::repo::{Layout, Repo};
@@ -242,7 +242,11 @@ impl Device {
 
     /// A peer tells that version.
     fn hear(&mut self, sequence: usize) {
-        let answer = Answer::Record(self.cloud.record(sequence));
+        self.hear_record(self.cloud.record(sequence));
+    }
+
+    fn hear_record(&mut self, record: Vec<u8>) {
+        let answer = Answer::Record(record);
         let event = BehaviourEvent::Fetched {
             peer: PeerId::random(),
             name: self.cloud.name,
@@ -778,6 +782,105 @@ fn n11_s0_26_a_rollback_that_is_cut_off_points_to_a_whole_version() {
             assert_eq!(told.complete_sequence, kept.last().copied(), "call {nth}");
         }
     }
+}
+
+impl Device {
+    /// Asks for a pin of one's own, and takes no step.
+    fn pin_own(&mut self, version: usize) -> oneshot::Receiver<Result<super::pins::View, Fail>> {
+        let handle = self.runtime.handle().clone();
+        let _inside = handle.enter();
+        let root = *self.cloud.versions[version].blocks[0].cid();
+        let (reply, done) = oneshot::channel();
+        let kind = gemba_pins::Kind::Recursive;
+        self.pins.pin((root, kind), None, reply, self.now);
+        done
+    }
+}
+
+/// Somebody pins the older version at any step of the way to the newer one: whatever the follow lets go of then, his pin stays.
+#[test]
+fn p3_what_somebody_pins_while_a_follow_lets_go_of_it_stays() {
+    let mut steps = 0;
+    loop {
+        let (_disk, cloud, mut device) = life(7, 2, 4);
+        device.follow_keeping(1);
+        device.hear(0);
+        device.run_until_complete(0);
+        device.rest_with(1);
+        device.hear(1);
+        (0..steps).for_each(|_| device.step());
+        let root = cloud.versions[0].blocks[0].cid();
+        // It was let go of before: nobody pins it then.
+        let row = |device: &Device| device.pins.rows().unwrap().get(root).unwrap();
+        if row(&device).is_none() {
+            break;
+        }
+        let mut asked = device.pin_own(0);
+        device.run(|_| asked.try_recv().is_ok());
+        device.run_until_complete(1);
+        device.rest_with(1);
+        let pin = row(&device);
+        assert!(
+            pin.is_some_and(|pin| pin.name.is_none()),
+            "after {steps} steps"
+        );
+        // Where the removal was on its way already, it is made whole again.
+        device.run(|device| row(device).is_some_and(|pin| pin.complete));
+        steps += 1;
+    }
+    assert!(steps > 5, "{steps}");
+}
+
+/// A name that points to what cannot be kept holds up nothing of the version before, which was on its way when the device ended.
+#[test]
+fn a_value_that_cannot_be_kept_holds_up_no_version_that_is_on_its_way() {
+    let (disk, cloud, mut device) = life(3, 1, 6);
+    device.follow();
+    device.hear(0);
+    device.run(|device| !device.walks.is_empty());
+    // No block comes any more.
+    device.walks.clear();
+    let value = format!("/ipns/{}", cloud.name).into_bytes();
+    let record = Unsigned::new(value, 1, Wall::from_unix(4_000_000_000, 0));
+    device.hear_record(record.sign(&cloud.key).unwrap().bytes().to_vec());
+    device.run(|device| lock(&device.told).newest == Some(1));
+    assert_eq!(device.complete(), None);
+    drop(device);
+    let mut device = Device::start(&disk, &cloud, Arc::default());
+    device.run_until_complete(0);
+}
+
+/// A version that somebody goes back to while the name is being given up: it is given up.
+#[test]
+fn a_rollback_behind_a_removal_brings_nothing_back() {
+    let (disk, cloud, mut device) = life(4, 2, 4);
+    device.follow();
+    for sequence in 0..2 {
+        device.hear(sequence);
+        device.run_until_complete(sequence);
+    }
+    device.rest_with(2);
+    let (removal, mut removed) = oneshot::channel();
+    let (back, mut refused) = oneshot::channel();
+    {
+        let handle = device.runtime.handle().clone();
+        let _inside = handle.enter();
+        let asks = [
+            Ask::Remove(cloud.name, removal),
+            Ask::RollBack(cloud.name, None, back),
+        ];
+        for ask in asks {
+            device.follows.on_ask(ask, &mut device.names, device.now);
+        }
+    }
+    assert_eq!(
+        refused.try_recv().unwrap().unwrap_err().code,
+        Code::NotFound
+    );
+    device.run(|_| removed.try_recv().is_ok());
+    assert!(!device.follows.contains(&cloud.name));
+    drop(device);
+    assert!(follows::load(&open(&disk).0).unwrap().is_empty());
 }
 
 /// A pin that was taken away from under a follow while its blocks were on their way is wanted again, and the version becomes whole.

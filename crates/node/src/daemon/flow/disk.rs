@@ -128,9 +128,10 @@ impl Disk {
         }
     }
 
-    /// Called on the loop's tick; `wanted`: whether a pin rests. If none does, nobody will try, and room on the disk must do.
+    /// Called on the loop's tick; `wanted`: whether a pin rests. If none does, no pin will try: room on the disk must do, or the pause that has passed. Whoever
+    /// stores next is the trial then, a repair too; if it is refused soon, the pause is longer.
     pub fn expire(&mut self, wanted: bool, now: Duration) {
-        let idle = |known: &Refused| known.full && !wanted && known.may_try(now);
+        let idle = |known: &Refused| !wanted && known.may_try(now);
         if self.refusal.as_ref().is_some_and(idle) {
             self.end(now);
         }
@@ -139,7 +140,7 @@ impl Disk {
     fn end(&mut self, now: Duration) {
         if let Some(known) = self.refusal.take() {
             self.over = Some((now, known.pause));
-            tracing::info!("the disk takes blocks again");
+            tracing::info!("blocks are fetched for the disk again");
         }
     }
 
@@ -297,5 +298,23 @@ mod tests {
         assert_eq!(disk.leave(pin(2), |_| false, at(6)), Leave::Try);
         let told = disk.trouble(Path::new("/srv/blocks"), at(7)).unwrap();
         assert_eq!((told.kind.as_str(), told.count), ("disk", 1));
+    }
+
+    /// No pin rests, and a repair wants nothing of a disk that refuses: it must not wait for a pin to try.
+    #[test]
+    fn p9_a_disk_that_no_pin_tries_is_left_to_the_next_who_stores() {
+        let mut disk = Disk::default();
+        disk.on_refused(&refusal(false), at(0));
+        disk.expire(false, at(4));
+        disk.expire(true, at(5));
+        assert!(disk.refuses().is_some());
+        disk.expire(false, at(5));
+        assert!(disk.refuses().is_none());
+        // Refused again: twice the pause.
+        disk.on_refused(&refusal(false), at(6));
+        disk.expire(false, at(15));
+        assert!(disk.refuses().is_some());
+        disk.expire(false, at(16));
+        assert!(disk.refuses().is_none());
     }
 }

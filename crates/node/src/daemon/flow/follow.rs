@@ -252,7 +252,8 @@ impl Follows {
         names: &mut Names,
         now: Duration,
     ) {
-        let Some(open) = self.open.get_mut(&name) else {
+        let leaves = |open: &&mut Open| matches!(open.step, Step::Saving(_, Then::Forget));
+        let Some(open) = self.open.get_mut(&name).filter(|open| !leaves(open)) else {
             return drop(reply.send(Err(follows::not_followed(&name))));
         };
         let back = match open.follow.earlier(&name, to) {
@@ -299,7 +300,9 @@ impl Follows {
                 }
             }
         }
-        if std::mem::take(&mut self.sweep) {
+        // Not while an edit is on its way: what somebody just made his own still has the label of its follow in the table.
+        if self.sweep && !pins.is_writing() {
+            self.sweep = false;
             self.release(names, pins, now);
         }
         moved
@@ -417,6 +420,10 @@ impl Open {
             Step::Saving(mut saved, then) => match saved.try_recv() {
                 Ok(Ok(())) => Some(self.after_row(name, then, names, pins, now)),
                 Ok(Err(fail)) => {
+                    // The row is still there, so it is followed still.
+                    if matches!(then, Then::Forget) {
+                        names.follow(*name, now);
+                    }
                     self.fail(fail, now);
                     None
                 }
@@ -543,15 +550,23 @@ impl Open {
         let rests = idle && self.follow.target.is_some();
         let newest = names.newest(name, now);
         let wanted = newest.filter(|newest| self.follow.wants(&newest.version));
-        match wanted.map(|newest| Kept::of(&newest.version)) {
-            Some(Ok(target)) => self.follow.target = Some(target),
+        let is_new = match wanted.map(|newest| Kept::of(&newest.version)) {
+            Some(Ok(target)) => {
+                self.follow.target = Some(target);
+                true
+            }
+            // One that cannot be kept holds up nothing that was on its way.
             Some(Err(cause)) => {
                 self.failed = Some((cause, now + PAUSE));
-                return None;
+                false
             }
-            None if rests => {}
-            None if idle => return self.point_again(name, names, now),
-            None => return None,
+            None => false,
+        };
+        if !is_new && !rests {
+            return match idle {
+                true => self.point_again(name, names, now),
+                false => None,
+            };
         }
         self.save(name, Then::GoOn, names);
         Some(std::mem::replace(&mut self.step, Step::Idle))

@@ -307,6 +307,11 @@ impl Pins {
         });
     }
 
+    /// Whether an edit is on its way to the disk: what is read now may be older than what was asked for.
+    pub fn is_writing(&self) -> bool {
+        self.persisting || !self.edits.is_empty()
+    }
+
     /// Edits are durable, or were refused.
     pub fn on_persisted(&mut self, persisted: Persisted, now: Duration) {
         self.persisting = false;
@@ -398,7 +403,14 @@ impl Pins {
                 }
                 self.wanted(pin, recent, now);
             }
-            None if edited.before.is_some() => self.tell(Input::Gone(edited.cid), now),
+            None if edited.before.is_some() => {
+                // The end of an operation is told when it comes; one that gave way to others has none.
+                let is_worked_for = self.op(&edited.cid).is_some();
+                self.tell(Input::Gone(edited.cid), now);
+                if !is_worked_for {
+                    self.last_word(&edited.cid, Status::Unpinned);
+                }
+            }
             None => {}
         }
     }
@@ -537,31 +549,44 @@ impl Pins {
         let Some(view) = self.views.get(&cid) else {
             return;
         };
-        // A newer wish became durable in the same transaction: whoever follows the root follows that one.
-        if (op.kind, is_done) == (OpKind::Unpin, true)
-            && let Some(told) = self.status(&cid)
-        {
-            let is_over = told.status == Status::Pinned.as_str();
-            view.send_replace(told);
-            if is_over {
-                self.views.remove(&cid);
-            }
-            return;
-        }
         let status = match (op.kind, is_done) {
+            // Another pin of the root took its place, which may reach further.
+            (OpKind::Pin, _) if self.is_pinning(&cid) => return self.show(&cid),
             (OpKind::Pin, true) => Status::Pinned,
-            // Another pin of the root took its place.
-            (OpKind::Pin, false) if self.is_pinning(&cid) => return self.show(&cid),
-            (OpKind::Pin, false) | (OpKind::Unpin, true) => Status::Unpinned,
-            // The pin is there again.
-            (OpKind::Unpin, false) => return,
+            (OpKind::Pin, false) => Status::Unpinned,
+            (OpKind::Unpin, _) => return self.on_removal_ended(&cid, is_done),
         };
-        view.send_modify(|view| {
-            fill(view, op);
-            view.status = status.as_str().to_owned();
-            view.cause = None;
-        });
-        self.views.remove(&cid);
+        view.send_modify(|view| fill(view, op));
+        self.last_word(&cid, status);
+    }
+
+    /// A newer wish may have become durable in the same transaction, and a removal that is given up leaves what it would have removed: whoever follows
+    /// the root goes on with that.
+    fn on_removal_ended(&mut self, cid: &Cid, is_done: bool) {
+        let pin = match self.rows().and_then(|rows| rows.get(cid)) {
+            Ok(Some(pin)) => pin,
+            // The disk does not tell.
+            Err(_) if !is_done => return,
+            Ok(None) | Err(_) => return self.last_word(cid, Status::Unpinned),
+        };
+        let told = told(&pin, self.op(cid));
+        let is_over = told.status == Status::Pinned.as_str();
+        if let Some(view) = self.views.get(cid) {
+            view.send_replace(told);
+        }
+        if is_over {
+            self.last_word(cid, Status::Pinned);
+        }
+    }
+
+    /// Nothing more comes for whoever follows it.
+    fn last_word(&mut self, cid: &Cid, status: Status) {
+        if let Some(view) = self.views.remove(cid) {
+            view.send_modify(|view| {
+                view.status = status.as_str().to_owned();
+                view.cause = None;
+            });
+        }
     }
 
     fn is_pinning(&self, cid: &Cid) -> bool {
@@ -934,6 +959,64 @@ mod tests {
         let view = asked.await.unwrap().unwrap();
         assert_eq!(view.borrow().status, "pinning");
         flow.whole(1).await;
+        assert_eq!(view.borrow().status, "pinned");
+    }
+
+    /// The record of a direct pin that is whole, and the wish for all that is below it, reach the disk in one transaction.
+    #[tokio::test]
+    async fn s4_22_who_follows_a_wider_wish_hears_nothing_of_the_end_of_the_narrow_one() {
+        let mut flow = Flow::over(Arc::new(Bucket::default()));
+        flow.pin(1, Kind::Direct, None).await;
+        let _other = flow.ask(2);
+        let ticket = *flow.walks.values().next().unwrap();
+        flow.pins.whole_by_hand(ticket, NOW);
+        flow.pins.settle_by_hand(&mut flow.walks, NOW);
+        let asked = flow.ask(1);
+        flow.settle().await;
+        let view = asked.await.unwrap().unwrap();
+        assert_eq!(view.borrow().status, "pinning");
+        flow.whole(1).await;
+        assert_eq!(view.borrow().status, "pinned");
+    }
+
+    /// A state whose disk refuses when it is told to.
+    #[derive(Default)]
+    struct Refusing(Bucket, std::sync::atomic::AtomicBool);
+
+    impl Refusing {
+        fn refuse(&self, refuses: bool) {
+            self.1.store(refuses, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    impl PinState for Refusing {
+        fn pins(&self) -> Result<PinRows, Fail> {
+            self.0.pins()
+        }
+
+        fn edit(&self, edits: &[PinEdit]) -> Result<Vec<Result<Edited, Fail>>, Fail> {
+            match self.1.load(std::sync::atomic::Ordering::SeqCst) {
+                true => Err(Fail::new(Code::Failure, "the disk refuses")),
+                false => self.0.edit(edits),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn s4_22_who_follows_a_removal_that_is_given_up_hears_that_the_pin_is_there() {
+        let state = Arc::new(Refusing::default());
+        let mut flow = Flow::over(state.clone());
+        flow.pin(1, Kind::Recursive, None).await;
+        flow.whole(1).await;
+        state.refuse(true);
+        let (reply, removed) = tokio::sync::oneshot::channel();
+        flow.pins.unpin(cid(1), reply, NOW);
+        flow.settle().await;
+        assert!(removed.await.unwrap().is_err());
+        let view = flow.pins.watch(&cid(1)).unwrap();
+        assert_eq!(view.borrow().status, "unpin_error");
+        state.refuse(false);
+        flow.pin(1, Kind::Recursive, None).await;
         assert_eq!(view.borrow().status, "pinned");
     }
 
