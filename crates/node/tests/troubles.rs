@@ -196,10 +196,22 @@ fn ended(child: Child) -> Done {
     Done::from_output("", output)
 }
 
-/// SIGTERM while a pin is followed: the daemon is gone before anything that it waits for is, the caller is told, and the pin goes on at the next
-/// start.
+/// SIGTERM while a pin is followed: the daemon is gone at once, the caller is told, and the pin goes on at the next start.
 #[test]
 fn sigterm_ends_a_followed_pin_with_its_cause() {
+    // A thread that waits on for a block is given up after 2 s, and would be each time; a busy machine takes so long now and then.
+    let mut took = Vec::new();
+    while took.len() < 3 && !took.iter().any(|took| *took < Duration::from_secs(2)) {
+        took.push(ended_by_sigterm());
+    }
+    assert!(
+        took.iter().any(|took| *took < Duration::from_secs(2)),
+        "{took:?}"
+    );
+}
+
+/// How long a daemon that is waited for takes to end.
+fn ended_by_sigterm() -> Duration {
     let node = Node::new();
     node.ok(&["config", "set", "reads.nobody_has_it", "1m"]);
     let mut daemon = Daemon::start(&node, &[]);
@@ -222,7 +234,6 @@ fn sigterm_ends_a_followed_pin_with_its_cause() {
     signal(daemon.child.id(), Signal::TERM);
     assert!(daemon.child.wait().unwrap().success());
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(5), "{took:?}");
     let last = lines
         .map_while(Result::ok)
         .filter(|line| line.starts_with('{'))
@@ -244,6 +255,7 @@ fn sigterm_ends_a_followed_pin_with_its_cause() {
     let failure = ended(reading).fails(5);
     assert!(failure.cause.contains("the daemon"), "{failure:?}");
     assert_eq!(node.lines(&["pin", "ls"])[0]["cid"], ABSENT);
+    took
 }
 
 /// A request whose answer is read by the caller.
