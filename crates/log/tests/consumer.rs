@@ -1213,6 +1213,17 @@ fn s3_29_who_waits_is_told_when_there_is_something_for_him_and_only_he() {
     assert_eq!(consumer.deadline(), None);
 }
 
+/// A thread that panics ends those that go on until all is done.
+struct EndsAll<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for EndsAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+}
+
 /// A worker that another thread's look serves between its claim and its leave neither loses a portion nor is handed a dead one: what is given is
 /// acknowledged, whoever looks meanwhile.
 #[test]
@@ -1221,9 +1232,10 @@ fn s3_27_looks_beside_claims_leave_no_dead_grant_behind() {
     let mut config = config();
     config.batch = 3;
     let consumer = plant.open(config, ms(0));
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let over = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let _broken = EndsAll(over);
             for _ in 0..300 {
                 plant.pieces(1);
                 std::thread::yield_now();
@@ -1236,8 +1248,10 @@ fn s3_27_looks_beside_claims_leave_no_dead_grant_behind() {
             }
         });
         let work = |worker: Worker| {
+            let _broken = EndsAll(over);
             let mut done = 0;
-            while consumer.lag().iter().map(|lag| lag.next).sum::<u64>() < 300 {
+            let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+            while !is_over() && consumer.lag().iter().map(|lag| lag.next).sum::<u64>() < 300 {
                 let taken = match consumer.take(worker, ms(1)) {
                     Ok(Some(taken)) => taken,
                     Ok(None) | Err(ConsumeError::Refused(Refused::Busy)) => {

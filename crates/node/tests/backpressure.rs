@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Node, address, noise, status, until};
+use common::{Daemon, Done, Node, address, noise, status, until};
 use gemba_node::daemon::{self, Options};
 use gemba_node::repo::{Access, Repo};
 use gemba_segment::{Disk, DiskFile, LockError, LockGuard, Mode, RealDisk, Sharing};
@@ -260,7 +260,12 @@ fn pin_and_watch(source: &Node, sink: &Node, root: &str, pace: &Pace) {
     let moved = pace.moved.load(Ordering::Relaxed);
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let pinning = scope.spawn(|| sink.ok(&["pin", "add", root, "--timeout", "50s"]));
+        // Twelve seconds where the slow part is the slowest; on a busy machine that is another one. It ends by its own limit.
+        let mut command = sink.command(&["pin", "add", root, "--timeout", "3m"]);
+        let pinning = scope.spawn(move || {
+            let output = command.output().unwrap();
+            Done::from_output("pin add", output).ok()
+        });
         while !pinning.is_finished() {
             for (most, node) in most.iter_mut().zip(nodes) {
                 *most = memory(node).max(*most);

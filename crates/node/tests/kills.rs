@@ -73,6 +73,15 @@ fn trees(node: &Node, seed: u64, count: usize) -> Vec<String> {
     (0..count).map(root).collect()
 }
 
+/// How long the next round may take, after one that was killed in the middle. Until one came to its end nobody knows what that takes here.
+fn longer(patience: Duration, after_the_end: usize) -> Duration {
+    if after_the_end == 0 {
+        patience * 2
+    } else {
+        patience * 6 / 5
+    }
+}
+
 /// Everything below a root is read.
 fn is_whole(node: &Node, root: &str, context: &str) {
     let export = node.run(&["dag", "export", root]);
@@ -143,7 +152,7 @@ fn s0_5_a_daemon_killed_in_the_middle_of_a_pin_loses_nothing_that_it_acknowledge
             patience = patience * 4 / 5;
         } else {
             in_the_middle += 1;
-            patience = patience * 6 / 5;
+            patience = longer(patience, after_the_end);
         }
         let context = format!("seed {seed:#x}, round {round}");
         let pins = node.lines(&["pin", "ls"]);
@@ -249,7 +258,7 @@ fn s0_25_s0_26_n11_p10_a_follower_killed_at_any_moment_points_to_a_whole_version
             patience = patience * 4 / 5;
         } else {
             in_the_middle += 1;
-            patience = patience * 6 / 5;
+            patience = longer(patience, after_the_end);
         }
         let resolved = node.run(&["name", "resolve", "--complete", &name, "--json"]);
         if !resolved.status.success() {

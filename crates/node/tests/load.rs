@@ -66,7 +66,7 @@ fn s4_56_a_fault_in_one_peer_changes_no_result_of_the_others() {
             assert!(node.run(&["cat", &root]).stdout == content, "{told}");
             node.ok(&["pin", "add", &root, "--timeout", "50s"]);
             // What nobody has is missing here as it is without the enemy, with a cause.
-            let failure = node.fails(&["cat", ABSENT, "--timeout", "1s", "--json"], 4);
+            let failure = node.fails_in_time(&["cat", ABSENT, "--timeout", "1s", "--json"]);
             assert!(failure.cause.contains(ABSENT), "{told}: {failure:?}");
             // And the others are connected, in order, and known.
             let peers = node.lines(&["peers"]);
@@ -107,7 +107,7 @@ fn s4_33_what_makes_no_progress_is_retried_elsewhere_or_told() {
     let _daemon = Daemon::start(&b, &[]);
     let _enemy = Enemy::start(&b.repo, &[address(&b)], Fault::Liar);
     until("the liar", || status(&b)["peers"] == 1);
-    let failure = b.fails(&["dag", "get", &root, "--timeout", "2500ms", "--json"], 4);
+    let failure = b.fails_in_time(&["dag", "get", &root, "--timeout", "2500ms", "--json"]);
     assert!(
         failure.cause.contains(&root)
             && (failure.cause.contains("has not sent it") || failure.cause.contains("in time")),
@@ -147,7 +147,7 @@ fn s4_13_what_is_here_is_served_under_full_load_and_every_time_out_has_a_cause()
         let waiting: Vec<_> = (0..60)
             .map(|_| {
                 let absent = format!("/v1/cat?path={ABSENT}");
-                let headers = format!("{HEADERS}X-Gemba-Patience-Ms: 6000\r\n");
+                let headers = format!("{HEADERS}X-Gemba-Patience-Ms: 20000\r\n");
                 scope.spawn(move || http(b, "GET", &absent, &headers))
             })
             .collect();
@@ -180,10 +180,11 @@ fn s4_13_what_is_here_is_served_under_full_load_and_every_time_out_has_a_cause()
         drop(ended);
         (took, answers)
     });
+    let first = took[0];
     took.sort();
     let p99 = took[took.len() * 99 / 100];
-    // Some milliseconds on an idle machine; this is what it never is, however busy the machine.
-    assert!(p99 < Duration::from_secs(4), "{took:?}");
+    // Some milliseconds on an idle machine. Who waits holds his place for 20 s: nobody waited for that, the first least of all.
+    assert!(first.max(p99) < Duration::from_secs(10), "{took:?}");
     for (code, answer) in answers {
         let body = answer.split("\r\n\r\n").nth(1).unwrap();
         let body: Value = serde_json::from_str(body).unwrap();

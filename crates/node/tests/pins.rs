@@ -280,7 +280,13 @@ fn pin_wait_returns_when_the_last_block_is_there_and_says_why_it_is_not() {
 
 #[test]
 fn s1_28_recover_tries_again_without_waiting_for_what_comes_of_it() {
-    let swarm = Swarm::of(2);
+    let mut swarm = Swarm::of(1);
+    // Nothing is tried again by itself, however long it takes until all are in error.
+    swarm.join_with(true, &|node| {
+        node.ok(&["config", "set", "network.dht", "off"]);
+        node.ok(&["config", "set", "pins.pause", "1h"]);
+        node.ok(&["config", "set", "pins.pause_longest", "1h"]);
+    });
     let (a, b) = (swarm.node(0), swarm.node(1));
     let contents: Vec<Vec<u8>> = (0..8).map(|n| noise(n, 500)).collect();
     let elsewhere = Node::new();

@@ -255,7 +255,7 @@ fn a_block_that_nobody_has_ends_with_a_cause() {
     let swarm = Swarm::of(2);
     let b = swarm.node(1);
     let cid = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy";
-    let failure = b.fails(&["pin", "add", cid, "--timeout", "3s", "--json"], 4);
+    let failure = b.fails_in_time(&["pin", "add", cid, "--timeout", "3s", "--json"]);
     assert!(
         failure.cause.contains("the only peer asked does not have"),
         "{}",

@@ -18,7 +18,7 @@ fn play(stage: &Stage) -> Outcome<String> {
     let begun = Instant::now();
     kubo.connect(&address)?;
     let took = begun.elapsed();
-    gemba.wait_for_peer(&kubo.id, Duration::from_secs(2))?;
+    gemba.wait_for_peer(&kubo.id, super::PATIENCE)?;
     super::check_gemba_as_seen_by_kubo(&kubo, &gemba)?;
     // Identify may still be under way on our side when Kubo's is done.
     let listed = || {
@@ -27,7 +27,7 @@ fn play(stage: &Stage) -> Outcome<String> {
             .into_iter()
             .find(|peer| peer["id"] == *kubo.id && peer["agent"] != ""))
     };
-    let (peer, _) = crate::rig::until("gemba knows Kubo's agent", Duration::from_secs(2), listed)
+    let (peer, _) = crate::rig::until("gemba knows Kubo's agent", super::PATIENCE, listed)
         .context(|| "gemba does not list Kubo with its agent".into())?;
     super::check_kubo_as_seen_by_gemba(&peer, "in")?;
     Ok(format!("{} ms", took.as_millis()))

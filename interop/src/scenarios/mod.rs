@@ -33,12 +33,23 @@ mod wrong_key_from_kubo;
 use crate::failure::{Outcome, ensure};
 use crate::rig::gemba::Gemba;
 use crate::rig::kubo::Kubo;
+use crate::rig::process::Finished;
 use crate::rig::{tree, until};
 use crate::scenario::{Scenario, Stage};
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
+
+/// For what only has to happen; what has to be fast is measured by the scenario itself.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a demand on a command is given in addition: three times what this machine takes for one that has nothing to do.
+fn allowance(idle: Outcome<Finished>) -> Outcome<Duration> {
+    let idle = idle?;
+    ensure!(idle.succeeded(), "`id` failed: {}", idle.stderr.trim());
+    Ok(3 * idle.wall)
+}
 
 /// All scenarios in the order they are played: the first one that fails is then most likely the cause of the others.
 pub(crate) static ALL: &[Scenario] = &[
@@ -111,7 +122,7 @@ fn check_kubo_as_seen_by_gemba(peer: &Value, direction: &str) -> Outcome {
 }
 
 fn check_gemba_as_seen_by_kubo(kubo: &Kubo, gemba: &Gemba) -> Outcome {
-    kubo.wait_for_peer(&gemba.id, Duration::from_secs(2))?;
+    kubo.wait_for_peer(&gemba.id, PATIENCE)?;
     let known = || {
         let known = kubo.rpc("id", &[&gemba.id])?;
         Ok(known["AgentVersion"]
@@ -119,7 +130,7 @@ fn check_gemba_as_seen_by_kubo(kubo: &Kubo, gemba: &Gemba) -> Outcome {
             .is_some_and(|agent| agent.starts_with("gemba/"))
             .then_some(known))
     };
-    let (known, _) = until("Kubo knows gemba's agent", Duration::from_secs(3), known)?;
+    let (known, _) = until("Kubo knows gemba's agent", PATIENCE, known)?;
     let speaks = |protocol: &str| {
         known["Protocols"]
             .as_array()

@@ -115,6 +115,18 @@ impl Node {
     pub fn fails(&self, args: &[&str], code: i32) -> Failure {
         self.run(args).fails(code)
     }
+
+    /// The failure of a command whose time runs out. The daemon is given half a second to say why; one that is too busy for that is asked
+    /// again, twice at most.
+    pub fn fails_in_time(&self, args: &[&str]) -> Failure {
+        for _ in 0..2 {
+            let failure = self.fails(args, 4);
+            if !failure.cause.contains("does not answer") {
+                return failure;
+            }
+        }
+        self.fails(args, 4)
+    }
 }
 
 /// A command that ended.

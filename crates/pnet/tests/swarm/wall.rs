@@ -399,7 +399,7 @@ async fn t2_two_thousand_stalled_sockets_cost_no_honest_device_a_try() {
         })
     };
     let enough = gemba_testkit::sim_scale(2_000).max(400);
-    let (mut took, mut most) = (Vec::new(), 0);
+    let (mut took, mut most, mut events) = (Vec::new(), 0, 0_usize);
     let mut device = swarm(Over::Tcp, &private(1));
     let mut dialed = None;
     let drive = async {
@@ -411,8 +411,12 @@ async fn t2_two_thousand_stalled_sockets_cost_no_honest_device_a_try() {
             tokio::select! {
                 _ = ours.select_next_some() => {
                     assert!(ours.behaviour().count().pending_incoming() <= places);
-                    let attackers = held.load(Ordering::SeqCst);
-                    most = most.max(descriptors().saturating_sub(before + attackers));
+                    // To list them takes longer than all else here.
+                    if events.is_multiple_of(16) {
+                        let attackers = held.load(Ordering::SeqCst);
+                        most = most.max(descriptors().saturating_sub(before + attackers));
+                    }
+                    events += 1;
                 }
                 event = device.select_next_some() => match event {
                     SwarmEvent::ConnectionEstablished { .. } => {
@@ -427,7 +431,7 @@ async fn t2_two_thousand_stalled_sockets_cost_no_honest_device_a_try() {
             }
         }
     };
-    tokio::time::timeout(3 * PATIENCE, drive).await.unwrap();
+    tokio::time::timeout(9 * PATIENCE, drive).await.unwrap();
     flood.abort();
     // Those being set up, some that were accepted and are refused at this moment, and the honest one on both sides.
     assert!(most <= 2 * places + HONEST, "{most} descriptors");
@@ -451,7 +455,8 @@ async fn t2_stalled_sockets_of_many_sources_keep_nobody_out() {
     limits.pending_incoming_loopback = limits.pending_incoming_per_ip;
     let most = limits.pending_incoming;
     let mut config = TransportConfig::default();
-    config.crowd = Crowd::new(most * 3 / 4, Duration::from_millis(500));
+    // Longer than an honest handshake takes on a busy machine.
+    config.crowd = Crowd::new(most * 3 / 4, Duration::from_millis(1500));
     let mut ours = swarm_with(over, &private(1), &config, |_| {
         limits::Behaviour::new(limits)
     });
@@ -515,7 +520,7 @@ async fn t2_stalled_sockets_of_many_sources_keep_nobody_out() {
             }
         }
     };
-    tokio::time::timeout(3 * PATIENCE, drive).await.unwrap();
+    tokio::time::timeout(9 * PATIENCE, drive).await.unwrap();
     assert!(stalled.load(Ordering::SeqCst) >= count / 2);
     // Without giving way it is three of a hundred.
     assert!(
