@@ -397,6 +397,14 @@ impl Names {
         self.core.resolve(name, now)
     }
 
+    /// What names of this device point to and is not told to be whole here.
+    pub fn own_incomplete(&self, now: Duration) -> Vec<Resolved> {
+        let own = self.core.names().filter(|(_, own, _)| *own);
+        own.filter_map(|(name, ..)| self.core.resolve(&name, now))
+            .filter(|newest| !newest.complete)
+            .collect()
+    }
+
     /// The version that is whole here.
     #[must_use]
     pub fn complete(&self, name: &Name, now: Duration) -> Option<Resolved> {
