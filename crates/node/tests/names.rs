@@ -96,6 +96,50 @@ fn s0_26_what_is_published_and_pinned_here_is_complete_here() {
     assert_eq!(resolve(swarm.node(0), &name)["value"], path(SECOND));
 }
 
+/// The same where the content comes after the name: while its pin is open nothing is complete; it is when the pin is whole, or when a daemon finds that it is.
+#[test]
+fn s0_26_what_is_published_before_it_is_whole_here_is_complete_when_it_is() {
+    let mut swarm = Swarm::of(1);
+    let name = swarm.node(0).ok(&["key", "new", "app"]).trim().to_owned();
+    let later = |node: &Node, text: &str| {
+        let file = node.write("later", text);
+        (node.add(&file, &["--only-hash"]), file)
+    };
+    let is_complete = |node: &Node, cid: &str| {
+        let resolved = resolve(node, &name);
+        resolved["value"] == path(cid) && resolved["complete"] == true
+    };
+    {
+        let node = swarm.node(0);
+        let (first, file) = later(node, "one");
+        let mut pinning = node.command(&["pin", "add", &first]).spawn().unwrap();
+        until("its pin is open", || {
+            node.lines(&["pin", "ops"])
+                .iter()
+                .any(|op| op["cid"] == first.as_str())
+        });
+        publish(node, &["--key", "app", &first]);
+        assert!(!is_complete(node, &first));
+        node.add(&file, &[]);
+        until("it is complete", || is_complete(node, &first));
+        assert!(pinning.wait().unwrap().success());
+        // Nobody wanted it before it was stored.
+        let (second, file) = later(node, "two");
+        publish(node, &["--key", "app", &second]);
+        node.add(&file, &[]);
+        until("it is complete", || is_complete(node, &second));
+    }
+    // Without a daemon.
+    let (third, file) = later(swarm.node(0), "three");
+    publish(swarm.node(0), &["--key", "app", &third]);
+    assert!(!is_complete(swarm.node(0), &third));
+    swarm.nodes[0].1 = None;
+    swarm.node(0).add(&file, &[]);
+    let daemon = Daemon::start(swarm.node(0), &[]);
+    swarm.nodes[0].1 = Some(daemon);
+    until("it is complete", || is_complete(swarm.node(0), &third));
+}
+
 /// S0.20, S0.22, S0.23: a name that is published on one node is resolved, inspected and watched on the others; nobody polls.
 #[test]
 fn s0_22_s0_23_a_published_name_is_told_resolved_and_inspected_elsewhere() {

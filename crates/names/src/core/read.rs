@@ -1,4 +1,5 @@
-//! What can be asked at any moment. Every answer is from what is durable: nobody is told what a power cut could take back.
+//! What can be asked at any moment. Every answer about versions is from what is durable: nobody is told what a power cut could take back. Roles are those that
+//! were commanded last, so that whoever commands sees what is left to command.
 
 use super::{Core, Time};
 use crate::{
@@ -157,12 +158,20 @@ impl Core {
         })
     }
 
-    /// Names of which a record is held or wanted, with their roles: `(name, own, followed)`.
+    /// Names of which a record is held or wanted, with the roles that they are to have, durable or not: `(name, own, followed)`.
     pub fn names(&self) -> impl Iterator<Item = (Name, bool, bool)> {
         self.entries
             .values()
             .filter(|entry| entry.is_name())
-            .map(|entry| (entry.name, entry.told.own, entry.told.followed))
+            .map(|entry| (entry.name, entry.wish.own, entry.wish.followed))
+    }
+
+    /// The roles that a name is to have, as in [`Core::names`]: `(own, followed)`.
+    pub fn roles(&self, name: &Name) -> (bool, bool) {
+        let entry = self.entries.get(name);
+        entry.map_or((false, false), |entry| {
+            (entry.wish.own, entry.wish.followed)
+        })
     }
 
     /// What changed after that revision, as it is now, in the order of the changes: for those who watch and were away. Of each name the newest version

@@ -370,9 +370,19 @@ impl Node {
                 dht: behaviour.dht.as_mut(),
             };
             let mut moved = false;
+            let mut newest = Vec::new();
             for event in self.names.settle(&mut routes, now) {
                 self.follows.on_event(&event);
-                moved |= self.complete_own(&event, now);
+                if let gemba_names::Event::Changed { now, .. } = event {
+                    newest.push(now);
+                }
+            }
+            // A root may be published before it is whole.
+            if self.pins.take_whole() {
+                newest.extend(self.names.own_incomplete(now));
+            }
+            for newest in newest {
+                moved |= self.complete_own(newest, now);
             }
             moved |= self.follows.settle(&mut self.names, &mut self.pins, now);
             if !moved {
@@ -383,10 +393,7 @@ impl Node {
     }
 
     /// What is published here and pinned whole here is complete: nobody has to follow an own name for that (specs/names.md NA-19).
-    fn complete_own(&mut self, event: &gemba_names::Event, now: Duration) -> bool {
-        let gemba_names::Event::Changed { now: newest, .. } = event else {
-            return false;
-        };
+    fn complete_own(&mut self, newest: gemba_names::Resolved, now: Duration) -> bool {
         let is_whole = |root| {
             let pin = self.pins.rows().and_then(|rows| rows.get(&root));
             pin.is_ok_and(|pin| pin.is_some_and(|pin| pin.complete))
@@ -399,7 +406,7 @@ impl Node {
         }
         let command = gemba_names::Command::Complete {
             name: newest.name,
-            version: newest.version.clone(),
+            version: newest.version,
             rollback: false,
         };
         // A version that is older than the complete one is refused, which is right.

@@ -3,10 +3,10 @@
 //! Their offsets lie in `consumers.redb`, in transactions of their own; what a worker outside this process does with an event happens at least once
 //! (specs/log.md), unless it keeps offsets in its own transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gemba_log::consume::{
@@ -72,6 +72,10 @@ pub struct Consumers {
     /// By token, which rise: the first is the oldest.
     claims: Mutex<BTreeMap<u64, Claim>>,
     next_token: AtomicU64,
+    /// Who claims at this moment, by consumer and worker: what it was given and has no token of yet is not in `claims`.
+    claiming: Mutex<BTreeSet<(String, u64)>>,
+    /// One of them has ended.
+    claimed_one: Condvar,
     /// Workers that wait for events.
     waiters: Waiters,
     /// How many letters of a consumer are open, and what its letters' feeds held when they were counted.
@@ -111,7 +115,20 @@ struct Claim {
     receipt: Receipt,
 }
 
-/// A write to the same feed is under way: it is waited for, this long.
+/// A claim of a worker is under way, as long as this lives.
+struct Alone<'a> {
+    consumers: &'a Consumers,
+    worker: (String, u64),
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        lock(&self.consumers.claiming).remove(&self.worker);
+        self.consumers.claimed_one.notify_all();
+    }
+}
+
+/// A write to the same feed, or a claim of the same worker, is under way: it is waited for, this long.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// So often it is looked whether it has ended.
 const LOOK: Duration = Duration::from_millis(2);
@@ -150,6 +167,8 @@ impl Consumers {
             opening: Mutex::default(),
             claims: Mutex::default(),
             next_token: AtomicU64::new(first_token()?),
+            claiming: Mutex::default(),
+            claimed_one: Condvar::new(),
             waiters: Waiters::default(),
             counted: Mutex::default(),
         })
@@ -174,9 +193,19 @@ impl Consumers {
     fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         check(request)?;
         let consumer = self.consumer(name, Some(request))?;
+        // Until it has its token. Who reads on says by one what it has, and needs nobody to wait for it.
+        let mut _alone = None;
         let taken = match request.read_on {
             Some(token) => self.read_on(name, request.worker, token)?,
-            None => self.take(name, request.worker, &consumer)?,
+            None => {
+                let until = Instant::now() + PATIENCE;
+                _alone = self.alone(name, request.worker, until);
+                match _alone {
+                    Some(_) => self.take(name, request.worker, &consumer)?,
+                    // The disk keeps the other one: the worker asks again.
+                    None => None,
+                }
+            }
         };
         let Some(taken) = taken else {
             return Ok(None);
@@ -199,6 +228,24 @@ impl Consumers {
             state: self.state(name, &feed)?,
             events,
         }))
+    }
+
+    /// Whether the worker may claim now: no other claim of its own is under way, or it ends in time. A worker whose connection was lost comes again while its
+    /// first claim still reads. That one has its lease and no token, so nothing would be given up for the second, which would read on: an acknowledgement of
+    /// what that one gives would be one of what the first one gave to nobody.
+    fn alone(&self, name: &str, worker: u64, until: Instant) -> Option<Alone<'_>> {
+        let worker = (name.to_owned(), worker);
+        let mut claiming = lock(&self.claiming);
+        while !claiming.insert(worker.clone()) {
+            let left = until.checked_duration_since(Instant::now())?;
+            let waited = self.claimed_one.wait_timeout(claiming, left);
+            claiming = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(claiming);
+        Some(Alone {
+            consumers: self,
+            worker,
+        })
     }
 
     /// What is behind the events that a worker has in hands by this token, which goes on living.
@@ -277,13 +324,21 @@ impl Consumers {
 
     /// Gives back what was claimed for somebody who went away before he was told.
     pub fn give_back(&self, name: &str, token: u64) {
+        let Some(worker) = lock(&self.claims).get(&token).map(|claim| claim.worker) else {
+            return;
+        };
+        // Its next claim finds no token and a lease between the two steps of this. One that is under way gives back by itself what it finds.
+        let Some(alone) = self.alone(name, worker, Instant::now()) else {
+            return;
+        };
         let claim = lock(&self.claims).remove(&token);
         let Some(claim) = claim.filter(|claim| !claim.consumer.is_done(&claim.receipt)) else {
             return;
         };
-        if let Err(error) = claim.consumer.leave(Worker(claim.worker), self.now()) {
+        if let Err(error) = claim.consumer.leave(Worker(worker), self.now()) {
             tracing::debug!(consumer = name, %error, "events that nobody was told of could not be given back");
         }
+        drop(alone);
         self.waiters.ring(name);
     }
 
@@ -1258,6 +1313,46 @@ mod tests {
         }
         let fourth = claim_of(consumers, &consumer, 4).expect("the events wait for a lease");
         assert_eq!(fourth.receipt.feed, feed);
+    }
+
+    /// A worker whose connection was lost claims again while its first claim still reads the disk: it gets what that one would have given, and not what is behind
+    /// it under the same lease, where an acknowledgement would be one of events that nobody saw.
+    #[test]
+    fn l8_a_claim_that_is_repeated_while_the_first_is_under_way_passes_over_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = open(dir.path(), gemba_log::Config::default());
+        append(&events, "hall/a", (0..20).map(|n| vec![n]));
+        let consumers = events.consumers();
+        let request = ClaimRequest {
+            worker: 1,
+            streams: vec!["hall/#".to_owned()],
+            batch: Some(10),
+            ..ClaimRequest::default()
+        };
+        let consumer = consumers.consumer("c", Some(&request)).unwrap();
+        let alone = consumers.alone("c", 1, Instant::now()).unwrap();
+        let first = claim_of(consumers, &consumer, 1).unwrap();
+        std::thread::scope(|scope| {
+            let again = scope.spawn(|| consumers.claim("c", &request));
+            let until = Instant::now() + Duration::from_millis(200);
+            while !again.is_finished() && Instant::now() < until {
+                std::thread::sleep(LOOK);
+            }
+            let untold = consumers.hold(first, MOST_CLAIMS);
+            drop(alone);
+            consumers.give_back("c", untold);
+            let again = again.join().unwrap().unwrap().expect("nothing came");
+            let seqs = again.events.iter().map(|event| event.event.seq);
+            assert_eq!(seqs.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+            let ack = AckRequest {
+                token: again.token,
+                seq: 9,
+                ..AckRequest::default()
+            };
+            consumers.acknowledge("c", ack).unwrap();
+        });
+        assert_eq!(consumers.view("c").unwrap().lag, 10);
+        assert!(lock(&consumers.claiming).is_empty());
     }
 
     /// Who went away while the log was asked holds nothing: others need not wait for his lease.

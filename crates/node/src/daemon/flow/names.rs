@@ -261,12 +261,24 @@ impl Names {
         }
         let interest = Arc::new(());
         self.watched.insert(name, Arc::downgrade(&interest));
-        let mut kept = self.core.names();
-        if !kept.any(|(known, own, followed)| (own || followed) && known == name) {
-            drop(kept);
+        if self.core.roles(&name) == (false, false) {
             self.command(Command::Follow(name), None, now);
         }
         interest
+    }
+
+    /// Names that are to be followed and are not: the book refused it when it had no room, too much to do, or no disk.
+    fn follow_wanted(&mut self, now: Duration) {
+        if self.core.disk_failure().is_some() {
+            return;
+        }
+        let follows = self.follows.iter().filter(|name| !self.is_followed(name));
+        let watched = self.watched.keys();
+        let watched = watched.filter(|name| self.core.roles(name) == (false, false));
+        let wanted: BTreeSet<Name> = follows.chain(watched).copied().collect();
+        for name in wanted {
+            self.command(Command::Follow(name), None, now);
+        }
     }
 
     /// Names that are followed only because somebody watched them.
@@ -286,15 +298,11 @@ impl Names {
     /// Whether the key of a name is here, and the book knows it.
     #[must_use]
     pub fn is_own(&self, name: &Name) -> bool {
-        self.core
-            .names()
-            .any(|(known, own, _)| own && known == *name)
+        self.core.roles(name).0
     }
 
     fn is_followed(&self, name: &Name) -> bool {
-        self.core
-            .names()
-            .any(|(known, _, followed)| followed && known == *name)
+        self.core.roles(name).1
     }
 
     /// A key was removed from the keystore.
@@ -354,17 +362,7 @@ impl Names {
         }
         tracing::info!("the disk takes the book of names again");
         // Wishes of meanwhile were refused.
-        let wanted: Vec<Name> = self
-            .follows
-            .iter()
-            .chain(self.watched.keys())
-            .copied()
-            .collect();
-        for name in wanted {
-            if !self.is_followed(&name) {
-                self.command(Command::Follow(name), None, now);
-            }
-        }
+        self.follow_wanted(now);
     }
 
     /// Has a row of another flow written, in its turn with those of the book.
@@ -397,6 +395,14 @@ impl Names {
     #[must_use]
     pub fn newest(&self, name: &Name, now: Duration) -> Option<Resolved> {
         self.core.resolve(name, now)
+    }
+
+    /// What names of this device point to and is not told to be whole here.
+    pub fn own_incomplete(&self, now: Duration) -> Vec<Resolved> {
+        let own = self.core.names().filter(|(_, own, _)| *own);
+        own.filter_map(|(name, ..)| self.core.resolve(&name, now))
+            .filter(|newest| !newest.complete)
+            .collect()
     }
 
     /// The version that is whole here.
@@ -552,6 +558,7 @@ impl Names {
         self.expire(now);
         self.try_disk(now);
         self.give_up_unwatched(now);
+        self.follow_wanted(now);
         self.note_marks();
     }
 
@@ -1001,5 +1008,126 @@ fn answer(waiter: Option<Waiter>, fail: Fail) {
         Some(Waiter::Done(reply)) => drop(reply.send(Err(fail))),
         Some(Waiter::Resolved(reply)) => drop(reply.send(Err(fail))),
         None => tracing::debug!(error = %fail, "the book of names refused a command"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::repo::{Access, Repo};
+    use gemba_names::{Unsigned, Wall};
+
+    const NOW: Duration = Duration::from_secs(1);
+
+    /// The flow over a repository of its own, whose threads bring what they bring when the test says so.
+    struct Flow {
+        names: Names,
+        facts: mpsc::Receiver<Fact>,
+        carrier: Carrier,
+        key: Keypair,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Flow {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let layout = Layout::new(dir.path().join("repo"));
+            drop(Repo::init(layout.root(), &Default::default()).unwrap());
+            let state = dir.path().join("meta");
+            std::fs::create_dir(&state).unwrap();
+            Meta::create(&state).unwrap();
+            let meta = Arc::new(Meta::open(&state, Access::Write).unwrap());
+            let settings = Config::resolve("", []).unwrap().names;
+            let (facts_in, facts) = mpsc::channel(16);
+            Self {
+                names: Names::new((&layout, &settings), meta, [], facts_in).unwrap(),
+                facts,
+                carrier: Carrier::new(),
+                key: Keypair::ed25519_from_bytes([7; 32]).unwrap(),
+                _dir: dir,
+            }
+        }
+
+        fn name(&self) -> Name {
+            Name::of(&self.key.public())
+        }
+
+        /// What the book wants is begun; what comes of it is not heard.
+        fn begin(&mut self) {
+            let mut routes = Routes {
+                carrier: &mut self.carrier,
+                gossip: None,
+                dht: None,
+            };
+            self.names.settle(&mut routes, NOW);
+        }
+
+        /// Until nothing is on its way to the disk.
+        async fn settle(&mut self) {
+            self.begin();
+            while self.names.writing {
+                let fact = self.facts.recv().await.unwrap();
+                self.names.on_fact(fact, NOW);
+                self.begin();
+            }
+        }
+
+        /// A peer tells a version, which is judged and written.
+        async fn hear(&mut self) {
+            let unsigned = Unsigned::new("/ipfs/bafkqaaa", 1, Wall::from_unix(4_000_000_000, 0));
+            let record = unsigned.sign(&self.key).unwrap();
+            let event = BehaviourEvent::Fetched {
+                peer: PeerId::random(),
+                name: self.name(),
+                answer: Answer::Record(record.bytes().to_vec()),
+            };
+            self.names.on_carried(event, NOW);
+            self.begin();
+            let verified = self.facts.recv().await.unwrap();
+            self.names.on_fact(verified, NOW);
+            self.settle().await;
+            assert!(self.names.newest(&self.name(), NOW).is_some());
+        }
+    }
+
+    /// Whoever watched a name comes again before it is durable that nobody watches it: the name is followed, as the book is to have it and not as it still lies
+    /// on the disk.
+    #[tokio::test]
+    async fn s0_23_who_watches_again_at_once_is_told_what_comes() {
+        let mut flow = Flow::new();
+        let name = flow.name();
+        let watch = flow.names.watch(Some(name), None, NOW);
+        flow.settle().await;
+        flow.hear().await;
+        drop(watch);
+        flow.names.tick(NOW);
+        flow.begin();
+        assert!(flow.names.writing);
+        let _again = flow.names.watch(Some(name), None, NOW);
+        flow.settle().await;
+        assert!(flow.names.is_followed(&name));
+        flow.names.tick(NOW);
+        flow.settle().await;
+        assert!(flow.names.is_followed(&name));
+    }
+
+    /// A book that has too much to do refuses to follow a name; it follows it when it has time.
+    #[tokio::test]
+    async fn s0_23_what_the_book_refused_to_follow_it_follows_later() {
+        let mut flow = Flow::new();
+        let other = Keypair::ed25519_from_bytes([8; 32]).unwrap();
+        let (name, other) = (flow.name(), Name::of(&other.public()));
+        for id in 0..WAITING as u64 {
+            let (reply, _nobody) = oneshot::channel();
+            flow.names.waiting.insert(id, Waiter::Done(reply));
+        }
+        flow.names.follow(name, NOW);
+        let _watch = flow.names.watch(Some(other), None, NOW);
+        assert!(!flow.names.is_followed(&name));
+        flow.names.waiting.clear();
+        flow.names.tick(NOW);
+        flow.settle().await;
+        assert!(flow.names.is_followed(&name) && flow.names.is_followed(&other));
     }
 }

@@ -66,6 +66,8 @@ pub struct Pins {
     edits: VecDeque<(Vec<PinEdit>, After)>,
     draw: Option<(Option<Cid>, usize)>,
     persisting: bool,
+    /// Whether a pin became whole since somebody asked. At the start all that are whole count as that.
+    whole: bool,
 }
 
 impl Pins {
@@ -86,6 +88,7 @@ impl Pins {
             edits: VecDeque::new(),
             draw: None,
             persisting: false,
+            whole: true,
         }
     }
 
@@ -544,6 +547,7 @@ impl Pins {
         let cid = op.ticket.cid;
         let is_done = op.phase == Phase::Done;
         if op.kind == OpKind::Pin && is_done {
+            self.whole = true;
             tracing::info!(%cid, "pinned: every block is durable");
         }
         let Some(view) = self.views.get(&cid) else {
@@ -587,6 +591,11 @@ impl Pins {
                 view.cause = None;
             });
         }
+    }
+
+    /// Whether a pin became whole since this was asked last.
+    pub fn take_whole(&mut self) -> bool {
+        std::mem::take(&mut self.whole)
     }
 
     fn is_pinning(&self, cid: &Cid) -> bool {
