@@ -396,7 +396,7 @@ impl Node {
     fn complete_own(&mut self, newest: gemba_names::Resolved, now: Duration) -> bool {
         let is_whole = |root| {
             let pin = self.pins.rows().and_then(|rows| rows.get(&root));
-            pin.is_ok_and(|pin| pin.is_some_and(|pin| pin.complete))
+            pin.is_ok_and(|pin| pin.is_some_and(|pin| crate::names::is_whole(&pin)))
         };
         if !self.names.is_own(&newest.name)
             || self.follows.contains(&newest.name)

@@ -193,19 +193,15 @@ impl Consumers {
     fn claim_now(&self, name: &str, request: &ClaimRequest) -> Result<Option<Claimed>, Fail> {
         check(request)?;
         let consumer = self.consumer(name, Some(request))?;
-        // Until it has its token. Who reads on says by one what it has, and needs nobody to wait for it.
-        let mut _alone = None;
+        // Until it has its token.
+        let until = Instant::now() + PATIENCE;
+        let Some(_alone) = self.alone(name, request.worker, until) else {
+            // The disk keeps the other one: the worker asks again.
+            return Ok(None);
+        };
         let taken = match request.read_on {
             Some(token) => self.read_on(name, request.worker, token)?,
-            None => {
-                let until = Instant::now() + PATIENCE;
-                _alone = self.alone(name, request.worker, until);
-                match _alone {
-                    Some(_) => self.take(name, request.worker, &consumer)?,
-                    // The disk keeps the other one: the worker asks again.
-                    None => None,
-                }
-            }
+            None => self.take(name, request.worker, &consumer)?,
         };
         let Some(taken) = taken else {
             return Ok(None);
@@ -248,10 +244,18 @@ impl Consumers {
         })
     }
 
+    /// Whether the worker was given something after this token. If the answer was lost it does not know, and an acknowledgement of what is behind that would
+    /// pass over it.
+    fn has_newer(&self, name: &str, worker: u64, token: u64) -> bool {
+        let claims = lock(&self.claims);
+        let mut newer = claims.range(token.saturating_add(1)..);
+        newer.any(|(_, claim)| claim.name == name && claim.worker == worker)
+    }
+
     /// What is behind the events that a worker has in hands by this token, which goes on living.
     fn read_on(&self, name: &str, worker: u64, token: u64) -> Result<Option<Taken>, Fail> {
         let claim = self.claimed(name, token)?;
-        if claim.worker != worker {
+        if claim.worker != worker || self.has_newer(name, worker, token) {
             return Err(claim_over());
         }
         match claim.consumer.read_on(&claim.receipt, self.now()) {

@@ -508,6 +508,9 @@ fn s3_29_a_worker_reads_on_and_acknowledges_once() {
     assert_eq!(seqs(&second), (8..16).collect::<Vec<_>>());
     let stranger = read_on(first.token, 2).unwrap_err();
     assert_eq!(stranger.code, Code::Conflict);
+    // As if the second answer had been lost: what is behind it would be acknowledged with it.
+    let again = read_on(first.token, 1).unwrap_err();
+    assert_eq!(again.code, Code::Conflict);
     let third = read_on(second.token, 1).unwrap().unwrap();
     assert_eq!(seqs(&third), (16..20).collect::<Vec<_>>());
     assert!(read_on(third.token, 1).unwrap().is_none());

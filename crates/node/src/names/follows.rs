@@ -100,6 +100,11 @@ impl Follow {
         self.versions.last()
     }
 
+    fn is_present(&self, version: &Version) -> bool {
+        self.present()
+            .is_some_and(|present| present.version() == *version)
+    }
+
     /// Everything that is to stay on this device because of it.
     pub fn roots(&self) -> impl Iterator<Item = Cid> + '_ {
         self.versions
@@ -176,7 +181,12 @@ impl Follow {
         };
         let status = match (newest, whole) {
             (None, _) => "unknown",
-            (Some(newest), Some(whole)) if newest.version == whole.version => "complete",
+            // An own version may be whole before the follow keeps it.
+            (Some(newest), Some(whole))
+                if newest.version == whole.version && self.is_present(&whole.version) =>
+            {
+                "complete"
+            }
             (Some(newest), _) if held(newest) => "held",
             _ => "fetching",
         };

@@ -157,6 +157,12 @@ pub fn value_text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).into_owned()
 }
 
+/// Whether a pin says that all below its root is here. A direct one speaks of one block, which is all where it has no links.
+pub fn is_whole(pin: &gemba_pins::Pin) -> bool {
+    let reaches_all = pin.kind == gemba_pins::Kind::Recursive;
+    pin.complete && (reaches_all || pin.cid.codec() == gemba_block::codec::RAW)
+}
+
 /// The root that a value needs on this device: of a path the root of it all, of another name none.
 ///
 /// # Errors

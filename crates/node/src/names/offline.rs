@@ -83,7 +83,7 @@ impl Book {
             .meta
             .pins()?
             .get(&root)?
-            .is_some_and(|pin| pin.complete);
+            .is_some_and(|pin| super::is_whole(&pin));
         if is_whole && self.followed(&name)?.is_none() {
             self.run(Command::Complete {
                 name,
